@@ -1,0 +1,21 @@
+"""What the library raises: one clear line that says what is allowed, never a traceback for the user of the command."""
+
+
+class SparclError(Exception):
+    """Base of every error that a user can cause or mend; the command line prints it and exits with code 2."""
+
+
+class ConfigError(SparclError):
+    """An option, a name or a combination that is not allowed."""
+
+
+class DataError(SparclError):
+    """Data that is missing, damaged, hostile or does not fit."""
+
+
+class TrainingError(SparclError):
+    """Training cannot go on: a loss or a gradient that is NaN or infinite."""
+
+
+class CheckpointError(SparclError):
+    """A checkpoint or a run directory that is missing, damaged, locked or does not fit."""
