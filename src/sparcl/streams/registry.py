@@ -1,0 +1,75 @@
+"""The streams by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparcl.errors import ConfigError
+from sparcl.streams.digits import seq_digits
+from sparcl.streams.task import Stream
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named stream.
+
+    Attributes:
+        open: the function that loads it.
+        needs_data: whether it reads files (and takes `data` and `progress`).
+        resizes: whether it takes `resize`.
+    """
+
+    open: Callable[..., Stream]
+    needs_data: bool = True
+    resizes: bool = False
+
+
+STREAMS: dict[str, Entry] = {
+    "seq-digits": Entry(seq_digits, needs_data=False),
+}
+
+
+def load(
+    name: str,
+    data: Path | None = None,
+    *,
+    classes_per_task: int | None = None,
+    class_order_seed: int | None = None,
+    limit_per_class: int | None = None,
+    resize: int | tuple[int, int] | None = None,
+    progress: Progress | None = None,
+) -> Stream:
+    """Load a stream by its name.
+
+    Args:
+        name: a key of `STREAMS`.
+        data: a folder or an archive; None is the folder `data`. seq-digits reads none.
+        classes_per_task: None is the published split of the stream.
+        class_order_seed: shuffles the classes over the tasks; None keeps the natural order.
+        limit_per_class: keep only the first so many training and so many test samples of a class.
+        resize: only for `folder`: the side of a square, or (height, width).
+        progress: called with (done, total) while files are read for the first time.
+
+    Raises:
+        ConfigError: an unknown name, or an option that the stream does not have.
+        DataError: data that is missing, damaged or does not fit.
+    """
+    if name not in STREAMS:
+        raise ConfigError(f"unknown stream {name!r}: allowed are {', '.join(STREAMS)}")
+    entry = STREAMS[name]
+    options: dict[str, Any] = {"class_order_seed": class_order_seed, "limit_per_class": limit_per_class}
+    if classes_per_task is not None:
+        options["classes_per_task"] = classes_per_task
+    if resize is not None:
+        if not entry.resizes:
+            able = ", ".join(k for k, e in STREAMS.items() if e.resizes)
+            raise ConfigError(f"{name} images have one size already: only {able} can be resized")
+        options["resize"] = resize
+    if not entry.needs_data:
+        return entry.open(**options)
+    return entry.open(data if data is not None else Path("data"), progress=progress, **options)

@@ -1,0 +1,234 @@
+"""Arrays -> Stream: check the data, order the classes, cut them into tasks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sparcl.errors import ConfigError, DataError
+from sparcl.streams.augment import Transform
+from sparcl.streams.task import Samples, Stream, Task
+
+ArrayLike = npt.NDArray[Any] | Tensor
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A whole data set in memory, before it is split.
+
+    Attributes:
+        train_inputs, test_inputs: uint8 [N, C, H, W] as decoded.
+        train_labels, test_labels: int64 [N], index into `class_names`.
+        class_names: in the data set's own label order.
+    """
+
+    train_inputs: npt.NDArray[np.uint8]
+    train_labels: npt.NDArray[np.int64]
+    test_inputs: npt.NDArray[np.uint8]
+    test_labels: npt.NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+
+def from_arrays(
+    train_inputs: ArrayLike,
+    train_labels: ArrayLike,
+    test_inputs: ArrayLike,
+    test_labels: ArrayLike,
+    *,
+    classes_per_task: int = 2,
+    class_order_seed: int | None = None,
+    limit_per_class: int | None = None,
+    class_names: Sequence[str] | None = None,
+    transform: Transform | None = None,
+    name: str = "arrays",
+) -> Stream:
+    """Make a stream of your own NumPy arrays or tensors.
+
+    Args:
+        train_inputs, test_inputs: uint8 or floating [N, ...]; images as [N, C, H, W].
+        train_labels, test_labels: integers [N], 0 <= label < the number of classes.
+        classes_per_task: must divide the number of classes.
+        class_order_seed: shuffles the classes over the tasks; None keeps the natural order.
+        limit_per_class: keep only the first so many training and so many test samples of a class.
+        class_names: one for each class; None takes the labels themselves.
+        transform: augmentation and normalisation; None only scales uint8 to [0, 1].
+        name: what the records call the stream.
+
+    Raises:
+        DataError: sizes that do not match, a label out of range, a class without samples, NaN or infinite
+            inputs, classes that do not divide into tasks, a task with a single training sample.
+        ConfigError: an option outside its range.
+    """
+    train_x, train_y = _as_inputs(train_inputs, "training"), _as_labels(train_labels, "training")
+    test_x, test_y = _as_inputs(test_inputs, "test"), _as_labels(test_labels, "test")
+    for what, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
+        if len(x) != len(y):
+            raise DataError(
+                f"{len(x)} {what} inputs but {len(y)} {what} labels: there must be one label for each"
+            )
+    if train_x.shape[1:] != test_x.shape[1:] or train_x.dtype != test_x.dtype:
+        raise DataError(
+            f"training samples are {_describe(train_x)} but test samples {_describe(test_x)}: they must agree"
+        )
+    n_classes = len(class_names) if class_names is not None else int(train_y.max()) + 1
+    if n_classes > len(train_y):  # also keeps one absurd label from becoming as many logits
+        raise DataError(
+            f"{len(train_y)} training samples cannot fill {n_classes} classes: each needs at least one"
+        )
+    names = tuple(class_names) if class_names is not None else tuple(str(k) for k in range(n_classes))
+    _check_labels(train_y, test_y, names)
+    order = _class_order(n_classes, class_order_seed)
+    _check_split(n_classes, classes_per_task, limit_per_class)
+
+    column = torch.empty(n_classes, dtype=torch.int64)
+    column[order] = torch.arange(n_classes)
+    train, test = Samples(train_x, column[train_y]), Samples(test_x, column[test_y])
+    tasks = []
+    for t in range(n_classes // classes_per_task):
+        classes = tuple(range(t * classes_per_task, (t + 1) * classes_per_task))
+        task_train, task_test = (_select(s, classes, limit_per_class) for s in (train, test))
+        if len(task_train) < 2:
+            raise DataError(f"task {t} has a single training sample; every task needs at least 2")
+        tasks.append(Task(t, classes, task_train, task_test, transform or Transform()))
+    return Stream(
+        name=name,
+        tasks=tuple(tasks),
+        n_classes=n_classes,
+        input_shape=tuple(train_x.shape[1:]),
+        class_names=tuple(names[k] for k in order.tolist()),
+        fingerprint=_fingerprint(tasks),
+    )
+
+
+def split(
+    name: str,
+    arrays: Arrays,
+    transform: Transform,
+    *,
+    classes_per_task: int,
+    class_order_seed: int | None,
+    limit_per_class: int | None,
+) -> Stream:
+    """`from_arrays` for the data sets that this package reads itself."""
+    return from_arrays(
+        arrays.train_inputs,
+        arrays.train_labels,
+        arrays.test_inputs,
+        arrays.test_labels,
+        classes_per_task=classes_per_task,
+        class_order_seed=class_order_seed,
+        limit_per_class=limit_per_class,
+        class_names=arrays.class_names,
+        transform=transform,
+        name=name,
+    )
+
+
+def _as_tensor(array: ArrayLike, what: str) -> Tensor:
+    if isinstance(array, Tensor):
+        return array.detach()
+    values = np.asarray(array)
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{what} have dtype {values.dtype}: allowed are integers and floating point numbers")
+    if values.dtype.kind == "u" and values.dtype.itemsize > 1:  # torch has few operations for these
+        values = values.astype(np.int64)
+    if values.dtype.kind == "f" and values.dtype.itemsize > 8:
+        values = values.astype(np.float64)
+    native = values.astype(values.dtype.newbyteorder("="), copy=not values.flags.writeable)
+    return torch.from_numpy(np.ascontiguousarray(native))
+
+
+def _as_inputs(array: ArrayLike, what: str) -> Tensor:
+    inputs = _as_tensor(array, f"{what} inputs")
+    if inputs.dim() < 2 or inputs.numel() == 0:
+        raise DataError(f"{what} inputs have shape {tuple(inputs.shape)}: a non-empty [N, ...] is needed")
+    if inputs.dtype == torch.uint8:
+        return inputs
+    if not inputs.dtype.is_floating_point:
+        raise DataError(f"{what} inputs are {inputs.dtype}: allowed are uint8 and floating point")
+    inputs = inputs.to(torch.float32)
+    finite = torch.isfinite(inputs).flatten(1).all(1)
+    if not bool(finite.all()):
+        first = int(torch.nonzero(~finite)[0])
+        raise DataError(
+            f"{what} inputs hold NaN or infinite values, the first in sample {first}: all must be finite"
+        )
+    return inputs
+
+
+def _as_labels(array: ArrayLike, what: str) -> Tensor:
+    labels = _as_tensor(array, f"{what} labels")
+    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        shape = tuple(labels.shape)
+        raise DataError(
+            f"{what} labels are {labels.dtype} of shape {shape}: integers of shape [N] are needed"
+        )
+    return labels.to("cpu", torch.int64)
+
+
+def _describe(inputs: Tensor) -> str:
+    return f"{str(inputs.dtype).removeprefix('torch.')} {tuple(inputs.shape[1:])}"
+
+
+def _check_labels(train: Tensor, test: Tensor, names: tuple[str, ...]) -> None:
+    n_classes = len(names)
+    for what, labels in (("training", train), ("test", test)):
+        wrong = torch.nonzero((labels < 0) | (labels >= n_classes))
+        if len(wrong):
+            raise DataError(
+                f"{what} label {int(labels[wrong[0, 0]])} of sample {int(wrong[0, 0])} is out of range: "
+                f"allowed are 0 to {n_classes - 1}"
+            )
+        empty = torch.nonzero(torch.bincount(labels, minlength=n_classes) == 0).flatten().tolist()
+        if empty:
+            raise DataError(
+                f"class {names[empty[0]]!r} has no {what} samples: every class needs at least one"
+            )
+
+
+def _check_split(n_classes: int, classes_per_task: int, limit_per_class: int | None) -> None:
+    if limit_per_class is not None and limit_per_class < 1:
+        raise ConfigError(f"limit per class is {limit_per_class}: it must be at least 1")
+    divisors = [k for k in range(1, n_classes + 1) if n_classes % k == 0]
+    if classes_per_task not in divisors:
+        allowed = ", ".join(map(str, divisors))
+        raise DataError(
+            f"{n_classes} classes do not split into tasks of {classes_per_task}: allowed are {allowed}"
+        )
+
+
+def _class_order(n_classes: int, seed: int | None) -> Tensor:
+    """int64 [n_classes]: the k-th entry is the original label of column k."""
+    if seed is None:
+        return torch.arange(n_classes)
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"class order seed is {seed}: allowed are 0 to 2^63 - 1")
+    return torch.randperm(n_classes, generator=torch.Generator().manual_seed(seed))
+
+
+def _select(samples: Samples, classes: tuple[int, ...], limit: int | None) -> Samples:
+    """The samples of these classes in their original order, at most `limit` of each."""
+    labels = samples.labels
+    keep = (labels >= classes[0]) & (labels <= classes[-1])
+    if limit is not None:
+        for k in classes:
+            keep[torch.nonzero(labels == k).flatten()[limit:]] = False
+    index = torch.nonzero(keep).flatten()
+    return Samples(samples.inputs[index.to(samples.inputs.device)].contiguous(), labels[index])
+
+
+def _fingerprint(tasks: Sequence[Task]) -> str:
+    digest = hashlib.sha256()
+    for task in tasks:
+        for samples in (task.train, task.test):
+            digest.update(f"{samples.inputs.dtype} {tuple(samples.inputs.shape)}".encode())
+            for tensor in (samples.inputs, samples.labels):
+                digest.update(memoryview(tensor.cpu().numpy()).cast("B"))
+    return digest.hexdigest()

@@ -1,0 +1,76 @@
+"""Task, Stream: the data of continual learning, one task after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from torch import Tensor
+
+from sparcl.streams.augment import Transform
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One split of one task.
+
+    Attributes:
+        inputs: uint8 [N, C, H, W] for images, kept as decoded; float32 [N, ...] for arrays.
+        labels: int64 [N], the column of the logits (after the class order), 0 <= label < n_classes.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What arrives at once.
+
+    Attributes:
+        index: t, from 0.
+        classes: the columns of the logits that belong to this task.
+        train, test: the samples.
+        transform: from stored samples to what the network sees.
+    """
+
+    index: int
+    classes: tuple[int, ...]
+    train: Samples
+    test: Samples
+    transform: Transform
+
+
+@dataclass(frozen=True)
+class Stream(Sequence[Task]):
+    """A sequence of tasks with disjoint classes.
+
+    Attributes:
+        name: of the registry, or the user's own.
+        tasks: in the order of their arrival.
+        n_classes: over all tasks, the number of logits.
+        input_shape: of one sample, (C, H, W) for images.
+        class_names: in column order.
+        fingerprint: SHA-256 (hex) over inputs and labels in task order; on resume it identifies the data.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    n_classes: int
+    input_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Task, ...]: ...
+    def __getitem__(self, index: int | slice) -> Task | tuple[Task, ...]:
+        return self.tasks[index]
