@@ -1,0 +1,19 @@
+"""sparcl: continual learning whose sparsity is real.
+
+A `Learner` joins a model, a method (how it remembers) and a sparsifier (what is computed at all), and learns the
+tasks of a stream one after another. TDM, DDR and DGM work alone in a loop of your own, too.
+"""
+
+from sparcl import methods as methods
+from sparcl import nn as nn
+from sparcl import streams as streams
+from sparcl.errors import SparclError as SparclError
+from sparcl.learner import Accuracy as Accuracy
+from sparcl.learner import Learner as Learner
+from sparcl.sparsity import DDR as DDR
+from sparcl.sparsity import DGM as DGM
+from sparcl.sparsity import TDM as TDM
+from sparcl.sparsity import Losses as Losses
+from sparcl.sparsity import SparCL as SparCL
+
+__version__ = "0.1.0"

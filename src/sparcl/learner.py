@@ -1,0 +1,363 @@
+"""The Learner: a model × a method × a sparsifier, learning one task after another.
+
+    learner = Learner(model, method=DERpp(buffer_size=200), sparsifier=SparCL(weights=0.90))
+    for task in streams.seq_cifar10("data"):
+        learner.learn(task)
+        print(learner.evaluate())
+
+Legend: N batch, C classes of the whole stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparcl import seeds
+from sparcl.errors import ConfigError, DataError, TrainingError
+from sparcl.methods.finetune import Finetune
+from sparcl.methods.method import Batch, Host, Method
+from sparcl.sparsity.importance import Losses
+from sparcl.sparsity.sparsifier import Sparsifier
+from sparcl.streams.task import Task
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Observer = Callable[[str, dict[str, Any]], None]
+"""Told of all that happens: an event's name and its figures. Observers look on and change nothing."""
+
+EVALUATION_BATCH = 256
+LOSS_CHECK_INTERVAL = 50
+"""On an accelerator losses are looked at once in so many steps, so that no step waits for the device."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy on each of several tasks, percent; `class_il` is None for a method that needs the task identity."""
+
+    class_il: tuple[float, ...] | None
+    task_il: tuple[float, ...]
+
+    def __str__(self) -> str:
+        mean = sum(self.task_il) / len(self.task_il)
+        head = "" if self.class_il is None else f"Class-IL {sum(self.class_il) / len(self.class_il):.2f} %, "
+        return f"{head}Task-IL {mean:.2f} % (mean of {len(self.task_il)} tasks)"
+
+
+@dataclass
+class Position:
+    """Where training stands inside a task: the next step is `step` of `epoch`, on `order[cursor:]`."""
+
+    task: int
+    epoch: int = 0
+    step: int = 0
+    cursor: int = 0
+    order: Tensor | None = None  # int64, the epoch's samples; None before the epoch has begun
+    planned_steps: int = 0
+
+
+class Learner:
+    """Learns tasks one after another.
+
+    Args:
+        model: any `nn.Module` that maps inputs [N, ...] to logits [N, C].
+        method: how it is learned and remembered; default: fine-tuning.
+        sparsifier: what is computed at all; default: everything.
+        optimizer: makes the optimizer from the parameters; default: plain SGD (published).
+        lr: learning rate of the default optimizer.
+        epochs: passes over each task.
+        batch_size: samples of the task a step; the last partial batch of an epoch is left out (published).
+        replay_batch_size: samples drawn from the buffer at a time; default: `batch_size`.
+        seed: of every random draw that the Learner makes (the model's initial weights are the caller's).
+        device: where to train.
+        backend: `reference` (dense × mask, any device), `native` (compact, CPU) or `auto`.
+        observers: told of every event.
+
+    Raises:
+        ConfigError: a value outside its range or a combination that cannot work, before any work is done.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method | None = None,
+        sparsifier: Sparsifier | None = None,
+        *,
+        optimizer: MakeOptimizer | None = None,
+        lr: float = 0.03,
+        epochs: int = 1,
+        batch_size: int = 32,
+        replay_batch_size: int | None = None,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        backend: str = "auto",
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        for label, value in (("epochs", epochs), ("batch size", batch_size), ("replay batch size", replay_batch_size)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{label} {value} is not allowed; use 1 or more")
+        if batch_size < 2:
+            raise ConfigError("batch size 1 is not allowed: batch statistics need 2 samples or more")
+        if not lr > 0:
+            raise ConfigError(f"learning rate {lr} is not allowed; use a number above 0")
+        self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
+        self.observers = list(observers)
+        make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=lr))
+        self.optimizer = make(self.model.parameters())
+        self.sparsifier.attach(self.model, self.optimizer, seed)
+        self.sparsifier.notify = self.tell
+        self.order_generator = seeds.generator(seed, "order")
+        self.augment_generator = seeds.generator(seed, "augment")
+        self.importance_generator = seeds.generator(seed, "importance")
+        self.method.attach(
+            Host(
+                model=self.model,
+                augment=self._augment,
+                generator=seeds.generator(seed, "method"),
+                device=self.device,
+                replay_batch_size=replay_batch_size or batch_size,
+            )
+        )
+        self.tasks: list[Task] = []
+        self.position: Position | None = None
+        self.learned = 0
+        self._unchecked: list[Tensor] = []
+
+    def tell(self, event: str, figures: dict[str, Any]) -> None:
+        """Pass an event on to the observers."""
+        for observer in self.observers:
+            observer(event, figures)
+
+    # --- learning -----------------------------------------------------------------------------------------------
+
+    def learn(self, task: Task) -> None:
+        """Learn one task; where a loaded state stands inside it, go on from there.
+
+        Raises:
+            TrainingError: the loss became NaN or infinite (names task, epoch and step).
+            DataError: the task cannot be trained on.
+        """
+        self._check(task)
+        self._enter(task)
+        position = self.position
+        assert position is not None
+        while position.epoch < self.epochs:
+            self._begin_epoch(position)
+            while position.order is not None and position.cursor + self._batch <= len(position.order):
+                self._step(position)
+            self._check_losses(position)
+            position.epoch, position.step, position.cursor, position.order = position.epoch + 1, 0, 0, None
+            self.tell("epoch.end", {"task": position.task, "epoch": position.epoch - 1})
+        self.sparsifier.end_task()
+        self.method.end_task(self.task)
+        self.position = None
+        self.learned += 1
+        self.tell("task.end", {"task": task.index})
+
+    def _check(self, task: Task) -> None:
+        if len(task.train) < 2:
+            raise DataError(f"task {task.index + 1} has {len(task.train)} training sample(s); a task needs 2 or more")
+        expected = self.learned
+        if task.index != expected:
+            raise ConfigError(f"task {task.index + 1} was given, but task {expected + 1} is the next to learn")
+
+    def _enter(self, task: Task) -> None:
+        """Bind to the task; begin it unless a loaded state stands inside it."""
+        self.task = task
+        self.tasks = [*self.tasks[: task.index], task]
+        self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
+        self._batch = min(self.batch_size, len(task.train))
+        losses = Losses(task=self._task_importance, replay=self._replay_importance)
+        if self.position is not None:
+            self.sparsifier.resume_task(losses)
+            self.method.resume_task(task)
+            return
+        self.position = Position(task.index)
+        self.tell("task.begin", {"task": task.index, "classes": list(task.classes), "samples": len(task.train)})
+        self.model.train()
+        self.method.begin_task(task)
+        self.sparsifier.begin_task(task.index, samples=len(task.train), epochs=self.epochs, losses=losses)
+
+    def _begin_epoch(self, position: Position) -> None:
+        """Draw the epoch's order, less what DDR has removed; a resumed epoch has it already."""
+        self.model.train()
+        if position.order is not None:
+            return
+        drawn = torch.randperm(len(self.task.train), generator=self.order_generator)
+        position.order = self.sparsifier.keep(drawn)
+        position.planned_steps = len(position.order) // self._batch
+        self.sparsifier.begin_epoch(position.epoch, position.planned_steps)
+        self.tell(
+            "epoch.begin",
+            {
+                "task": position.task,
+                "epoch": position.epoch,
+                "steps": position.planned_steps,
+                "dense_steps": len(self.task.train) // self._batch,
+            },
+        )
+
+    def _step(self, position: Position) -> None:
+        """One step: masks move, forward, backward, optimizer, memory."""
+        self._begin_step(position)
+        assert position.order is not None
+        ids = position.order[position.cursor : position.cursor + self._batch]
+        if len(ids) < self._batch:
+            return  # a removal at this very step left less than a batch of this epoch
+        batch = self._assemble(ids)
+        self.tell("step.begin", {"samples": len(ids)})
+        loss, logits = self.method.loss(batch)
+        self._check_loss(loss, position)
+        self.sparsifier.after_forward(ids, logits, batch.labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.sparsifier.after_backward()
+        self.method.after_backward(batch)
+        self.optimizer.step()
+        self.sparsifier.after_step()
+        self.method.after_step(batch, logits)
+        position.cursor += self._batch
+        position.step += 1
+        self.tell(
+            "step.end",
+            {
+                "task": position.task,
+                "epoch": position.epoch,
+                "step": position.step,
+                "steps": position.planned_steps,
+                "samples": len(ids),
+                "loss": loss.detach(),
+            },
+        )
+
+    def _begin_step(self, position: Position) -> None:
+        removed = self.sparsifier.removed
+        self.sparsifier.begin_step(position.step)
+        if self.sparsifier.removed != removed and position.order is not None:
+            done, rest = position.order[: position.cursor], position.order[position.cursor :]
+            position.order = torch.cat([done, self.sparsifier.keep(rest)])
+
+    def _assemble(self, ids: Tensor) -> Batch:
+        """The batch of the samples `ids` (int64 [N], on the CPU)."""
+        where = ids.to(self.device, non_blocking=True)
+        raw, labels = self.inputs[where], self.labels[where]
+        return Batch(ids, raw, self._augment(raw), labels, self.task)
+
+    def _augment(self, raw: Tensor) -> Tensor:
+        return self.task.transform.train(raw, self.augment_generator)
+
+    # --- importance ---------------------------------------------------------------------------------------------
+
+    def _task_importance(self) -> Tensor:
+        """L~(D_t) on a fresh batch of the samples still in the task."""
+        with self._importance():
+            drawn = torch.randperm(len(self.task.train), generator=self.importance_generator)
+            return self.method.task_importance_loss(self._assemble(self.sparsifier.keep(drawn)[: self._batch]))
+
+    def _replay_importance(self) -> Tensor | None:
+        """L(M) on a fresh batch of the buffer."""
+        with self._importance():
+            return self.method.replay_importance_loss()
+
+    @contextlib.contextmanager
+    def _importance(self) -> Iterator[None]:
+        """The forward passes in here are asked for by the sparsifier, not by the method: counted apart."""
+        self.tell("importance.begin", {})
+        try:
+            yield
+        finally:
+            self.tell("importance.end", {})
+
+    # --- what must not go unnoticed -----------------------------------------------------------------------------
+
+    def _check_loss(self, loss: Tensor, position: Position) -> None:
+        if self.device.type == "cpu":
+            if not torch.isfinite(loss):
+                raise self._not_finite(position, 0)
+            return
+        self._unchecked.append(loss.detach())
+        if len(self._unchecked) >= LOSS_CHECK_INTERVAL:
+            self._check_losses(position)
+
+    def _check_losses(self, position: Position) -> None:
+        if self._unchecked:
+            bad = (~torch.isfinite(torch.stack(self._unchecked))).nonzero()
+            behind = len(self._unchecked) - 1
+            self._unchecked = []
+            if len(bad):
+                raise self._not_finite(position, behind - int(bad[0]))
+
+    def _not_finite(self, position: Position, steps_ago: int) -> TrainingError:
+        return TrainingError(
+            f"the loss became NaN or infinite in task {position.task + 1}, epoch {position.epoch + 1},"
+            f" step {position.step + 1 - steps_ago}: lower the learning rate or check the data"
+        )
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, tasks: Sequence[Task] | None = None) -> Accuracy:
+        """Accuracy on the test samples of `tasks` (default: those learned so far), in percent.
+
+        Class-IL: the largest of all logits. Task-IL: the largest of the task's own.
+        """
+        tasks = self.tasks if tasks is None else tasks
+        if not tasks:
+            raise ConfigError("nothing to evaluate: learn a task first, or name the tasks")
+        self.tell("evaluate.begin", {})
+        self.model.eval()
+        class_il, task_il = zip(*(self._accuracy(task) for task in tasks), strict=True)
+        self.model.train()
+        self.tell("evaluate.end", {})
+        return Accuracy(class_il if "class-il" in self.method.scenarios else None, task_il)
+
+    def _accuracy(self, task: Task) -> tuple[float, float]:
+        own = torch.tensor(task.classes, device=self.device)
+        right_class = right_task = 0
+        for start in range(0, len(task.test), EVALUATION_BATCH):
+            stop = start + EVALUATION_BATCH
+            inputs = task.transform.test(task.test.inputs[start:stop].to(self.device))
+            labels = task.test.labels[start:stop].to(self.device)
+            logits = self.method.predict(inputs, task)
+            right_class += int((logits.argmax(1) == labels).sum())
+            right_task += int((own[logits[:, own].argmax(1)] == labels).sum())
+        return 100.0 * right_class / len(task.test), 100.0 * right_task / len(task.test)
+
+    # --- state --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything beside the weights, masks and optimizer state that is needed to go on to the same bits."""
+        position = self.position
+        return {
+            "learned": self.learned,
+            "position": None if position is None else dict(vars(position)),
+            "method": self.method.state_dict(),
+            "sparsifier": self.sparsifier.state_dict(),
+            "generators": {
+                "order": self.order_generator.get_state(),
+                "augment": self.augment_generator.get_state(),
+                "importance": self.importance_generator.get_state(),
+                "method": self.method.host.generator.get_state(),
+                "torch": torch.get_rng_state(),
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`; weights, masks and optimizer state are loaded by the checkpoint."""
+        self.learned = int(state["learned"])
+        self.position = None if state["position"] is None else Position(**state["position"])
+        self.method.load_state_dict(state["method"])
+        self.sparsifier.load_state_dict(state["sparsifier"])
+        generators = state["generators"]
+        self.order_generator.set_state(generators["order"])
+        self.augment_generator.set_state(generators["augment"])
+        self.importance_generator.set_state(generators["importance"])
+        self.method.host.generator.set_state(generators["method"])
+        torch.set_rng_state(generators["torch"])

@@ -1,0 +1,22 @@
+"""How it is learned and remembered: one method a file, `METHODS` by name."""
+
+from sparcl.errors import ConfigError
+from sparcl.methods.buffer import ReservoirBuffer as ReservoirBuffer
+from sparcl.methods.der import DER as DER
+from sparcl.methods.derpp import DERpp as DERpp
+from sparcl.methods.er import ER as ER
+from sparcl.methods.finetune import Finetune as Finetune
+from sparcl.methods.joint import Joint as Joint
+from sparcl.methods.method import Batch as Batch
+from sparcl.methods.method import Host as Host
+from sparcl.methods.method import Method as Method
+from sparcl.methods.method import RehearsalMethod as RehearsalMethod
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Finetune, Joint, ER, DER, DERpp)}
+
+
+def find(name: str) -> type[Method]:
+    """The method's class by its name; ConfigError lists the names."""
+    if name not in METHODS:
+        raise ConfigError(f"unknown method {name!r}; allowed: {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,42 @@
+"""DER, dark experience replay (Buzzega et al., 2020, eq. 5): remember what was answered."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparcl.methods.method import Batch, RehearsalMethod
+
+
+class DER(RehearsalMethod):
+    """L(D_t) + α·MSE(logits, stored logits) on a buffer batch; the logits are those of the moment of insertion.
+
+    Args:
+        buffer_size: samples kept.
+        alpha: α, weight of the stored logits.
+        single_head: see Method.
+    """
+
+    name = "der"
+    stores_logits = True
+
+    def __init__(self, buffer_size: int = 200, *, alpha: float = 0.3, single_head: bool = False) -> None:
+        super().__init__(buffer_size, single_head=single_head)
+        self.alpha = alpha
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = self.host.model(batch.inputs)
+        loss = self.cross_entropy(logits, batch)
+        if (distance := self.logit_distance()) is not None:
+            loss = loss + self.alpha * distance
+        return loss, logits
+
+    def logit_distance(self) -> Tensor | None:
+        """MSE, over all logits, between present and stored answers on a buffer batch."""
+        if (replay := self.replay()) is None or replay.logits is None:
+            return None
+        return F.mse_loss(self.host.model(replay.inputs), replay.logits)
+
+    def replay_importance_loss(self) -> Tensor | None:
+        distance = self.logit_distance()
+        return None if distance is None else self.alpha * distance

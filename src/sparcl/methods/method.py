@@ -1,0 +1,164 @@
+"""What a continual-learning method is: a loss for each step, and what it remembers.
+
+Legend: N batch, C classes of the whole stream (columns of the logits).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparcl.errors import ConfigError
+from sparcl.methods.buffer import Remembered, ReservoirBuffer
+from sparcl.streams.task import Task
+
+SCENARIOS = ("class-il", "task-il")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of the present task.
+
+    Attributes:
+        ids: int64 [N], sample numbers within the task.
+        raw: [N, ...], inputs as stored, before augmentation.
+        inputs: float32 [N, ...], augmented and normalised.
+        labels: int64 [N].
+        task: the task they belong to.
+    """
+
+    ids: Tensor
+    raw: Tensor
+    inputs: Tensor
+    labels: Tensor
+    task: Task
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a Learner lends its method.
+
+    Attributes:
+        model: the network; inputs in, logits [N, C] out.
+        augment: from inputs as stored to what the network is trained on, augmented anew at each call.
+        generator: CPU generator for the method's own draws (buffer).
+        device: where the training tensors live.
+        replay_batch_size: samples drawn from the buffer at a time.
+    """
+
+    model: nn.Module
+    augment: Callable[[Tensor], Tensor]
+    generator: torch.Generator
+    device: torch.device
+    replay_batch_size: int
+
+
+class Method(ABC):
+    """A method: `loss` is its whole idea; `after_step` is what it remembers.
+
+    Args:
+        single_head: mask the logits of classes outside the present task in the training loss of the task's batch.
+            Off as published for ER, DER and DER++; the published SparCL code turns it on (METHOD.md, trap 4).
+    """
+
+    name: ClassVar[str]
+    scenarios: ClassVar[tuple[str, ...]] = SCENARIOS
+    learns_all_at_once: ClassVar[bool] = False
+    """Whether the method is given all tasks as one (joint)."""
+
+    def __init__(self, *, single_head: bool = False) -> None:
+        self.single_head = single_head
+        self.buffer: ReservoirBuffer | None = None
+
+    def attach(self, host: Host) -> None:
+        """Bind to a Learner, once, before the first task."""
+        self.host = host
+
+    def begin_task(self, task: Task) -> None:
+        """A task begins; its samples are at hand."""
+
+    def resume_task(self, task: Task) -> None:
+        """Training goes on inside `task` after `load_state_dict`: bind to its samples, change nothing."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The objective of one step, a scalar, and the logits [N, C] of the task's batch."""
+
+    def after_backward(self, batch: Batch) -> None:
+        """Gradients are there, the optimizer has not yet moved."""
+
+    def after_step(self, batch: Batch, logits: Tensor) -> None:
+        """The optimizer has moved: remember."""
+
+    def end_task(self, task: Task) -> None:
+        """A task is over; its samples are still at hand."""
+
+    def predict(self, inputs: Tensor, task: Task) -> Tensor:
+        """Logits [N, C] for normalised inputs; only a Task-IL method may look at `task`."""
+        del task
+        logits: Tensor = self.host.model(inputs)
+        return logits
+
+    def task_importance_loss(self, batch: Batch) -> Tensor:
+        """L~(D_t), the single-head cross-entropy that importance is asked of."""
+        return F.cross_entropy(only(self.host.model(batch.inputs), batch.task.classes), batch.labels)
+
+    def replay_importance_loss(self) -> Tensor | None:
+        """L(M), the method's loss on its buffer; None while there is nothing to rehearse."""
+        return None
+
+    def cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of the task's batch, over all classes or, `single_head`, over the task's own."""
+        if self.single_head:
+            logits = only(logits, batch.task.classes)
+        return F.cross_entropy(logits, batch.labels)
+
+    def replay(self) -> Remembered | None:
+        """A batch from the buffer, augmented anew; None while the buffer is empty."""
+        if self.buffer is None:
+            return None
+        return self.buffer.sample(self.host.replay_batch_size, self.host.generator, self.host.augment)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the method must remember to go on, as nested dicts of tensors and JSON values."""
+        return {} if self.buffer is None else {"buffer": self.buffer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        if self.buffer is not None:
+            self.buffer.load_state_dict(state["buffer"])
+
+
+class RehearsalMethod(Method):
+    """A method with a reservoir buffer.
+
+    Args:
+        buffer_size: samples kept, over all tasks.
+        single_head: see Method.
+    """
+
+    stores_logits: ClassVar[bool] = False
+
+    def __init__(self, buffer_size: int = 200, *, single_head: bool = False) -> None:
+        super().__init__(single_head=single_head)
+        if buffer_size < 1:
+            raise ConfigError(
+                f"buffer size {buffer_size} is not allowed for {self.name}: a replay method needs 1 or more"
+            )
+        self.buffer: ReservoirBuffer = ReservoirBuffer(buffer_size)
+
+    def after_step(self, batch: Batch, logits: Tensor) -> None:
+        self.buffer.add(batch.raw, batch.labels, logits.detach() if self.stores_logits else None, self.host.generator)
+
+
+def only(logits: Tensor, classes: tuple[int, ...]) -> Tensor:
+    """Logits [N, C] with every class outside `classes` at -inf."""
+    outside = torch.ones(logits.shape[1], dtype=torch.bool)
+    outside[list(classes)] = False
+    return logits.masked_fill(outside.to(logits.device, non_blocking=True), float("-inf"))

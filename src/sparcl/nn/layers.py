@@ -1,0 +1,223 @@
+"""One prunable layer, seen the same way whatever computes it.
+
+Legend: K active weights of the layer; a *position* is an index into the flattened (row-major) dense weight.
+
+TDM, DGM and the rivals speak of a layer only through `SparseLayer`: its active positions, the values there, and the
+gradients there. `MaskedLayer` is the reference backend (a dense weight whose inactive entries are held at zero, on any
+device); the native backend's compact modules implement the same interface without a dense weight.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from sparcl.errors import ConfigError
+
+Prunable = Sequence[str] | Callable[[str, nn.Module], bool] | None
+"""Which layers are pruned: names or shell patterns of names, a predicate, or None for the published choice."""
+
+
+class SparseLayer(Protocol):
+    """What a sparsifier may ask of, and do to, one prunable layer."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Shape of the dense weight: [O, I/groups, kh, kw] or [O, I]."""
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The tensor that the optimizer holds; only its active entries are ever non-zero."""
+
+    @property
+    def index(self) -> Tensor:
+        """Active positions, int64 [K], ascending."""
+
+    @property
+    def chosen(self) -> Tensor | None:
+        """Bool [K]: the active weights that are updated (DGM); None when all are."""
+
+    def gather(self, like_parameter: Tensor) -> Tensor:
+        """Entries [K] of a tensor laid out like `parameter` (itself, a gradient, optimizer state) at `index`."""
+
+    def set_index(self, index: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Make `index` the active set. Survivors keep weight and optimizer state, newcomers start at 0, fresh."""
+
+    def set_chosen(self, chosen: Tensor | None) -> None:
+        """Choose which active weights, bool [K], are updated from now on (None: all)."""
+
+    def frozen_entries(self) -> Tensor | None:
+        """Flat positions in `parameter` of the active weights that are not chosen; None when there is none."""
+
+    def mask_gradient(self) -> None:
+        """Clear the gradient of all that is inactive or not chosen (a no-op where it was never computed)."""
+
+
+class MaskedLayer:
+    """The reference backend's layer: the module's own dense weight, held at zero outside the active positions."""
+
+    def __init__(self, name: str, module: nn.Conv2d | nn.Linear) -> None:
+        self.name = name
+        self.module = module
+        self.shape = tuple(module.weight.shape)
+        self._index = torch.arange(module.weight.numel(), device=module.weight.device)
+        self._chosen: Tensor | None = None
+        self._trainable: Tensor | None = None  # bool, dense; None when every weight is active and chosen
+        self._frozen: Tensor | None = None
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.module.weight)
+
+    @property
+    def index(self) -> Tensor:
+        return self._index
+
+    @property
+    def chosen(self) -> Tensor | None:
+        return self._chosen
+
+    def gather(self, like_parameter: Tensor) -> Tensor:
+        return like_parameter.detach().reshape(-1)[self._index]
+
+    @torch.no_grad()
+    def set_index(self, index: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+        weight = self.parameter
+        survives = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+        new = index.to(weight.device)
+        survives[new] = True
+        survives &= self._active()
+        weight.masked_fill_(~survives.view(weight.shape), 0.0)
+        if optimizer is not None:
+            for key, state in elementwise_state(optimizer, weight).items():
+                state.masked_fill_(~survives.view(weight.shape), fresh_state(optimizer, weight, key))
+        self._index = new
+        self.set_chosen(None)
+
+    def set_chosen(self, chosen: Tensor | None) -> None:
+        if chosen is not None and bool(chosen.all()):
+            chosen = None
+        self._chosen = chosen
+        trainable = self._active()
+        self._frozen = None
+        if chosen is not None:
+            self._frozen = self._index[~chosen.to(self._index.device)]
+            trainable[self._frozen] = False
+        self._trainable = None if bool(trainable.all()) else trainable.view(self.shape)
+
+    def frozen_entries(self) -> Tensor | None:
+        return self._frozen
+
+    def mask_gradient(self) -> None:
+        if self._trainable is not None and self.parameter.grad is not None:
+            self.parameter.grad.masked_fill_(~self._trainable, 0.0)
+
+    def _active(self) -> Tensor:
+        active = torch.zeros(self.parameter.numel(), dtype=torch.bool, device=self.parameter.device)
+        active[self._index] = True
+        return active
+
+
+def sparse_layers(model: nn.Module, prunable: Prunable = None) -> list[SparseLayer]:
+    """The prunable layers of a model, in module order.
+
+    A layer keeps one `SparseLayer` for life, so TDM and DGM that are attached one by one see the same masks.
+
+    Raises:
+        ConfigError: no layer is prunable, or a name matches none.
+    """
+    layers: list[SparseLayer] = []
+    for name in prunable_names(model, prunable):
+        module = model.get_submodule(name)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            handle = module.__dict__.get("_sparse_layer")
+            if handle is None:
+                handle = module.__dict__["_sparse_layer"] = MaskedLayer(name, module)
+        else:
+            handle = module  # a compact module is its own SparseLayer
+            handle.name = name  # type: ignore[assignment]
+        layers.append(cast(SparseLayer, handle))
+    return layers
+
+
+def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
+    """Names of the layers to prune.
+
+    By default the published choice, for any model: every convolution and linear layer except the first, the last
+    (the classifier), strided 1×1 convolutions (shortcuts) and depthwise ones. For ResNet-18 these are the sixteen
+    3×3 block convolutions (METHOD.md, section 1).
+    """
+    candidates = {name: module for name, module in model.named_modules() if is_weighted(module)}
+    if prunable is None:
+        inner = list(candidates)[1:-1]
+        names = [name for name in inner if not _stays_dense(candidates[name])]
+    elif callable(prunable):
+        names = [name for name, module in candidates.items() if prunable(name, module)]
+    else:
+        names = [name for name in candidates if any(fnmatch.fnmatchcase(name, p) for p in prunable)]
+        for pattern in prunable:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in candidates):
+                raise ConfigError(f"prunable layer {pattern!r} matches none of: {', '.join(candidates)}")
+    if not names:
+        raise ConfigError(
+            "the model has no prunable layer: it needs a Conv2d or Linear layer beside the first and the last"
+            f" (found: {', '.join(candidates) or 'none'}), or name the layers with `prunable`"
+        )
+    return names
+
+
+def is_weighted(module: nn.Module) -> bool:
+    """Whether a module is a convolution or linear layer, dense or compact."""
+    return isinstance(module, nn.Conv2d | nn.Linear) or hasattr(module, "weight_index")
+
+
+def _stays_dense(module: nn.Module) -> bool:
+    kernel = getattr(module, "kernel_size", None)
+    if kernel is None:
+        return False
+    stride, groups = cast(Any, module).stride, cast(Any, module).groups
+    shortcut = tuple(kernel) == (1, 1) and max(stride) > 1
+    depthwise = groups > 1 and groups == cast(Any, module).in_channels
+    return bool(shortcut or depthwise)
+
+
+ELEMENTWISE_OPTIMIZERS: tuple[type[torch.optim.Optimizer], ...] = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adamax,
+    torch.optim.Adadelta,
+)
+"""Optimizers whose update of a weight looks at that weight alone, so that growth and freezing have a meaning."""
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer that mixes weights (LBFGS, Muon, Adafactor, ...), naming those that work."""
+    if not isinstance(optimizer, ELEMENTWISE_OPTIMIZERS):
+        allowed = ", ".join(kind.__name__ for kind in ELEMENTWISE_OPTIMIZERS)
+        raise ConfigError(
+            f"optimizer {type(optimizer).__name__} looks at more than one weight at a time; use one of: {allowed}"
+        )
+
+
+def elementwise_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """The optimizer's state tensors that hold one number for each entry of `parameter`."""
+    state = optimizer.state.get(parameter, {})
+    return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape}
+
+
+def fresh_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, key: str) -> float:
+    """The value an elementwise state starts with: 0, but for Adagrad's accumulator."""
+    if isinstance(optimizer, torch.optim.Adagrad) and key == "sum":
+        for group in optimizer.param_groups:
+            if any(p is parameter for p in group["params"]):
+                return float(group["initial_accumulator_value"])
+    return 0.0

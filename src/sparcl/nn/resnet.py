@@ -1,0 +1,57 @@
+"""ResNet-18 with the CIFAR stem (He et al., 2016): the network of the published experiments."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut: relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Stem, four stages of basic blocks, global average pooling, classifier. [N, C, H, W] in, [N, classes] out."""
+
+    def __init__(self, blocks: tuple[int, int, int, int], channels: int, classes: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        inputs = width
+        for stage, count in enumerate(blocks):
+            outputs = width << stage
+            strides = [1 if stage == 0 else 2] + [1] * (count - 1)
+            layer = nn.Sequential()
+            for stride in strides:
+                layer.append(BasicBlock(inputs, outputs, stride))
+                inputs = outputs
+            self.add_module(f"layer{stage + 1}", layer)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        for stage in range(1, 5):
+            out = self.get_submodule(f"layer{stage}")(out)
+        pooled: Tensor = self.avgpool(out)
+        logits: Tensor = self.fc(pooled.flatten(1))
+        return logits
+
+
+def resnet18(classes: int, channels: int = 3, width: int = 64) -> ResNet:
+    """ResNet-18; `width` 64 is the published one (11,173,962 parameters for 10 classes)."""
+    return ResNet((2, 2, 2, 2), channels, classes, width)

@@ -1,0 +1,40 @@
+"""Small networks for small devices and small images: a ConvNet and an MLP."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+
+class ConvNet(nn.Sequential):
+    """conv-bn-relu × 4 with one stride of 2, global average pooling, classifier.
+
+    On 8×8 digits at width 32 the three inner convolutions, the prunable ones, hold over 95 % of the FLOPs.
+    [N, C, H, W] in, [N, classes] out.
+    """
+
+    def __init__(self, classes: int, channels: int = 1, width: int = 32) -> None:
+        layers: list[nn.Module] = []
+        plan = [(channels, width, 1), (width, width, 1), (width, 2 * width, 2), (2 * width, 2 * width, 1)]
+        for inputs, outputs, stride in plan:
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+            ]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes))
+
+
+class MLP(nn.Sequential):
+    """Flatten, two hidden layers with ReLU, classifier (the field's MNIST network at width 100)."""
+
+    def __init__(self, classes: int, input_shape: tuple[int, ...], width: int = 100) -> None:
+        super().__init__(
+            nn.Flatten(),
+            nn.Linear(math.prod(input_shape), width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, classes),
+        )

@@ -1,0 +1,124 @@
+"""DDR, dynamic data removal: samples that are learned already leave the task (METHOD.md, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sparcl import seeds
+from sparcl.errors import ConfigError
+from sparcl.sparsity.importance import Losses
+from sparcl.sparsity.sparsifier import Moments, Sparsifier
+
+REMOVAL_MOMENTS = (0.1, 0.2, 0.3, 0.4)
+"""Fractions of a task at which samples leave (published: epochs 5, 10, 15 and 20 of 50)."""
+
+SCORES = ("misclassified", "forgetting")
+
+
+class DDR(Sparsifier):
+    """Dynamic data removal.
+
+    Args:
+        removed: share of the task's samples that has left after the last removal (published: .3), 0 to less than 1.
+        score: `misclassified` counts how often a sample is predicted wrongly since the last removal (the paper);
+            `forgetting` counts changes from right to wrong (the published code).
+    """
+
+    name = "ddr"
+
+    def __init__(self, removed: float = 0.3, *, score: str = "misclassified") -> None:
+        super().__init__()
+        if not 0.0 <= removed < 1.0:
+            raise ConfigError(f"share of removed samples {removed} is not allowed; use 0 to less than 1")
+        if score not in SCORES:
+            raise ConfigError(f"unknown DDR score {score!r}; allowed: {', '.join(SCORES)}")
+        self.share, self.score = removed, score
+        self.moments = Moments(REMOVAL_MOMENTS)
+        self._start(0)
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> Self:
+        """DDR looks at predictions alone; the seed decides between samples with equal counts."""
+        del model, optimizer
+        self.generator = seeds.generator(seed, self.name)
+        return self
+
+    def _start(self, samples: int) -> None:
+        self.removed = 0
+        self.kept = torch.ones(samples, dtype=torch.bool)
+        self.count = torch.zeros(samples, dtype=torch.int32)
+        self.seen = torch.zeros(samples, dtype=torch.bool)
+        self.was_right = torch.zeros(samples, dtype=torch.bool)
+        self._pending: list[tuple[Tensor, Tensor]] = []
+
+    def begin_task(self, index: int, *, samples: int, epochs: int, losses: Losses | None = None) -> None:
+        del index, losses
+        self._start(samples)
+        self.moments.begin_task(epochs)
+
+    def keep(self, ids: Tensor) -> Tensor:
+        return ids[self.kept[ids]]
+
+    def begin_epoch(self, epoch: int, steps: int) -> None:
+        self.moments.begin_epoch(epoch, steps)
+
+    def begin_step(self, step: int) -> None:
+        if self.moments.due(step) and self.share > 0:
+            self.remove()
+
+    def after_forward(self, ids: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Note who was predicted wrongly; read at the next removal only, so that a GPU is not waited for."""
+        self._pending.append((ids, logits.detach().argmax(dim=1) != labels))
+
+    def remove(self) -> None:
+        """The samples with the fewest misclassifications leave, as many as the moments passed so far ask for.
+
+        Only samples seen since the last removal can leave: nothing is known of the others. Equal counts are decided
+        by a random draw, not by the order of the data.
+        """
+        self._settle()
+        planned = round(self.share * len(self.kept) * self.moments.passed / len(REMOVAL_MOMENTS)) - self.removed
+        candidates = (self.kept & self.seen).nonzero().squeeze(1)
+        shuffled = candidates[torch.randperm(len(candidates), generator=self.generator)]
+        leave = shuffled[torch.argsort(self.count[shuffled], stable=True)[: max(planned, 0)]]
+        self.kept[leave] = False
+        self.removed += len(leave)
+        self.count.zero_()
+        self.seen.zero_()
+        self.notify("ddr.remove", {"removed": len(leave), "kept": int(self.kept.sum())})
+
+    def _settle(self) -> None:
+        """Add the noted predictions up, in order."""
+        for ids, wrong in self._pending:
+            wrong = wrong.cpu()
+            self.count[ids] += (wrong & self.was_right[ids] if self.score == "forgetting" else wrong).int()
+            self.was_right[ids] = ~wrong
+            self.seen[ids] = True
+        self._pending = []
+
+    def kept_share_at(self, progress: float) -> float:
+        """Planned share of a task's samples still trained on at `progress` (0..1) of the task."""
+        return 1.0 - self.share * sum(1 for f in REMOVAL_MOMENTS if f <= progress) / len(REMOVAL_MOMENTS)
+
+    def state_dict(self) -> dict[str, Any]:
+        self._settle()
+        return {
+            "generator": self.generator.get_state(),
+            "moments": self.moments.state_dict(),
+            "removed": self.removed,
+            "kept": self.kept,
+            "count": self.count,
+            "seen": self.seen,
+            "was_right": self.was_right,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        self.moments.load_state_dict(state["moments"])
+        self.removed = int(state["removed"])
+        self.kept, self.count = state["kept"].clone(), state["count"].clone()
+        self.seen, self.was_right = state["seen"].clone(), state["was_right"].clone()
+        self._pending = []

@@ -1,0 +1,133 @@
+"""SparCL: TDM, DDR and DGM together (Wang et al., NeurIPS 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sparcl.nn.layers import Prunable
+from sparcl.sparsity.ddr import DDR
+from sparcl.sparsity.dgm import DGM
+from sparcl.sparsity.importance import Losses
+from sparcl.sparsity.patterns import make_pattern
+from sparcl.sparsity.sparsifier import Sparsifier
+from sparcl.sparsity.tdm import TDM
+
+SETTINGS: dict[float, dict[str, float]] = {
+    0.75: {"p_intra": 0.01, "p_inter": 0.01, "alpha": 0.5, "beta": 0.5},
+    0.90: {"p_intra": 0.01, "p_inter": 0.01, "alpha": 0.5, "beta": 0.5},
+    0.95: {"p_intra": 0.01, "p_inter": 0.01, "alpha": 0.5, "beta": 0.5},
+}
+"""Settings by weight sparsity. The .75 row is the official code's (CIFAR-10); the others carry it over, because no
+confirmed source gives theirs: at .95, .01 of all weights is also the 20 % of the active ones that TDM allows."""
+
+
+class SparCL(Sparsifier):
+    """The whole method around any rehearsal host: TDM on weights, DGM on gradients, DDR on samples.
+
+    Args:
+        weights: s, sparsity of each prunable layer, 0 to .99; the settings of the nearest row of `SETTINGS` apply.
+        gradients: g, share of the active weights that is not updated (0: no DGM).
+        samples: share of each task's samples that is removed (0: no DDR).
+        pattern: `unstructured`, or `block`: `block_size` output channels share their positions.
+        distribution: `uniform` or `erk`.
+        prunable: which layers; None for the published choice.
+        ddr_score: `misclassified` (the paper) or `forgetting` (the published code).
+        use_gradients: False ranks weights by magnitude alone instead of CWI (an ablation).
+    """
+
+    name = "sparcl"
+    uses_losses = True
+    prunes = True
+
+    def __init__(
+        self,
+        weights: float = 0.75,
+        *,
+        gradients: float = 0.2,
+        samples: float = 0.3,
+        pattern: str = "unstructured",
+        block_size: int = 4,
+        distribution: str = "uniform",
+        prunable: Prunable = None,
+        ddr_score: str = "misclassified",
+        use_gradients: bool = True,
+    ) -> None:
+        super().__init__()
+        setting = SETTINGS[min(SETTINGS, key=lambda s: abs(s - weights))]
+        alpha, beta = setting["alpha"], setting["beta"]
+        self.pattern, self.prunable = make_pattern(pattern, block_size), prunable
+        self.tdm = TDM(
+            weights,
+            p_intra=setting["p_intra"],
+            p_inter=setting["p_inter"],
+            pattern=self.pattern,
+            distribution=distribution,
+            prunable=prunable,
+            alpha=alpha if use_gradients else 0.0,
+            beta=beta if use_gradients else 0.0,
+        )
+        self.dgm = DGM(gradients, pattern=self.pattern, prunable=prunable, alpha=alpha, beta=beta)
+        self.ddr = DDR(samples, score=ddr_score)
+
+    @property
+    def _parts(self) -> dict[str, Sparsifier]:
+        return {"tdm": self.tdm, "dgm": self.dgm, "ddr": self.ddr}  # in this order at every step
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> Self:
+        for part in self._parts.values():
+            part.notify = self._told
+            part.attach(model, optimizer, seed)
+        self.layers = self.tdm.layers
+        return self
+
+    def _told(self, event: str, figures: dict[str, Any]) -> None:
+        self.notify(event, figures)
+
+    def begin_task(self, index: int, *, samples: int, epochs: int, losses: Losses | None = None) -> None:
+        for part in self._parts.values():
+            part.begin_task(index, samples=samples, epochs=epochs, losses=losses)
+        self.removed = 0
+
+    def resume_task(self, losses: Losses | None) -> None:
+        for part in self._parts.values():
+            part.resume_task(losses)
+
+    def keep(self, ids: Tensor) -> Tensor:
+        return self.ddr.keep(ids)
+
+    def begin_epoch(self, epoch: int, steps: int) -> None:
+        for part in self._parts.values():
+            part.begin_epoch(epoch, steps)
+
+    def begin_step(self, step: int) -> None:
+        for part in self._parts.values():
+            part.begin_step(step)
+        self.removed = self.ddr.removed
+
+    def after_forward(self, ids: Tensor, logits: Tensor, labels: Tensor) -> None:
+        self.ddr.after_forward(ids, logits, labels)
+
+    def after_backward(self) -> None:
+        self.dgm.after_backward()  # masks and freezes for TDM as well: both act on the same layers
+
+    def after_step(self) -> None:
+        self.dgm.after_step()
+
+    def end_task(self) -> None:
+        for part in self._parts.values():
+            part.end_task()
+
+    def density_at(self, task: int, progress: float) -> float:
+        return self.tdm.density_at(task, progress)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self.removed = self.ddr.removed

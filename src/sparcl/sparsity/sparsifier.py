@@ -1,0 +1,224 @@
+"""What a sparsifier is: the few calls that a training loop, the Learner's or the user's own, makes.
+
+sparsifier.attach(model, optimizer)
+for t, task in enumerate(tasks):
+    sparsifier.begin_task(t, samples=len(task), epochs=E, losses=Losses(task=..., replay=...))
+    for epoch in range(E):
+        order = sparsifier.keep(torch.randperm(len(task)))      # DDR drops what is learned already
+        sparsifier.begin_epoch(epoch, steps=len(order) // batch_size)
+        for step, ids in enumerate(order.split(batch_size)):
+            sparsifier.begin_step(step)                         # TDM moves the mask, DGM chooses gradients
+            ... forward ...; sparsifier.after_forward(ids, logits, labels)
+            ... backward ...; sparsifier.after_backward()
+            optimizer.step(); sparsifier.after_step()
+    sparsifier.end_task()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sparcl import seeds
+from sparcl.errors import ConfigError
+from sparcl.nn.layers import Prunable, SparseLayer, check_optimizer, elementwise_state, sparse_layers
+from sparcl.sparsity.importance import Losses
+from sparcl.sparsity.patterns import Pattern
+
+Notify = Callable[[str, dict[str, Any]], None]
+"""Told of every change that a sparsifier makes: an event's name and its figures."""
+
+
+def ignore(event: str, figures: dict[str, Any]) -> None:
+    """Tell nobody."""
+    del event, figures
+
+
+class Sparsifier:
+    """The calls, all of which do nothing: this is also the `dense` sparsifier."""
+
+    name = "dense"
+    uses_losses = False
+    """Whether the sparsifier calls the losses it is handed."""
+    prunable: Prunable = None
+    prunes = False
+    """Whether weights are ever inactive or frozen (and so whether layers are worth converting)."""
+    pattern = Pattern()
+
+    def __init__(self) -> None:
+        self.layers: list[SparseLayer] = []
+        self.notify: Notify = ignore
+        self.removed = 0
+        """Samples of the present task that have left it (DDR)."""
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> Self:
+        """Bind to a model and the optimizer of its parameters.
+
+        Raises:
+            ConfigError: nothing is prunable, a pattern does not fit, or the optimizer is not elementwise.
+        """
+        del model, optimizer, seed
+        return self
+
+    def begin_task(self, index: int, *, samples: int, epochs: int, losses: Losses | None = None) -> None:
+        """Task `index` (from 0) begins: `samples` training samples for `epochs` epochs."""
+
+    def resume_task(self, losses: Losses | None) -> None:
+        """Training goes on inside a task after `load_state_dict`: take the losses, change nothing."""
+
+    def keep(self, ids: Tensor) -> Tensor:
+        """Those of the sample numbers `ids` (int64 [N]) that are still trained on, in their order."""
+        return ids
+
+    def begin_epoch(self, epoch: int, steps: int) -> None:
+        """Epoch `epoch` (from 0) of the task begins and has `steps` steps."""
+
+    def begin_step(self, step: int) -> None:
+        """Step `step` (from 0) of the epoch begins: masks may change now and at no other time."""
+
+    def after_forward(self, ids: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """The task's batch was predicted: sample numbers [N], logits [N, C], labels [N]."""
+
+    def after_backward(self) -> None:
+        """Gradients are there, the optimizer has not yet moved."""
+
+    def after_step(self) -> None:
+        """The optimizer has moved."""
+
+    def end_task(self) -> None:
+        """The task is over."""
+
+    def density_at(self, task: int, progress: float) -> float:
+        """Planned density of the prunable weights at `progress` (0..1) of a task: for the cost ledger's forecast."""
+        del task, progress
+        return 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on, as nested dicts of tensors and JSON values (masks excepted: see `masks`)."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        del state
+
+
+class MaskSparsifier(Sparsifier):
+    """Shared by everything that moves masks or freezes weights: binding, blocks, and keeping the frozen frozen."""
+
+    uses_losses = True
+    prunes = True
+
+    def __init__(self, pattern: Pattern, prunable: Prunable) -> None:
+        super().__init__()
+        self.pattern = pattern
+        self.prunable = prunable
+        self.losses: Losses | None = None
+        self._frozen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def resume_task(self, losses: Losses | None) -> None:
+        self.losses = losses
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> Self:
+        check_optimizer(optimizer)
+        layers = sparse_layers(model, self.prunable)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for layer in layers:
+            module = model.get_submodule(layer.name)
+            self.pattern.check(layer.name, layer.shape, int(getattr(module, "groups", 1)))
+            if id(layer.parameter) not in held:
+                raise ConfigError(
+                    f"the optimizer does not hold the weight of layer {layer.name}: create it after conversion"
+                )
+        self.model, self.optimizer, self.layers = model, optimizer, layers
+        self.generator = seeds.generator(seed, self.name)
+        return self
+
+    def after_backward(self) -> None:
+        """Clear what must not move, and remember the frozen weights with their optimizer state, bit for bit."""
+        for layer in self.layers:
+            layer.mask_gradient()
+        if not moves_without_gradient(self.optimizer):
+            return
+        self._frozen = []
+        for layer in self.layers:
+            entries = layer.frozen_entries()
+            if entries is not None:
+                parameter = layer.parameter
+                for tensor in (parameter.detach(), *elementwise_state(self.optimizer, parameter).values()):
+                    self._frozen.append((tensor, entries, tensor.view(-1)[entries]))
+
+    def after_step(self) -> None:
+        """Put the frozen back: a zero gradient is not a frozen weight under momentum, decay or Adam."""
+        for tensor, entries, before in self._frozen:
+            tensor.view(-1)[entries] = before
+        self._frozen = []
+
+    def active_units(self, layer: SparseLayer) -> Tensor:
+        return self.pattern.of_index(layer.index, layer.shape)
+
+    def set_units(self, layer: SparseLayer, units: Tensor) -> None:
+        """Make exactly these units (ascending) active."""
+        layer.set_index(self.pattern.expand(units, layer.shape), self.optimizer)
+
+    def draw_unused(self, layer: SparseLayer, active: Tensor, count: int, barred: Tensor | None = None) -> Tensor:
+        """`count` unused units at random (fewer if there are fewer), none of them active or `barred`, ascending.
+
+        The draw is made on the CPU so that every device and backend grows the same.
+        """
+        free = torch.ones(self.pattern.units(layer.shape), dtype=torch.bool)
+        free[active.cpu()] = False
+        if barred is not None:
+            free[barred.cpu()] = False
+        unused = free.nonzero().squeeze(1)
+        picked = unused[torch.randperm(len(unused), generator=self.generator)[:count]]
+        return picked.sort().values.to(active.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+
+
+def moves_without_gradient(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a weight with a zero gradient may still move; plain SGD is the one case where it never does."""
+    return not (
+        isinstance(optimizer, torch.optim.SGD)
+        and all(g["momentum"] == 0 and g["weight_decay"] == 0 for g in optimizer.param_groups)
+    )
+
+
+class Moments:
+    """Fixed fractions of a task at which something happens, rounded to steps, for tasks of one epoch or of fifty.
+
+    A moment that an epoch, shortened by removed samples, did not reach is due at the next step.
+    """
+
+    def __init__(self, fractions: Sequence[float]) -> None:
+        self.fractions = tuple(fractions)
+        self.passed = 0
+
+    def begin_task(self, epochs: int) -> None:
+        self.epochs, self.passed = epochs, 0
+        self.begin_epoch(0, 1)
+
+    def begin_epoch(self, epoch: int, steps: int) -> None:
+        self.epoch, self.steps = epoch, max(steps, 1)
+
+    def due(self, step: int) -> int:
+        """How many moments have come since the last call."""
+        now = self.epoch + (step + 0.5) / self.steps
+        passed = sum(1 for f in self.fractions if f * self.epochs < now)
+        due = max(passed - self.passed, 0)
+        self.passed = max(passed, self.passed)
+        return due
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epochs": self.epochs, "passed": self.passed, "epoch": self.epoch, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.epochs, self.passed = int(state["epochs"]), int(state["passed"])
+        self.epoch, self.steps = int(state["epoch"]), int(state["steps"])

@@ -1,0 +1,171 @@
+"""TDM, task-aware dynamic masking: the network stays sparse, and its mask follows the tasks (METHOD.md, section 1).
+
+Legend: s target sparsity, p share of a layer's units moved at an update, a unit is a weight or a block of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sparcl.errors import ConfigError
+from sparcl.nn.layers import Prunable, SparseLayer
+from sparcl.sparsity.importance import Losses, cwi, importance_gradients, lowest
+from sparcl.sparsity.patterns import Pattern, layer_densities
+from sparcl.sparsity.sparsifier import MaskSparsifier, Moments
+
+UPDATE_MOMENTS = tuple(i / 10 for i in range(1, 9))
+"""Fractions of a task at which the mask is updated: every 10 %, and none from 90 % on (published)."""
+
+MAX_MOVED = 0.2
+"""At most this share of the active units is removed or grown at once."""
+
+
+class TDM(MaskSparsifier):
+    """Task-aware dynamic masking by continual weight importance (CWI).
+
+    Args:
+        sparsity: share of each prunable layer's weights that is zero and not trained, 0 to .99.
+        p_intra: share of all prunable units removed and grown at an update within a task.
+        p_inter: share of all prunable units by which a new task (t > 1) expands the network.
+        alpha, beta: weight of the present task's and of the buffer's gradient in CWI.
+        batches: fresh batches over which each of the two gradients is averaged.
+        pattern: which weights are active together.
+        distribution: `uniform` (one ratio for each layer) or `erk`.
+        prunable: which layers; None for the published choice.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+
+    name = "tdm"
+
+    def __init__(
+        self,
+        sparsity: float = 0.75,
+        *,
+        p_intra: float = 0.01,
+        p_inter: float = 0.01,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        batches: int = 4,
+        pattern: Pattern | None = None,
+        distribution: str = "uniform",
+        prunable: Prunable = None,
+    ) -> None:
+        super().__init__(pattern or Pattern(), prunable)
+        check_sparsity(sparsity)
+        for label, share in (("p_intra", p_intra), ("p_inter", p_inter)):
+            if not 0.0 <= share <= 1.0:
+                raise ConfigError(f"{label} is {share}; it is a share of the prunable weights, 0 to 1")
+        if batches < 1:
+            raise ConfigError(f"batches is {batches}; an importance gradient needs 1 or more")
+        layer_densities([], sparsity, distribution)
+        self.sparsity, self.p_intra, self.p_inter = sparsity, p_intra, p_inter
+        self.alpha, self.beta, self.batches, self.distribution = alpha, beta, batches, distribution
+        self.moments = Moments(UPDATE_MOMENTS)
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> Self:
+        """Bind, and make the network sparse at once: a random mask, before the first step."""
+        super().attach(model, optimizer, seed)
+        shapes = [layer.shape for layer in self.layers]
+        densities = layer_densities(shapes, self.sparsity, self.distribution)
+        self.target = [
+            max(1, round(density * self.pattern.units(shape))) for density, shape in zip(densities, shapes, strict=True)
+        ]
+        nothing = torch.empty(0, dtype=torch.int64)
+        for layer, count in zip(self.layers, self.target, strict=True):
+            self.set_units(layer, self.draw_unused(layer, nothing, count))
+        return self
+
+    def begin_task(self, index: int, *, samples: int, epochs: int, losses: Losses | None = None) -> None:
+        """New capacity comes first: from the second task on, expand to sparsity s - p_inter."""
+        del samples
+        self.losses = losses
+        self.moments.begin_task(epochs)
+        if index > 0 and self.p_inter > 0:
+            grown = 0
+            for layer, target in zip(self.layers, self.target, strict=True):
+                active = self.active_units(layer)
+                new = self.draw_unused(layer, active, self._moved(layer, target, self.p_inter))
+                self.set_units(layer, torch.cat([active, new]).sort().values)
+                grown += len(new)
+            self.notify("tdm.expand", {"grown": grown * self.pattern.block, "active": self.active()})
+
+    def begin_epoch(self, epoch: int, steps: int) -> None:
+        self.moments.begin_epoch(epoch, steps)
+
+    def begin_step(self, step: int) -> None:
+        if self.moments.due(step) and self.sparsity > 0:
+            self.update()
+
+    def update(self) -> None:
+        """Remove by CWI down to s + p_intra (so shrinking first what a new task expanded), then grow back to s."""
+        scores = self._cwi()
+        removed_total = grown_total = 0
+        for layer, score, target in zip(self.layers, scores, self.target, strict=True):
+            moved = self._moved(layer, target, self.p_intra)
+            removed, kept = self._remove(layer, score, target - moved)
+            grown = self.draw_unused(layer, kept, target - len(kept), barred=removed)
+            self.set_units(layer, torch.cat([kept, grown]).sort().values)
+            removed_total, grown_total = removed_total + len(removed), grown_total + len(grown)
+        figures = {"removed": removed_total * self.pattern.block, "grown": grown_total * self.pattern.block}
+        self.notify("tdm.update", {**figures, "active": self.active()})
+
+    def end_task(self) -> None:
+        """Every task ends at exactly s, however few steps it had."""
+        if any(len(self.active_units(la)) > n for la, n in zip(self.layers, self.target, strict=True)):
+            removed = 0
+            for layer, score, target in zip(self.layers, self._cwi(), self.target, strict=True):
+                gone, kept = self._remove(layer, score, target)
+                self.set_units(layer, kept)
+                removed += len(gone)
+            self.notify("tdm.shrink", {"removed": removed * self.pattern.block, "active": self.active()})
+        self.losses = None
+
+    def density_at(self, task: int, progress: float) -> float:
+        if task > 0 and progress < UPDATE_MOMENTS[0]:
+            return min(1.0, 1.0 - self.sparsity + min(self.p_inter, MAX_MOVED * (1.0 - self.sparsity)))
+        return 1.0 - self.sparsity
+
+    def active(self) -> int:
+        """Active weights over all prunable layers."""
+        return sum(len(layer.index) for layer in self.layers)
+
+    def _moved(self, layer: SparseLayer, target: int, share: float) -> int:
+        """Units moved at once: `share` of all, but at most 20 % of the active and no more than the unused."""
+        units = self.pattern.units(layer.shape)
+        return min(round(share * units), int(MAX_MOVED * target), units - target)
+
+    def _remove(self, layer: SparseLayer, score: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Split the active units into (removed, the `count` most important kept), each ascending."""
+        active = self.active_units(layer)
+        leaves = lowest(self.pattern.score(score, layer.index, layer.shape), len(active) - count)
+        return active[leaves], active[~leaves]
+
+    def _cwi(self) -> list[Tensor]:
+        """CWI of every active weight, [K] a layer; without losses, its magnitude alone."""
+        weights = [layer.gather(layer.parameter) for layer in self.layers]
+        if self.losses is None or self.alpha == self.beta == 0:
+            return [w.abs() for w in weights]
+        for layer in self.layers:
+            layer.set_chosen(None)  # importance is asked of every active weight, frozen or not
+        task = importance_gradients(self.model, self.layers, self.losses.task, self.batches)
+        replay = importance_gradients(self.model, self.layers, self.losses.replay, self.batches)
+        return [cwi(w, g, m, self.alpha, self.beta) for w, g, m in zip(weights, task, replay, strict=True)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "moments": self.moments.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.moments.load_state_dict(state["moments"])
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raise ConfigError unless 0 <= sparsity <= .99."""
+    if not 0.0 <= sparsity <= 0.99:
+        raise ConfigError(f"sparsity {sparsity} is not allowed; use a value from 0 to 0.99")
