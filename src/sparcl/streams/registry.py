@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sparcl.errors import ConfigError
+from sparcl.streams.cifar import seq_cifar10, seq_cifar100
 from sparcl.streams.digits import seq_digits
+from sparcl.streams.files import Progress
+from sparcl.streams.folder import folder
+from sparcl.streams.idx import seq_fashion_mnist, seq_mnist
 from sparcl.streams.task import Stream
-
-Progress = Callable[[int, int], None]
+from sparcl.streams.tinyimagenet import seq_tinyimg
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,12 @@ class Entry:
 
 STREAMS: dict[str, Entry] = {
     "seq-digits": Entry(seq_digits, needs_data=False),
+    "seq-mnist": Entry(seq_mnist),
+    "seq-fashion-mnist": Entry(seq_fashion_mnist),
+    "seq-cifar10": Entry(seq_cifar10),
+    "seq-cifar100": Entry(seq_cifar100),
+    "seq-tinyimg": Entry(seq_tinyimg),
+    "folder": Entry(folder, resizes=True),
 }
 
 

@@ -70,18 +70,14 @@ def from_arrays(
     test_x, test_y = _as_inputs(test_inputs, "test"), _as_labels(test_labels, "test")
     for what, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
         if len(x) != len(y):
-            raise DataError(
-                f"{len(x)} {what} inputs but {len(y)} {what} labels: there must be one label for each"
-            )
+            raise DataError(f"{len(x)} {what} inputs but {len(y)} {what} labels: there must be one label for each")
     if train_x.shape[1:] != test_x.shape[1:] or train_x.dtype != test_x.dtype:
         raise DataError(
             f"training samples are {_describe(train_x)} but test samples {_describe(test_x)}: they must agree"
         )
     n_classes = len(class_names) if class_names is not None else int(train_y.max()) + 1
     if n_classes > len(train_y):  # also keeps one absurd label from becoming as many logits
-        raise DataError(
-            f"{len(train_y)} training samples cannot fill {n_classes} classes: each needs at least one"
-        )
+        raise DataError(f"{len(train_y)} training samples cannot fill {n_classes} classes: each needs at least one")
     names = tuple(class_names) if class_names is not None else tuple(str(k) for k in range(n_classes))
     _check_labels(train_y, test_y, names)
     order = _class_order(n_classes, class_order_seed)
@@ -157,9 +153,7 @@ def _as_inputs(array: ArrayLike, what: str) -> Tensor:
     finite = torch.isfinite(inputs).flatten(1).all(1)
     if not bool(finite.all()):
         first = int(torch.nonzero(~finite)[0])
-        raise DataError(
-            f"{what} inputs hold NaN or infinite values, the first in sample {first}: all must be finite"
-        )
+        raise DataError(f"{what} inputs hold NaN or infinite values, the first in sample {first}: all must be finite")
     return inputs
 
 
@@ -167,9 +161,7 @@ def _as_labels(array: ArrayLike, what: str) -> Tensor:
     labels = _as_tensor(array, f"{what} labels")
     if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         shape = tuple(labels.shape)
-        raise DataError(
-            f"{what} labels are {labels.dtype} of shape {shape}: integers of shape [N] are needed"
-        )
+        raise DataError(f"{what} labels are {labels.dtype} of shape {shape}: integers of shape [N] are needed")
     return labels.to("cpu", torch.int64)
 
 
@@ -188,9 +180,7 @@ def _check_labels(train: Tensor, test: Tensor, names: tuple[str, ...]) -> None:
             )
         empty = torch.nonzero(torch.bincount(labels, minlength=n_classes) == 0).flatten().tolist()
         if empty:
-            raise DataError(
-                f"class {names[empty[0]]!r} has no {what} samples: every class needs at least one"
-            )
+            raise DataError(f"class {names[empty[0]]!r} has no {what} samples: every class needs at least one")
 
 
 def _check_split(n_classes: int, classes_per_task: int, limit_per_class: int | None) -> None:
@@ -199,9 +189,7 @@ def _check_split(n_classes: int, classes_per_task: int, limit_per_class: int | N
     divisors = [k for k in range(1, n_classes + 1) if n_classes % k == 0]
     if classes_per_task not in divisors:
         allowed = ", ".join(map(str, divisors))
-        raise DataError(
-            f"{n_classes} classes do not split into tasks of {classes_per_task}: allowed are {allowed}"
-        )
+        raise DataError(f"{n_classes} classes do not split into tasks of {classes_per_task}: allowed are {allowed}")
 
 
 def _class_order(n_classes: int, seed: int | None) -> Tensor:
@@ -230,5 +218,5 @@ def _fingerprint(tasks: Sequence[Task]) -> str:
         for samples in (task.train, task.test):
             digest.update(f"{samples.inputs.dtype} {tuple(samples.inputs.shape)}".encode())
             for tensor in (samples.inputs, samples.labels):
-                digest.update(memoryview(tensor.cpu().numpy()).cast("B"))
+                digest.update(tensor.cpu().numpy().data.cast("B"))
     return digest.hexdigest()

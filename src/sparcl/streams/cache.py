@@ -1,0 +1,103 @@
+"""Decoded data sets on disk, so that sixty thousand images are decoded once.
+
+A cache is only ever a gain of time: one that is damaged, of another version or cannot be written is passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sparcl.streams.split import Arrays
+
+VERSION = 1  # raise it when decoding or the layout of the file changes
+
+
+def cache_folder() -> Path:
+    """`$SPARCL_CACHE`, else `sparcl` in the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`)."""
+    if chosen := os.environ.get("SPARCL_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "sparcl"
+
+
+def cached(kind: str, source: Path, tops: Sequence[str], decode: Callable[[], Arrays]) -> Arrays:
+    """What `decode` returns, from the cache if the source has not changed since.
+
+    Args:
+        kind: the format and everything else that decides what is decoded, such as a size.
+        source: an archive or a folder; known by path, sizes and times of modification.
+        tops: of a folder, what is read of it.
+        decode: reads the source.
+    """
+    file = cache_folder() / f"{_key(kind, source, tops)}.npz"
+    arrays = _read(file)
+    if arrays is None:
+        arrays = decode()
+        _write(file, arrays)
+    return arrays
+
+
+def _key(kind: str, source: Path, tops: Sequence[str]) -> str:
+    facts: list[object] = [VERSION, kind, str(source.resolve())]
+    files = [source] if source.is_file() else []
+    for top in tops if source.is_dir() else ():
+        files.append(source / top)
+        for folder, subfolders, names in os.walk(source / top, followlinks=True):
+            subfolders.sort()
+            files += [Path(folder, name) for name in sorted(names)]
+    for file in files:
+        with contextlib.suppress(OSError):  # absent: the reader will say so
+            status = file.stat()
+            facts.append((str(file), status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _read(file: Path) -> Arrays | None:
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            arrays = Arrays(
+                train_inputs=saved["train_inputs"],
+                train_labels=saved["train_labels"],
+                test_inputs=saved["test_inputs"],
+                test_labels=saved["test_labels"],
+                class_names=tuple(str(name) for name in saved["class_names"]),
+            )
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    inputs_fit = arrays.train_inputs.dtype == arrays.test_inputs.dtype == np.uint8
+    labels_fit = arrays.train_labels.dtype == arrays.test_labels.dtype == np.int64
+    return arrays if inputs_fit and labels_fit else None
+
+
+def _write(file: Path, arrays: Arrays) -> None:
+    """To a temporary file, then moved: a reader never sees half of it."""
+    temporary = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as stream:
+            temporary = Path(stream.name)
+            np.savez(
+                stream,
+                train_inputs=arrays.train_inputs,
+                train_labels=arrays.train_labels,
+                test_inputs=arrays.test_inputs,
+                test_labels=arrays.test_labels,
+                class_names=np.array(arrays.class_names, dtype=np.str_),
+            )
+        os.replace(temporary, file)
+    except OSError:  # a full or read-only disk costs time, not the run
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    except BaseException:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise

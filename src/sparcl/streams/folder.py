@@ -1,0 +1,114 @@
+"""folder: any tree of images `train|test/<class>/*`, as a folder or an archive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sparcl.errors import DataError
+from sparcl.streams.augment import Normalize, Transform
+from sparcl.streams.cache import cached
+from sparcl.streams.files import Member, Progress, is_junk, members
+from sparcl.streams.images import ImageSet, Size, as_size, is_image
+from sparcl.streams.split import Arrays, split
+from sparcl.streams.task import Stream
+
+SPLITS = ("train", "test")
+
+
+def folder(
+    data: str | Path,
+    *,
+    classes_per_task: int = 2,
+    class_order_seed: int | None = None,
+    limit_per_class: int | None = None,
+    resize: int | Size | None = None,
+    progress: Progress | None = None,
+) -> Stream:
+    """A stream of your own images: `data` holds `train/<class>/*` and `test/<class>/*`; the classes are sorted by name.
+
+    Images become RGB, are cropped (padding 4) and flipped in training, and normalised with the mean and the
+    standard deviation of the training images.
+
+    Args:
+        data: the folder, or an archive of it.
+        classes_per_task: must divide the number of classes.
+        class_order_seed, limit_per_class, progress: see `streams.load`.
+        resize: the side of a square, or (height, width); None: all images must be of one size.
+
+    Raises:
+        DataError: missing, damaged, images of mixed size, a class without images.
+    """
+    source, size = Path(data), as_size(resize)
+    if source.is_dir() and not is_tree(source):
+        raise DataError(f"{source} holds no image tree: train/<class>/* and test/<class>/* are needed")
+    arrays = cached(f"folder {size}", source, SPLITS, lambda: read_tree(source, size, progress))
+    transform = Transform(statistics(arrays.train_inputs), crop_padding=4, flip=True)
+    return split(
+        "folder",
+        arrays,
+        transform,
+        classes_per_task=classes_per_task,
+        class_order_seed=class_order_seed,
+        limit_per_class=limit_per_class,
+    )
+
+
+def is_tree(root: Path) -> bool:
+    """Whether a folder has both splits."""
+    return all((root / name).is_dir() for name in SPLITS)
+
+
+class TreeReader:
+    """Collects the members of an image tree, whatever folder it is packed in."""
+
+    def __init__(self, size: Size | None = None) -> None:
+        self.images = ImageSet(size)
+        self._classes: set[str] = set()
+
+    def take(self, member: Member) -> None:
+        """Keep a class folder or an image; pass over everything else."""
+        class_at = -1 if member.is_folder else -2
+        if len(member.parts) < 1 - class_at or member.parts[class_at - 1] not in SPLITS:
+            return
+        name, split_name = member.parts[class_at], member.parts[class_at - 1]
+        if any(is_junk(part) for part in member.parts):
+            return
+        if member.is_folder:
+            self._classes.add(name)
+        elif is_image(member.parts[-1]):
+            self._classes.add(name)
+            self.images.add(split_name, name, member.parts[-1], member.read())
+
+    def arrays(self, source: Path) -> Arrays:
+        """The classes in alphabetical order.
+
+        Raises:
+            DataError: no images, or a class without.
+        """
+        if not len(self.images):
+            raise DataError(f"{source} holds no images in train/<class>/* and test/<class>/*")
+        classes = sorted(self._classes)
+        return self.images.arrays(classes, *SPLITS, class_names=classes)
+
+
+def read_tree(source: Path, size: Size | None, progress: Progress | None) -> Arrays:
+    """Decode every image of a tree: uint8 [N, 3, H, W]."""
+    reader = TreeReader(size)
+    for member in members(source, SPLITS, progress):
+        reader.take(member)
+    return reader.arrays(source)
+
+
+def statistics(inputs: npt.NDArray[np.uint8]) -> Normalize:
+    """Mean and standard deviation of each channel of uint8 [N, C, H, W], exactly, from a histogram."""
+    levels = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(inputs.shape[1]):
+        counts = sum(np.bincount(image.ravel(), minlength=256) for image in inputs[:, channel])
+        share = counts / np.sum(counts)
+        mean.append(float(share @ levels))
+        std.append(float(np.sqrt(share @ (levels - mean[-1]) ** 2)))
+    return Normalize(mean, [s or 1.0 for s in std])  # a constant channel stays as it is

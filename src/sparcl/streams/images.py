@@ -1,0 +1,161 @@
+"""Decoding images to uint8, once, from files that may be damaged or hostile."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sparcl.errors import ConfigError, DataError, SparclError
+from sparcl.streams.split import Arrays
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+MAX_PIXELS = 64_000_000  # of one image, before any resize
+MAX_DECODED_BYTES = 64 << 30
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # none that starts another program, as EPS does
+
+Size = tuple[int, int]
+
+
+def as_size(resize: int | Size | None) -> Size | None:
+    """An int is the side of a square; a pair is (height, width).
+
+    Raises:
+        ConfigError: not positive.
+    """
+    size = (resize, resize) if isinstance(resize, int) else resize
+    if size is not None and (len(size) != 2 or min(size) < 1 or size[0] * size[1] > MAX_PIXELS):
+        raise ConfigError(f"resize is {resize}: allowed are a side or (height, width), in pixels above 0")
+    return size
+
+
+def is_image(name: str) -> bool:
+    """By its suffix."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def decode(content: bytes, name: str, size: Size | None = None) -> npt.NDArray[np.uint8]:
+    """One image file -> RGB, uint8 [H, W, 3]; grey, palette and alpha are converted.
+
+    Args:
+        content: the file.
+        name: for messages.
+        size: (height, width) to resize to, bilinear with antialiasing; None keeps the image's own.
+
+    Raises:
+        DataError: damaged, truncated, of another format, or larger than `MAX_PIXELS`.
+        SparclError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image as PILImage
+    except ImportError as error:
+        raise SparclError('reading images needs Pillow: pip install "sparcl[images]"') from error
+    try:
+        with warnings.catch_warnings(), PILImage.open(io.BytesIO(content), formats=_FORMATS) as image:
+            warnings.simplefilter("ignore")  # of odd metadata; what matters is an error below
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{name} has {image.width}×{image.height} pixels: at most {MAX_PIXELS} are allowed")
+            rgb = _to_rgb(image)
+            if size is not None and rgb.size != size[::-1]:
+                rgb = rgb.resize(size[::-1], PILImage.Resampling.BILINEAR)
+            return np.asarray(rgb)
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name} is no readable image ({detail}): allowed are {', '.join(_FORMATS)}") from error
+
+
+def _to_rgb(image: Image) -> Image:
+    from PIL import Image as PILImage
+
+    if image.mode.startswith("I;16"):
+        return PILImage.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode}: 8 or 16 bits per channel are needed")
+    if image.mode == "P":
+        image = image.convert("RGBA")  # keeps what a transparent palette entry hides
+    return image.convert("RGB")
+
+
+class ImageSet:
+    """Decoded images by (split, class, file), until they become arrays in an order of their own.
+
+    Args:
+        size: (height, width) that every image is resized to; None: they must all be of one size.
+    """
+
+    def __init__(self, size: Size | None = None) -> None:
+        self._size = size
+        self._images: dict[tuple[str, str, str], npt.NDArray[np.uint8]] = {}
+        self._first: tuple[str, tuple[int, ...]] | None = None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def add(self, split: str, class_name: str, file: str, content: bytes) -> None:
+        """Decode and keep one image.
+
+        Raises:
+            DataError: unreadable; or its size differs from the first image's.
+        """
+        name = "/".join(filter(None, (split, class_name, file)))
+        image = decode(content, name, self._size)
+        if self._first is None:
+            self._first = (name, image.shape)
+        first, shape = self._first
+        if image.shape != shape:
+            raise DataError(
+                f"images of mixed size: {first} is {shape[1]}×{shape[0]}, {name} is "
+                f"{image.shape[1]}×{image.shape[0]}; resize them all, for example resize={shape[0]}"
+            )
+        self._images[split, class_name, file] = image
+        if len(self._images) * image.nbytes > MAX_DECODED_BYTES:
+            raise DataError(f"the decoded images exceed {MAX_DECODED_BYTES >> 30} GiB: resize them to a smaller size")
+
+    def move(self, split: str, class_of: dict[str, str]) -> None:
+        """Give the images of a split that came without class (as "") the class of their file name.
+
+        Raises:
+            DataError: a file without class.
+        """
+        for key in [k for k in self._images if k[0] == split and not k[1]]:
+            if key[2] not in class_of:
+                raise DataError(f"{split}/{key[2]} has no class: its annotation is missing")
+            self._images[split, class_of[key[2]], key[2]] = self._images.pop(key)
+
+    def arrays(self, classes: Sequence[str], train: str, test: str, class_names: Sequence[str]) -> Arrays:
+        """Stack to uint8 [N, 3, H, W], sorted by class and file; the set is empty afterwards.
+
+        Args:
+            classes: in label order.
+            train, test: the names of the splits.
+            class_names: what to call the classes.
+
+        Raises:
+            DataError: an image of a class that is not listed, or a class without images.
+        """
+        label_of = {name: k for k, name in enumerate(classes)}
+        unknown = next((key for key in self._images if key[1] not in label_of), None)
+        if unknown is not None:
+            raise DataError(f"{unknown[0]}/{unknown[2]} is of the unknown class {unknown[1]!r}")
+        splits = [self._stack(split, label_of) for split in (train, test)]
+        return Arrays(*splits[0], *splits[1], class_names=tuple(class_names))
+
+    def _stack(self, split: str, label_of: dict[str, int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        keys = sorted((k for k in self._images if k[0] == split), key=lambda k: (label_of[k[1]], k[2]))
+        empty = sorted(set(label_of) - {k[1] for k in keys})
+        if empty:
+            raise DataError(f"class {empty[0]!r} has no images in {split}/: every class needs at least one")
+        height, width, _ = self._images[keys[0]].shape
+        inputs = np.empty((len(keys), 3, height, width), dtype=np.uint8)
+        for i, key in enumerate(keys):
+            inputs[i] = self._images.pop(key).transpose(2, 0, 1)  # popped: never the whole set twice in memory
+        return inputs, np.array([label_of[k[1]] for k in keys], dtype=np.int64)
