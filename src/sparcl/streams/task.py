@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
+import torch
 from torch import Tensor
 
 from sparcl.streams.augment import Transform
@@ -74,3 +75,16 @@ class Stream(Sequence[Task]):
     def __getitem__(self, index: slice) -> tuple[Task, ...]: ...
     def __getitem__(self, index: int | slice) -> Task | tuple[Task, ...]:
         return self.tasks[index]
+
+    def merged(self) -> Stream:
+        """The stream with all its tasks in one: what joint training, the upper bound, is given."""
+        train = [task.train for task in self.tasks]
+        test = [task.test for task in self.tasks]
+        task = Task(
+            index=0,
+            classes=tuple(range(self.n_classes)),
+            train=Samples(torch.cat([s.inputs for s in train]), torch.cat([s.labels for s in train])),
+            test=Samples(torch.cat([s.inputs for s in test]), torch.cat([s.labels for s in test])),
+            transform=self.tasks[0].transform,
+        )
+        return replace(self, tasks=(task,))

@@ -1,0 +1,41 @@
+# The developer's manual. On a fresh machine with Python 3.11+, make and a C++17 compiler: `make demo`, `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help demo test check format lint types clean
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: $(READY)  ## environment with everything that developers need, the compiled part built
+
+demo: $(READY)  ## train SparCL-DER++ and dense DER++ on embedded digits, side by side (no network, under two minutes)
+	$(BIN)/sparcl demo --out runs/demo
+
+test: $(READY)  ## all tests but those marked slow
+	$(BIN)/python -m pytest
+
+check: $(READY) format lint types test  ## what CI runs: format, lint, types, tests
+
+format: $(READY)
+	$(BIN)/ruff format --check .
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+clean:  ## remove the environment, builds and caches
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+-include csrc/portability.mk
+-include tests/robustness/robustness.mk
