@@ -139,7 +139,7 @@ def sparse_layers(model: nn.Module, prunable: Prunable = None) -> list[SparseLay
                 handle = module.__dict__["_sparse_layer"] = MaskedLayer(name, module)
         else:
             handle = module  # a compact module is its own SparseLayer
-            handle.name = name  # type: ignore[assignment]
+        handle.name = name  # as this model calls it, another may share the layer
         layers.append(cast(SparseLayer, handle))
     return layers
 
@@ -195,6 +195,8 @@ ELEMENTWISE_OPTIMIZERS: tuple[type[torch.optim.Optimizer], ...] = (
     torch.optim.RAdam,
     torch.optim.Adamax,
     torch.optim.Adadelta,
+    torch.optim.ASGD,
+    torch.optim.Rprop,
 )
 """Optimizers whose update of a weight looks at that weight alone, so that growth and freezing have a meaning."""
 
@@ -215,9 +217,10 @@ def elementwise_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter)
 
 
 def fresh_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, key: str) -> float:
-    """The value an elementwise state starts with: 0, but for Adagrad's accumulator."""
+    """The value an elementwise state starts with: 0, but for Adagrad's accumulator and Rprop's step size."""
+    options = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
     if isinstance(optimizer, torch.optim.Adagrad) and key == "sum":
-        for group in optimizer.param_groups:
-            if any(p is parameter for p in group["params"]):
-                return float(group["initial_accumulator_value"])
+        return float(options["initial_accumulator_value"])
+    if isinstance(optimizer, torch.optim.Rprop) and key == "step_size":
+        return float(options["lr"])
     return 0.0

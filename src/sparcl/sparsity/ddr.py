@@ -71,16 +71,19 @@ class DDR(Sparsifier):
 
     def after_forward(self, ids: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Note who was predicted wrongly; read at the next removal only, so that a GPU is not waited for."""
-        self._pending.append((ids, logits.detach().argmax(dim=1) != labels))
+        if self.share > 0 and self.moments.passed < len(REMOVAL_MOMENTS):
+            self._pending.append((ids, logits.detach().argmax(dim=1) != labels))
 
     def remove(self) -> None:
         """The samples with the fewest misclassifications leave, as many as the moments passed so far ask for.
 
         Only samples seen since the last removal can leave: nothing is known of the others. Equal counts are decided
-        by a random draw, not by the order of the data.
+        by a random draw, not by the order of the data. Two samples always stay: batch statistics need them.
         """
         self._settle()
-        planned = round(self.share * len(self.kept) * self.moments.passed / len(REMOVAL_MOMENTS)) - self.removed
+        samples = len(self.kept)
+        total = min(round(self.share * samples * self.moments.passed / len(REMOVAL_MOMENTS)), samples - 2)
+        planned = total - self.removed
         candidates = (self.kept & self.seen).nonzero().squeeze(1)
         shuffled = candidates[torch.randperm(len(candidates), generator=self.generator)]
         leave = shuffled[torch.argsort(self.count[shuffled], stable=True)[: max(planned, 0)]]

@@ -70,10 +70,14 @@ def preserved_buffers(model: nn.Module) -> Iterator[None]:
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
-    """Bool mask of exactly `count` lowest scores; among equals the first are taken, so every backend agrees."""
+    """Bool mask of exactly `count` lowest scores; among equals the first are taken, so every backend agrees.
+
+    A score that is NaN counts as the highest: counts stay exact until the loss, NaN too by then, is refused.
+    """
     mask = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     if count <= 0:
         return mask
+    scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf)
     threshold = torch.kthvalue(scores, count).values
     mask |= scores < threshold
     ties = (scores == threshold).nonzero().squeeze(1)

@@ -24,7 +24,14 @@ from torch import Tensor, nn
 
 from sparcl import seeds
 from sparcl.errors import ConfigError
-from sparcl.nn.layers import Prunable, SparseLayer, check_optimizer, elementwise_state, sparse_layers
+from sparcl.nn.layers import (
+    Prunable,
+    SparseLayer,
+    check_optimizer,
+    elementwise_state,
+    fresh_state,
+    sparse_layers,
+)
 from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.patterns import Pattern
 
@@ -116,7 +123,7 @@ class MaskSparsifier(Sparsifier):
         self.pattern = pattern
         self.prunable = prunable
         self.losses: Losses | None = None
-        self._frozen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._frozen: list[tuple[nn.Parameter, Tensor, Tensor, dict[str, Tensor]]] = []
 
     def resume_task(self, losses: Losses | None) -> None:
         self.losses = losses
@@ -147,13 +154,20 @@ class MaskSparsifier(Sparsifier):
             entries = layer.frozen_entries()
             if entries is not None:
                 parameter = layer.parameter
-                for tensor in (parameter.detach(), *elementwise_state(self.optimizer, parameter).values()):
-                    self._frozen.append((tensor, entries, tensor.view(-1)[entries]))
+                state = elementwise_state(self.optimizer, parameter)
+                before = {key: tensor.view(-1)[entries] for key, tensor in state.items()}
+                self._frozen.append((parameter, entries, parameter.detach().view(-1)[entries], before))
 
     def after_step(self) -> None:
-        """Put the frozen back: a zero gradient is not a frozen weight under momentum, decay or Adam."""
-        for tensor, entries, before in self._frozen:
-            tensor.view(-1)[entries] = before
+        """Put the frozen back: a zero gradient is not a frozen weight under momentum, decay or Adam.
+
+        State that this step created (the first step's momentum holds the decay) starts fresh for them.
+        """
+        for parameter, entries, values, before in self._frozen:
+            parameter.detach().view(-1)[entries] = values
+            for key, tensor in elementwise_state(self.optimizer, parameter).items():
+                fresh = fresh_state(self.optimizer, parameter, key)
+                tensor.view(-1)[entries] = before.get(key, fresh)
         self._frozen = []
 
     def active_units(self, layer: SparseLayer) -> Tensor:
@@ -194,12 +208,13 @@ def moves_without_gradient(optimizer: torch.optim.Optimizer) -> bool:
 class Moments:
     """Fixed fractions of a task at which something happens, rounded to steps, for tasks of one epoch or of fifty.
 
-    A moment that an epoch, shortened by removed samples, did not reach is due at the next step.
+    A moment that an epoch, shortened by removed samples, did not reach is due at the next step. None is due before a
+    task's first step is done: what a new task expanded is trained at least once, however short the task.
     """
 
     def __init__(self, fractions: Sequence[float]) -> None:
         self.fractions = tuple(fractions)
-        self.passed = 0
+        self.begin_task(1)
 
     def begin_task(self, epochs: int) -> None:
         self.epochs, self.passed = epochs, 0
@@ -210,6 +225,8 @@ class Moments:
 
     def due(self, step: int) -> int:
         """How many moments have come since the last call."""
+        if self.epoch == step == 0:
+            return 0
         now = self.epoch + (step + 0.5) / self.steps
         passed = sum(1 for f in self.fractions if f * self.epochs < now)
         due = max(passed - self.passed, 0)

@@ -107,7 +107,8 @@ class TDM(MaskSparsifier):
         scores = self._cwi()
         removed_total = grown_total = 0
         for layer, score, target in zip(self.layers, scores, self.target, strict=True):
-            moved = self._moved(layer, target, self.p_intra)
+            unused = self.pattern.units(layer.shape) - len(self.active_units(layer))
+            moved = min(self._moved(layer, target, self.p_intra), unused)  # the removed cannot grow back at once
             removed, kept = self._remove(layer, score, target - moved)
             grown = self.draw_unused(layer, kept, target - len(kept), barred=removed)
             self.set_units(layer, torch.cat([kept, grown]).sort().values)
