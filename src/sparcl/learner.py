@@ -57,6 +57,7 @@ class Position:
     step: int = 0
     cursor: int = 0
     order: Tensor | None = None  # int64, the epoch's samples; None before the epoch has begun
+    batch: int = 0  # samples a step: the batch size, or all that is left of a small task
     planned_steps: int = 0
 
 
@@ -150,7 +151,7 @@ class Learner:
         assert position is not None
         while position.epoch < self.epochs:
             self._begin_epoch(position)
-            while position.order is not None and position.cursor + self._batch <= len(position.order):
+            while position.order is not None and position.cursor + position.batch <= len(position.order):
                 self._step(position)
             self._check_losses(position)
             position.epoch, position.step, position.cursor, position.order = position.epoch + 1, 0, 0, None
@@ -171,9 +172,8 @@ class Learner:
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
         self.task = task
-        self.tasks = [*self.tasks[: task.index], task]
+        self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
         self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
-        self._batch = min(self.batch_size, len(task.train))
         losses = Losses(task=self._task_importance, replay=self._replay_importance)
         if self.position is not None:
             self.sparsifier.resume_task(losses)
@@ -182,6 +182,7 @@ class Learner:
         self.position = Position(task.index)
         self.tell("task.begin", {"task": task.index, "classes": list(task.classes), "samples": len(task.train)})
         self.model.train()
+        torch.manual_seed(seeds.derive(self.seed, f"torch/{task.index}"))  # what a model draws itself: dropout
         self.method.begin_task(task)
         self.sparsifier.begin_task(task.index, samples=len(task.train), epochs=self.epochs, losses=losses)
 
@@ -192,7 +193,8 @@ class Learner:
             return
         drawn = torch.randperm(len(self.task.train), generator=self.order_generator)
         position.order = self.sparsifier.keep(drawn)
-        position.planned_steps = len(position.order) // self._batch
+        position.batch = min(self.batch_size, len(position.order))
+        position.planned_steps = len(position.order) // position.batch
         self.sparsifier.begin_epoch(position.epoch, position.planned_steps)
         self.tell(
             "epoch.begin",
@@ -200,7 +202,7 @@ class Learner:
                 "task": position.task,
                 "epoch": position.epoch,
                 "steps": position.planned_steps,
-                "dense_steps": len(self.task.train) // self._batch,
+                "dense_steps": len(self.task.train) // min(self.batch_size, len(self.task.train)),
             },
         )
 
@@ -208,8 +210,8 @@ class Learner:
         """One step: masks move, forward, backward, optimizer, memory."""
         self._begin_step(position)
         assert position.order is not None
-        ids = position.order[position.cursor : position.cursor + self._batch]
-        if len(ids) < self._batch:
+        ids = position.order[position.cursor : position.cursor + position.batch]
+        if len(ids) < position.batch:
             return  # a removal at this very step left less than a batch of this epoch
         batch = self._assemble(ids)
         self.tell("step.begin", {"samples": len(ids)})
@@ -223,7 +225,7 @@ class Learner:
         self.optimizer.step()
         self.sparsifier.after_step()
         self.method.after_step(batch, logits)
-        position.cursor += self._batch
+        position.cursor += position.batch
         position.step += 1
         self.tell(
             "step.end",
@@ -259,7 +261,7 @@ class Learner:
         """L~(D_t) on a fresh batch of the samples still in the task."""
         with self._importance():
             drawn = torch.randperm(len(self.task.train), generator=self.importance_generator)
-            return self.method.task_importance_loss(self._assemble(self.sparsifier.keep(drawn)[: self._batch]))
+            return self.method.task_importance_loss(self._assemble(self.sparsifier.keep(drawn)[: self.batch_size]))
 
     def _replay_importance(self) -> Tensor | None:
         """L(M) on a fresh batch of the buffer."""
@@ -308,6 +310,8 @@ class Learner:
 
         Class-IL: the largest of all logits. Task-IL: the largest of the task's own.
         """
+        if tasks is None and len(self.tasks) < self.learned:
+            raise ConfigError("name the tasks to evaluate on: those before the loaded state were never given")
         tasks = self.tasks if tasks is None else tasks
         if not tasks:
             raise ConfigError("nothing to evaluate: learn a task first, or name the tasks")
@@ -335,6 +339,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything beside the weights, masks and optimizer state that is needed to go on to the same bits."""
         position = self.position
+        on_gpu = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
         return {
             "learned": self.learned,
             "position": None if position is None else dict(vars(position)),
@@ -346,6 +351,7 @@ class Learner:
                 "importance": self.importance_generator.get_state(),
                 "method": self.method.host.generator.get_state(),
                 "torch": torch.get_rng_state(),
+                **on_gpu,
             },
         }
 
@@ -361,3 +367,5 @@ class Learner:
         self.importance_generator.set_state(generators["importance"])
         self.method.host.generator.set_state(generators["method"])
         torch.set_rng_state(generators["torch"])
+        if self.device.type == "cuda" and "cuda" in generators:
+            torch.cuda.set_rng_state(generators["cuda"], self.device)

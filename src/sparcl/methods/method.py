@@ -132,7 +132,7 @@ class Method(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
         if self.buffer is not None:
-            self.buffer.load_state_dict(state["buffer"])
+            self.buffer.load_state_dict(state["buffer"], self.host.device)
 
 
 class RehearsalMethod(Method):
