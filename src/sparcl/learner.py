@@ -69,7 +69,7 @@ class Learner:
         method: how it is learned and remembered; default: fine-tuning.
         sparsifier: what is computed at all; default: everything.
         optimizer: makes the optimizer from the parameters; default: plain SGD (published).
-        lr: learning rate of the default optimizer.
+        lr, weight_decay: of the default optimizer.
         epochs: passes over each task.
         batch_size: samples of the task a step; the last partial batch of an epoch is left out (published).
         replay_batch_size: samples drawn from the buffer at a time; default: `batch_size`.
@@ -90,6 +90,7 @@ class Learner:
         *,
         optimizer: MakeOptimizer | None = None,
         lr: float = 0.03,
+        weight_decay: float = 0.0,
         epochs: int = 1,
         batch_size: int = 32,
         replay_batch_size: int | None = None,
@@ -110,7 +111,7 @@ class Learner:
         self.model = model.to(self.device)
         self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
         self.observers = list(observers)
-        make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=lr))
+        make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay))
         self.optimizer = make(self.model.parameters())
         self.sparsifier.attach(self.model, self.optimizer, seed)
         self.sparsifier.notify = self.tell

@@ -1,0 +1,5 @@
+"""`python -m sparcl` is the `sparcl` command."""
+
+from sparcl.cli import main
+
+main()

@@ -1,0 +1,116 @@
+"""The command line: `sparcl run`, `sparcl info`, ...
+
+Exit codes: 0 done, 2 bad arguments or data (exactly one line on stderr), 130 and 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sparcl.errors import ConfigError, SparclError
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Continual learning whose sparsity is real: train on a stream of tasks with sparse weights, gradients and data.",
+)
+
+# Typer carries Click inside since 0.2x: the common base of all that its parser refuses is found from here.
+ParserError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+@app.callback()
+def commands() -> None:
+    """Continual learning whose sparsity is real: sparse weights, gradients and data, in seconds and bytes."""
+
+
+@app.command()
+def run(
+    stream: Annotated[str | None, typer.Argument(help="what arrives: seq-digits, seq-cifar10, folder, ...")] = None,
+    method: Annotated[str | None, typer.Option(help="how it is learned: derpp (default), er, finetune, ...")] = None,
+    sparsifier: Annotated[str | None, typer.Option(help="what is computed: sparcl (default), dense, ...")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="share of prunable weights that is zero; default 0.90")] = None,
+    pattern: Annotated[str | None, typer.Option(help="unstructured (default) or block")] = None,
+    block_size: Annotated[int | None, typer.Option(help="output channels that share positions; default 4")] = None,
+    distribution: Annotated[str | None, typer.Option(help="sparsity over the layers: uniform (default) or erk")] = None,
+    prunable: Annotated[list[str] | None, typer.Option(help="names of prunable layers (shell patterns)")] = None,
+    gradient_sparsity: Annotated[float | None, typer.Option(help="DGM: share of active weights not updated")] = None,
+    sample_removal: Annotated[float | None, typer.Option(help="DDR: share of a task's samples removed")] = None,
+    ddr_score: Annotated[str | None, typer.Option(help="misclassified (default) or forgetting")] = None,
+    importance: Annotated[str | None, typer.Option(help="TDM ranks by cwi (default) or magnitude")] = None,
+    buffer_size: Annotated[int | None, typer.Option(help="samples kept for rehearsal; default 200")] = None,
+    single_head: Annotated[bool, typer.Option(help="mask other tasks' logits in the training loss")] = False,
+    preset: Annotated[str | None, typer.Option(help="a named setting of the method, e.g. sparcl-script")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="the method's own: NAME=NUMBER, e.g. alpha=0.2")] = None,
+    epochs: Annotated[int | None, typer.Option(help="passes over each task; default: published")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="samples a step; default 32")] = None,
+    lr: Annotated[float | None, typer.Option(help="learning rate; default: published")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="default: published (0 for most)")] = None,
+    model: Annotated[str | None, typer.Option(help="resnet18, convnet or mlp; default: the stream's")] = None,
+    width: Annotated[int | None, typer.Option(help="channels of the model's first layer; resnet18: 64")] = None,
+    scenario: Annotated[str | None, typer.Option(help="class-il or task-il")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto (default), native or reference")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: PyTorch's")] = None,
+    seed: Annotated[int | None, typer.Option(help="of every random draw; default 0")] = None,
+    data: Annotated[str | None, typer.Option(help="folder or archive with the stream's data")] = None,
+    limit_per_class: Annotated[int | None, typer.Option(help="use only so many images a class")] = None,
+    classes_per_task: Annotated[int | None, typer.Option(help="default: the stream's published split")] = None,
+    class_order_seed: Annotated[int | None, typer.Option(help="shuffle the classes over the tasks")] = None,
+    resize: Annotated[int | None, typer.Option(help="folder: side to resize images to")] = None,
+    out: Annotated[Path | None, typer.Option(help="run directory; default runs/<name>")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the run directory's checkpoint")] = False,
+    checkpoint_every: Annotated[str, typer.Option(help="steps or seconds between checkpoints: 500 or 60s")] = "60s",
+    config: Annotated[Path | None, typer.Option(help="a TOML file with these settings; options override it")] = None,
+) -> None:
+    """Train on a stream of tasks, one after another, and leave a run directory with the result."""
+    from sparcl.config import Experiment, read_toml
+    from sparcl.run.run import execute
+
+    given: dict[str, Any] = {k: v for k, v in locals().items() if k in {f.name for f in dataclasses.fields(Experiment)}}
+    given = {k: v for k, v in given.items() if v is not None and v is not False}
+    values = read_toml(config) if config is not None else {}
+    if option:
+        values = {**values, "method_options": {**values.get("method_options", {}), **_options(option)}}
+    experiment = Experiment.from_dict({**values, **given}, str(config) if config else "options")
+    execute(experiment, out, resume=resume, checkpoint_every=checkpoint_every, console=Console())
+
+
+def _options(pairs: list[str]) -> dict[str, float]:
+    """NAME=NUMBER pairs."""
+    options = {}
+    for pair in pairs:
+        name, _, number = pair.partition("=")
+        try:
+            options[name] = float(number)
+        except ValueError:
+            raise ConfigError(f"--option {pair!r} is not NAME=NUMBER") from None
+    return options
+
+
+def main() -> None:
+    """Entry point: run the command; whatever is the user's to mend is one line on stderr and exit code 2."""
+    sys.exit(_main(sys.argv[1:]))
+
+
+def _main(arguments: list[str]) -> int:
+    try:
+        code = app(arguments or ["--help"], prog_name="sparcl", standalone_mode=False)
+    except SparclError as error:
+        return _refuse(str(error))
+    except ParserError as error:
+        return _refuse(error.format_message())  # type: ignore[attr-defined]
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    return int(code or 0)
+
+
+def _refuse(message: str) -> int:
+    print("sparcl: " + " ".join(message.split()), file=sys.stderr)
+    return 2

@@ -1,0 +1,106 @@
+"""From an experiment's settings to its objects."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sparcl import methods, nn, seeds, streams
+from sparcl.config import Experiment
+from sparcl.errors import ConfigError
+from sparcl.learner import Learner, Observer
+from sparcl.methods.method import Method
+from sparcl.sparsity import SPARSIFIERS
+from sparcl.sparsity.patterns import make_pattern
+from sparcl.sparsity.sparcl import SparCL
+from sparcl.sparsity.sparsifier import Sparsifier
+from sparcl.streams.registry import Progress
+from sparcl.streams.task import Stream
+
+
+def stream(experiment: Experiment, progress: Progress | None = None) -> Stream:
+    """Load the experiment's stream (as it arrives: joint trains on `.merged()` of it)."""
+    return streams.load(
+        experiment.stream,
+        Path(experiment.data) if experiment.data is not None else None,
+        classes_per_task=experiment.classes_per_task,
+        class_order_seed=experiment.class_order_seed,
+        limit_per_class=experiment.limit_per_class,
+        resize=experiment.resize,
+        progress=progress,
+    )
+
+
+def method(experiment: Experiment) -> Method:
+    """The experiment's method; an option that it does not have is refused with those it has."""
+    kind = methods.find(experiment.method)
+    accepted = [name for name in inspect.signature(kind).parameters if name != "self"]
+    options: dict[str, object] = dict(experiment.method_options)
+    if experiment.buffer_size is not None:
+        options["buffer_size"] = experiment.buffer_size
+    if experiment.single_head:
+        options["single_head"] = True
+    for name in options:
+        if name not in accepted:
+            raise ConfigError(f"method {experiment.method} has no option {name!r}; allowed: {', '.join(accepted)}")
+    return kind(**options)  # type: ignore[arg-type]
+
+
+def sparsifier(experiment: Experiment) -> Sparsifier:
+    """The experiment's sparsifier; `experiment` is resolved."""
+    if experiment.sparsifier == "dense":
+        return Sparsifier()
+    assert experiment.sparsity is not None
+    if experiment.sparsifier == "sparcl":
+        assert experiment.gradient_sparsity is not None
+        assert experiment.sample_removal is not None
+        return SparCL(
+            experiment.sparsity,
+            gradients=experiment.gradient_sparsity,
+            samples=experiment.sample_removal,
+            pattern=experiment.pattern,
+            block_size=experiment.block_size,
+            distribution=experiment.distribution,
+            prunable=experiment.prunable,
+            ddr_score=experiment.ddr_score or "misclassified",
+            use_gradients=experiment.importance != "magnitude",
+        )
+    return SPARSIFIERS[experiment.sparsifier](
+        experiment.sparsity,
+        pattern=make_pattern(experiment.pattern, experiment.block_size),
+        distribution=experiment.distribution,
+        prunable=experiment.prunable,
+    )
+
+
+def device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda is not available here; use cpu or auto")
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def learner(experiment: Experiment, stream: Stream, observers: Sequence[Observer] = ()) -> Learner:
+    """The experiment's Learner, its model's weights drawn from the seed; `experiment` is resolved."""
+    assert experiment.model is not None
+    assert experiment.lr is not None
+    assert experiment.epochs is not None
+    the_method, the_sparsifier = method(experiment), sparsifier(experiment)
+    torch.manual_seed(seeds.derive(experiment.seed, "model"))
+    model = nn.build(experiment.model, stream.n_classes, stream.input_shape, experiment.width)
+    return Learner(
+        model,
+        the_method,
+        the_sparsifier,
+        lr=experiment.lr,
+        weight_decay=experiment.weight_decay or 0.0,
+        epochs=experiment.epochs,
+        batch_size=experiment.batch_size,
+        seed=experiment.seed,
+        device=device(experiment.device),
+        backend=experiment.backend,
+        observers=observers,
+    )
