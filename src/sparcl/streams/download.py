@@ -29,7 +29,8 @@ def fetch(remotes: Sequence[Remote], folder: Path) -> list[Path]:
         DataError: no network, no pooch, a wrong checksum: the message says which file to put where.
     """
     names = ", ".join(r.file for r in remotes)
-    by_hand = f"put {names} into {folder} by hand (from {', '.join(r.url for r in remotes)})"
+    pages = dict.fromkeys(r.url.removesuffix(r.file) for r in remotes)
+    by_hand = f"put {names} into {folder} by hand (from {', '.join(pages)})"
     try:
         import pooch
     except ImportError as error:
@@ -37,15 +38,15 @@ def fetch(remotes: Sequence[Remote], folder: Path) -> list[Path]:
             f'{names} not found in {folder}: {by_hand}, or pip install "sparcl[download]" to fetch'
         ) from error
     pooch.get_logger().setLevel(logging.WARNING)  # the run's own progress is on the screen
-    existed = folder.exists()
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         download = pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS)
         return [
             Path(pooch.retrieve(r.url, f"md5:{r.md5}", fname=r.file, path=folder, downloader=download)) for r in remotes
         ]
     except Exception as error:  # of requests, of the file system, or a wrong checksum
-        if not existed:
-            with contextlib.suppress(OSError):  # not empty: what has arrived is kept
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # not empty: what has arrived is kept
+            for path in created:
+                path.rmdir()
         reason = "checksum differs" if isinstance(error, ValueError) else type(error).__name__
         raise DataError(f"{names} not found in {folder} and not fetched ({reason}): {by_hand}") from error

@@ -7,6 +7,7 @@ bounded whatever the headers claim.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -26,6 +27,7 @@ Progress = Callable[[int, int], None]
 
 MAX_MEMBER_BYTES = 256 << 20  # the largest official file, CIFAR-100's training batch, has 155 MB
 MAX_MEMBERS = 4_000_000
+FREE_BYTES = 1 << 30  # that any archive may unpack to
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")
 _PROGRESS_EVERY = 256  # files between two calls of a progress callback
 _DAMAGED = (
@@ -80,16 +82,24 @@ def members(path: Path, tops: Sequence[str], progress: Progress | None = None) -
         return
     if not path.is_file():
         raise DataError(f"{path} does not exist: a folder or an archive is needed")
-    try:
-        if zipfile.is_zipfile(path):
+    with _one_line(path):
+        if _begins(path).startswith(b"PK"):
             with zipfile.ZipFile(path) as archive:
-                yield from _counted(_zip_members(path, archive), len(archive.infolist()), progress)
+                files = sum(not info.is_dir() for info in archive.infolist())
+                yield from _counted(_zip_members(path, archive), files, progress)
         else:
             yield from _tar_members(path, progress)
+
+
+@contextlib.contextmanager
+def _one_line(archive: Path) -> Iterator[None]:
+    """Whatever the standard library raises on a damaged archive becomes one line."""
+    try:
+        yield
     except _DAMAGED as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         allowed = ", ".join(ARCHIVE_SUFFIXES)
-        raise DataError(f"{path} is damaged, truncated or no archive ({detail}): allowed are {allowed}") from error
+        raise DataError(f"{archive} is damaged, truncated or no archive ({detail}): allowed are {allowed}") from error
 
 
 def read_bounded(file: Readable, limit: int, what: str) -> bytes:
@@ -160,7 +170,7 @@ def _zip_members(source: Path, archive: zipfile.ZipFile) -> Iterator[Member]:
             raise DataError(f"{source} holds {info.filename!r}, a link or a device: only files are allowed")
 
         def read(info: zipfile.ZipInfo = info) -> bytes:
-            with archive.open(info) as stream:
+            with _one_line(source), archive.open(info) as stream:
                 return read_bounded(stream, MAX_MEMBER_BYTES, f"{source}: {info.filename}")
 
         yield Member(parts, info.is_dir(), read)
@@ -179,9 +189,10 @@ def _tar_members(source: Path, progress: Progress | None) -> Iterator[Member]:
                     raise DataError(f"{source} holds more than {MAX_MEMBERS} members")
 
                 def read(info: tarfile.TarInfo = info) -> bytes:
-                    stream = archive.extractfile(info)
-                    assert stream is not None  # a regular file
-                    return read_bounded(stream, MAX_MEMBER_BYTES, f"{source}: {info.name}")
+                    with _one_line(source):
+                        stream = archive.extractfile(info)
+                        assert stream is not None  # a regular file
+                        return read_bounded(stream, MAX_MEMBER_BYTES, f"{source}: {info.name}")
 
                 yield Member(parts, info.isdir(), read)
                 if progress is not None and count % _PROGRESS_EVERY == 0:
@@ -190,6 +201,11 @@ def _tar_members(source: Path, progress: Progress | None) -> Iterator[Member]:
             pass
     if progress is not None:
         progress(total, total)
+
+
+def _begins(path: Path) -> bytes:
+    with path.open("rb") as raw:
+        return raw.read(6)
 
 
 def _decompressed(raw: IO[bytes]) -> Readable:
@@ -205,8 +221,8 @@ def _decompressed(raw: IO[bytes]) -> Readable:
 
 
 def _check_total(source: Path, size: int) -> None:
-    """Real images hardly compress; an archive that grows a hundredfold beyond 1 GiB is a bomb."""
-    limit = max(1 << 30, 100 * source.stat().st_size)
+    """Real images hardly compress: an archive that grows a hundredfold, and beyond what is free, is a bomb."""
+    limit = max(FREE_BYTES, 100 * source.stat().st_size)
     if size > limit:
         raise DataError(f"{source} unpacks to more than {limit} bytes: refused as a decompression bomb")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, DataError
 from sparcl.streams.cifar import seq_cifar10, seq_cifar100
 from sparcl.streams.digits import seq_digits
 from sparcl.streams.files import Progress
@@ -81,4 +81,8 @@ def load(
         options["resize"] = resize
     if not entry.needs_data:
         return entry.open(**options)
-    return entry.open(data if data is not None else Path("data"), progress=progress, **options)
+    place = data if data is not None else Path("data")
+    try:
+        return entry.open(place, progress=progress, **options)
+    except OSError as error:  # such as a folder that may not be listed
+        raise DataError(f"{error.filename or place} cannot be read: {error.strerror}") from error

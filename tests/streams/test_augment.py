@@ -1,0 +1,91 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from sparcl.errors import ConfigError
+from sparcl.streams.augment import CIFAR_MEAN, CIFAR_STD, Normalize, Transform, random_crop_flip
+
+
+def crop_flip_one_by_one(inputs, padding, flip, generator):
+    """Obviously right: the same draws, one image after the other."""
+    n, _, h, w = inputs.shape
+    offsets = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
+    mirrored = torch.randint(0, 2, (n, 1), generator=generator, dtype=torch.bool) if flip else torch.zeros(n, 1)
+    out = torch.empty_like(inputs)
+    for i in range(n):
+        y, x = int(offsets[0, i]), int(offsets[1, i])
+        crop = F.pad(inputs[i], (padding,) * 4)[:, y : y + h, x : x + w]
+        out[i] = crop.flip(2) if mirrored[i] else crop
+    return out
+
+
+@given(
+    shape=st.tuples(st.integers(0, 5), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
+    padding=st.integers(0, 4),
+    flip=st.booleans(),
+    floating=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_crop_and_flip_match_one_image_at_a_time(shape, padding, flip, floating, seed):
+    inputs = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    inputs = inputs.float() if floating else inputs
+    ours, theirs = (torch.Generator().manual_seed(seed) for _ in range(2))
+    out = random_crop_flip(inputs, padding, flip, ours)
+    assert torch.equal(out, crop_flip_one_by_one(inputs, padding, flip, theirs))
+    assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+def test_every_offset_and_both_directions_occur():
+    n, padding = 2000, 2
+    inputs = torch.zeros(n, 1, 3, 3, dtype=torch.uint8)
+    inputs[:, 0, 1, 1], inputs[:, 0, 1, 2] = 1, 2  # the second pixel lies right of the first, unless mirrored
+    out = random_crop_flip(inputs, padding, True, torch.Generator().manual_seed(0))
+    whole = (out.flatten(1).sum(1) == 3).nonzero().flatten()
+    places = {tuple((out[i, 0] == 1).nonzero()[0].tolist()) for i in whole.tolist()}
+    assert places == {(y, x) for y in range(3) for x in range(3)}
+    mirrored = sum(int((out[i, 0] == 2).nonzero()[0, 1] < (out[i, 0] == 1).nonzero()[0, 1]) for i in whole.tolist())
+    assert 0.42 < mirrored / len(whole) < 0.58
+
+
+def test_padding_is_black_before_normalisation():
+    normalize = Normalize(CIFAR_MEAN, CIFAR_STD)
+    white = torch.full((64, 3, 8, 8), 255, dtype=torch.uint8)
+    out = Transform(normalize, crop_padding=4).train(white, torch.Generator().manual_seed(1))
+    black, light = (normalize(torch.full((1, 3, 1, 1), v, dtype=torch.uint8)) for v in (0, 255))
+    assert bool(((out == black) | (out == light)).all())
+    assert bool((out == black).any())
+
+
+def test_normalisation_scales_bytes_but_not_floats():
+    levels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CIFAR_MEAN, CIFAR_STD))
+    expected = (levels.float() / 255 - mean) / std
+    normalize = Normalize(CIFAR_MEAN, CIFAR_STD)
+    torch.testing.assert_close(normalize(levels), expected)
+    torch.testing.assert_close(normalize(levels.float() / 255), expected)
+
+
+def test_plain_transform_leaves_arrays_of_any_shape_as_they_are():
+    inputs = torch.randn(4, 7)
+    before = inputs.clone()
+    out = Transform().train(inputs, torch.Generator())
+    assert torch.equal(out, before)
+    out.zero_()
+    assert torch.equal(inputs, before)  # a copy: the stored samples never change
+
+
+def test_test_transform_draws_nothing_and_training_obeys_the_generator():
+    transform = Transform(Normalize(), crop_padding=4, flip=True)
+    inputs = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(transform.test(inputs), inputs.float().mul(1 / 255))
+    first, same, other = (transform.train(inputs, torch.Generator().manual_seed(s)) for s in (5, 5, 6))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(("mean", "std"), [((), ()), ((0.5,), (0.5, 0.5)), ((0.5,), (0.0,))])
+def test_impossible_statistics_are_refused(mean, std):
+    with pytest.raises(ConfigError, match="std above 0"):
+        Normalize(mean, std)
