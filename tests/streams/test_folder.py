@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+from made_data import noise, picture, tree, write_folder, write_tar, write_zip
+
+from sparcl.errors import DataError
+from sparcl.streams import folder
+from sparcl.streams.folder import statistics
+
+
+@pytest.mark.parametrize("pack", [write_folder, write_tar, write_zip])
+@pytest.mark.parametrize("prefix", ["", "my-images/"])
+def test_a_tree_is_read_packed_or_not(tmp_path, pack, prefix):
+    if pack is write_folder:
+        pack(tmp_path / "data", tree(4))
+    else:
+        files = {f"{prefix}{name}": content for name, content in reversed(tree(4).items())}  # in any order
+        pack(tmp_path / "data", files)
+    stream = folder(tmp_path / "data")
+    assert (len(stream), stream.input_shape) == (2, (3, 32, 32))
+    assert stream.class_names == ("c000", "c001", "c002", "c003")
+    assert stream[1].train.labels.tolist() == [2, 2, 2, 3, 3, 3]
+    assert stream[1].train.inputs[:, 1, 9, 9].tolist() == [20, 21, 22, 30, 31, 32]
+    assert stream[1].test.inputs[:, 2, 0, 0].tolist() == [120, 121, 130, 131]
+
+
+def test_images_are_normalised_by_their_own_statistics(tmp_path):
+    write_folder(tmp_path, tree(2, train=5))
+    task = folder(tmp_path)[0]
+    out = task.transform.test(task.train.inputs)
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.std((0, 2, 3), correction=0), torch.ones(3))
+    assert task.transform.flip
+    assert task.transform.crop_padding == 4
+
+
+def test_statistics_match_numpy_and_a_constant_channel_divides_by_nothing():
+    inputs = np.stack([noise(k, 8).transpose(2, 0, 1) for k in range(7)])
+    inputs[:, 2] = 51
+    found = statistics(inputs)
+    scaled = inputs.astype(np.float64) / 255
+    np.testing.assert_allclose(found.mean, scaled.mean((0, 2, 3)))
+    np.testing.assert_allclose(found.std[:2], scaled.std((0, 2, 3))[:2])
+    assert found.std[2] == pytest.approx(1.0)
+
+
+def test_mixed_sizes_need_a_resize(tmp_path):
+    write_folder(tmp_path, tree() | {"train/c001/0.png": picture(0, (20, 30))})
+    with pytest.raises(DataError, match=r"train/c000/0\.png is 32×32, train/c001/0\.png is 20×30; .*resize=32"):
+        folder(tmp_path)
+    assert folder(tmp_path, resize=(24, 16)).input_shape == (3, 24, 16)
+
+
+def test_other_files_are_passed_over(tmp_path):
+    junk = ("train/c000/._0.png", "train/c000/notes.txt", "train/.git/x.png", "README.png", "val/c000/1.png")
+    write_folder(tmp_path, tree() | dict.fromkeys(junk, b"no image"))
+    write_zip(tmp_path / "data.zip", tree() | {"__MACOSX/train/c000/0.png": b"no image"})
+    assert folder(tmp_path).fingerprint == folder(tmp_path / "data.zip").fingerprint
+
+
+@pytest.mark.parametrize("where", ["train", "test"])
+def test_a_class_without_images_is_refused(tmp_path, where):
+    write_folder(tmp_path, tree(4))
+    (tmp_path / where / "empty").mkdir()
+    with pytest.raises(DataError, match=r"class 'empty' has no images in train/"):
+        folder(tmp_path)
+    (tmp_path / where / "empty").rmdir()
+    other = "test" if where == "train" else "train"
+    for image in (tmp_path / other / "c002").iterdir():
+        image.unlink()
+    with pytest.raises(DataError, match=f"class 'c002' has no images in {other}/"):
+        folder(tmp_path)
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    write_folder(tmp_path, tree() | {"test/c001/1.png": picture(0)[:50]})
+    with pytest.raises(DataError, match=r"test/c001/1\.png is no readable image"):
+        folder(tmp_path)
+
+
+def test_what_is_no_tree_is_refused_with_the_layout(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match=r"train/<class>/\* and test/<class>/\* are needed"):
+        folder(tmp_path)
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match=r"no images in train/<class>/\*"):
+        folder(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        folder(tmp_path / "absent")
+    with pytest.raises(DataError, match="no images"):
+        folder(write_tar(tmp_path / "x.tar.gz", {"a.txt": b""}))
+
+
+def test_three_classes_do_not_make_pairs(tmp_path):
+    write_folder(tmp_path, tree(3))
+    with pytest.raises(DataError, match="allowed are 1, 3"):
+        folder(tmp_path)
+    assert len(folder(tmp_path, classes_per_task=1)) == 3
