@@ -1,0 +1,102 @@
+// What one instruction set offers: plain pointers and sizes, one table of functions for each unit.
+//
+// Axes: N batch, O output channels, I input channels, K nonzeros, V lanes of one vector.
+// Every tensor is batch-last: [channel][row][column][N], N innermost. Strides count floats.
+// A *tile* is a few output positions of V samples; its inputs are copied ("packed") once into
+// [channel][phase][row][column][V] with the zero padding in place, so that each nonzero weight is one constant offset
+// for every position of the tile, whatever the stride, the dilation and the edge.
+#pragma once
+#include <cstdint>
+
+namespace sparcl {
+
+struct TileShape {
+  int rows, columns;
+};
+
+// Copies `channels` channels of a window of `source` into a packed tile. Phase p of stride s holds rows p, p+s, p+2s...
+struct Pack {
+  const float* source;  // lane 0 of the chunk, at row 0, column 0
+  long channel_stride, row_stride, column_stride;
+  int channels, height, width;      // what exists of the source; outside it is zero
+  int lanes;                        // of the V that exist, the others are zero
+  int tail_column, tail_lanes;      // one source column may have fewer lanes still (-1: none)
+  int row, column;                  // source position of the packed tile's corner; may be negative
+  int row_step, column_step;        // stride
+  int row_phases, column_phases;    // phases that are read at all
+  int rows, columns;                // of each phase in the packed tile
+  float* packed;
+};
+
+// Convolves one packed tile, over one block of input channels, for output channels [first, last).
+struct Convolve {
+  const float* packed;
+  long packed_row;  // floats between two rows of a phase
+  const uint32_t* offsets;  // [K] floats from `packed`
+  const float* values;      // [K] in the order of the offsets
+  const int32_t* bounds;    // list of channel c is [bounds[c * bounds_stride], bounds[c * bounds_stride + 1])
+  long bounds_stride;
+  int first, last;
+  float* partial;  // [last][rows * columns][V], the sums between two blocks
+  bool load_partial, store_partial;
+  const float* bias;  // [last], or null
+  float* out;         // channel 0, the tile's first position, lane 0 of the chunk
+  long out_channel, out_row, out_column;
+  int rows, columns;  // positions that exist
+  int lanes, tail_column, tail_lanes;
+};
+
+// Adds one tile's share to the weight gradients of the lists of output channels [first, last).
+struct WeightGradient {
+  const float* packed;
+  long packed_row;
+  const float* gradient;  // [last - first][rows * columns][V], packed
+  int rows, columns;
+  const uint32_t* offsets;
+  const int32_t* bounds;
+  long bounds_stride;
+  int first, last;
+  float* sums;  // [K] in the order of the offsets
+};
+
+// One channel of a fused BatchNorm: y = relu(x * scale + shift + residual).
+struct NormBackward {
+  const float *x, *y, *gradient;  // y: null where the sign is recomputed from x
+  long count;
+  float scale, shift, mean;
+  bool relu;
+  float a, b, c;              // gx = a * g + b + c * (x - mean)
+  float *gx, *gresidual;      // either may be null
+};
+
+constexpr int kMaxShapes = 12;
+
+struct Kernels {
+  const char* name;
+  int lanes;
+  TileShape shapes[3][kMaxShapes];  // for output channels taken 1, 2 and 4 at a time; ends with {0, 0}
+  void (*pack)(const Pack&);
+  long (*convolve)(int block, int shape, const Convolve&);  // returns the list entries visited
+  long (*weight_gradient)(int block, const WeightGradient&);
+  double (*sum)(const float* x, long count);
+  void (*moments)(const float* x, long count, double* mean, double* squares);  // squares: sum of (x - mean)^2
+  void (*norm_forward)(const float* x, const float* residual, float* y, long count, float scale, float shift,
+                       bool relu);
+  void (*norm_sums)(const NormBackward&, double* gradient, double* product);  // sum g, sum g * (x - mean)
+  void (*norm_backward)(const NormBackward&);
+  void (*add_scaled)(const float* x, float* y, long count, float scale);  // y += scale * x
+  void (*maximum)(const float* x, float* y, long count);                  // y = max(x, y), NaN kept
+  void (*transpose)(const float* x, long rows, long columns, long x_row, float* y, long y_row);
+};
+
+const Kernels& kernels_plain();
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+const Kernels& kernels_neon();
+
+// The unit in use: the best that the processor has, or the one that SPARCL_ISA names. Throws std::invalid_argument.
+const Kernels& kernels();
+const char* available_units();  // comma separated, best first
+void select_unit(const char* name);  // for tests; null: as at the start
+
+}  // namespace sparcl

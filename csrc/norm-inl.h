@@ -1,0 +1,153 @@
+// Passes over one contiguous channel: BatchNorm forward and backward, sums, pooling's elementwise steps, transposition.
+// Included by unit-inl.h.
+
+namespace sparcl {
+namespace {
+
+// Calls f(i, lanes) for every vector of [0, count); only the last may have fewer than V lanes.
+template <class F>
+SPARCL_INLINE void each_vector(long count, F&& f) {
+  long i = 0;
+  for (; i + V <= count; i += V) f(i, V);
+  if (i < count) f(i, static_cast<int>(count - i));
+}
+SPARCL_INLINE vec get(const float* p, int lanes) { return lanes == V ? load(p) : load_some(p, lanes); }
+SPARCL_INLINE void put(float* p, vec v, int lanes) {
+  if (lanes == V)
+    store(p, v);
+  else
+    store_some(p, v, lanes);
+}
+
+SPARCL_INLINE double lane_sum(vec v) {
+  float t[V];
+  store(t, v);
+  double s = 0;
+  for (int l = 0; l < V; ++l) s += t[l];
+  return s;
+}
+
+constexpr long kChunk = 4096;  // floats: 16 KB, which stay in the first cache between two passes
+
+SPARCL_INLINE float chunk_sum(const float* x, long n) {
+  vec s[4] = {};
+  long i = 0;
+  for (; i + 4 * V <= n; i += 4 * V)
+    SPARCL_UNROLL
+    for (int u = 0; u < 4; ++u) s[u] += load(x + i + u * V);
+  each_vector(n - i, [&](long j, int lanes) { s[0] += get(x + i + j, lanes); });
+  return static_cast<float>(lane_sum((s[0] + s[1]) + (s[2] + s[3])));
+}
+
+double sum(const float* x, long count) {
+  double total = 0;
+  for (long i = 0; i < count; i += kChunk) total += chunk_sum(x + i, smaller(kChunk, count - i));
+  return total;
+}
+
+// Mean and squared deviations chunk by chunk, joined as in Chan, Golub and LeVeque (1979): one pass over memory, and no
+// cancellation where the mean is large.
+void moments(const float* x, long count, double* mean, double* squares) {
+  double m = 0, q = 0;
+  for (long i = 0; i < count; i += kChunk) {
+    const long n = smaller(kChunk, count - i);
+    const double chunk_mean = chunk_sum(x + i, n) / static_cast<double>(n);
+    const float centre = static_cast<float>(chunk_mean);
+    vec s[4] = {};
+    long j = 0;
+    for (; j + 4 * V <= n; j += 4 * V)
+      SPARCL_UNROLL
+      for (int u = 0; u < 4; ++u) {
+        const vec d = load(x + i + j + u * V) - centre;
+        s[u] += d * d;
+      }
+    for (; j < n; ++j) {
+      const float d = x[i + j] - centre;
+      s[0][0] += d * d;
+    }
+    const double off = chunk_mean - centre;
+    const double chunk_squares = lane_sum((s[0] + s[1]) + (s[2] + s[3])) - off * off * static_cast<double>(n);
+    const double delta = chunk_mean - m, before = static_cast<double>(i), all = static_cast<double>(i + n);
+    m += delta * static_cast<double>(n) / all;
+    q += chunk_squares + delta * delta * before * static_cast<double>(n) / all;
+  }
+  *mean = m;
+  *squares = q > 0 ? q : (q == q ? 0 : q);
+}
+
+SPARCL_INLINE vec positive(vec v) { return v < 0.0f ? vec{} : v; }  // NaN passes through
+
+template <bool Residual, bool Relu>
+SPARCL_INLINE void norm_forward_as(const float* x, const float* residual, float* y, long count, float scale, float shift) {
+  each_vector(count, [&](long i, int lanes) {
+    vec v = get(x + i, lanes) * scale + shift;
+    if (Residual) v += get(residual + i, lanes);
+    if (Relu) v = positive(v);
+    put(y + i, v, lanes);
+  });
+}
+
+void norm_forward(const float* x, const float* residual, float* y, long count, float scale, float shift, bool relu) {
+  if (residual && relu) return norm_forward_as<true, true>(x, residual, y, count, scale, shift);
+  if (residual) return norm_forward_as<true, false>(x, residual, y, count, scale, shift);
+  if (relu) return norm_forward_as<false, true>(x, residual, y, count, scale, shift);
+  norm_forward_as<false, false>(x, residual, y, count, scale, shift);
+}
+
+// The gradient behind the ReLU. Where the forward result is not at hand its sign is computed again, with the same operations.
+SPARCL_INLINE vec behind_relu(const NormBackward& a, long i, int lanes, vec x) {
+  const vec g = get(a.gradient + i, lanes);
+  if (!a.relu) return g;
+  const vec y = a.y ? get(a.y + i, lanes) : x * a.scale + a.shift;
+  return y > 0.0f ? g : vec{};
+}
+
+void norm_sums(const NormBackward& a, double* gradient, double* product) {
+  double s = 0, p = 0;
+  for (long from = 0; from < a.count; from += kChunk) {
+    vec sums = {}, products = {};
+    each_vector(smaller(kChunk, a.count - from), [&](long i, int lanes) {
+      const vec x = get(a.x + from + i, lanes);
+      const vec g = behind_relu(a, from + i, lanes, x);
+      sums += g;
+      products += g * (x - a.mean);  // lanes that do not exist have g = 0
+    });
+    s += lane_sum(sums);
+    p += lane_sum(products);
+  }
+  *gradient = s;
+  *product = p;
+}
+
+void norm_backward(const NormBackward& a) {
+  each_vector(a.count, [&](long i, int lanes) {
+    const vec x = get(a.x + i, lanes);
+    const vec g = behind_relu(a, i, lanes, x);
+    if (a.gresidual) put(a.gresidual + i, g, lanes);
+    if (a.gx) put(a.gx + i, (g * a.a + a.b) + (x - a.mean) * a.c, lanes);
+  });
+}
+
+void add_scaled(const float* x, float* y, long count, float scale) {
+  each_vector(count, [&](long i, int lanes) { put(y + i, get(y + i, lanes) + get(x + i, lanes) * scale, lanes); });
+}
+
+void maximum(const float* x, float* y, long count) {
+  each_vector(count, [&](long i, int lanes) {
+    const vec a = get(x + i, lanes), b = get(y + i, lanes);
+    put(y + i, (a > b) | (a != a) ? a : b, lanes);
+  });
+}
+
+void transpose(const float* x, long rows, long columns, long x_row, float* y, long y_row) {
+  constexpr long kSide = 16;
+  for (long r0 = 0; r0 < rows; r0 += kSide)
+    for (long c0 = 0; c0 < columns; c0 += kSide) {
+      const long r1 = smaller(rows, r0 + kSide), c1 = smaller(columns, c0 + kSide);
+      for (long c = c0; c < c1; ++c)
+        for (long r = r0; r < r1; ++r) y[c * y_row + r] = x[r * x_row + c];
+    }
+}
+
+}  // namespace
+}  // namespace sparcl

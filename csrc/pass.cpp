@@ -1,0 +1,303 @@
+#include "pass.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "parallel.h"
+
+namespace sparcl {
+namespace {
+
+// What an input tile may fill of the first cache (48 KB where measured), and a group of tiles of the second (1 MB).
+constexpr long kFirstCache = 32 * 1024, kSecondCache = 512 * 1024;
+// A list shorter than this within a block of channels costs more in sums carried from block to block than the first cache gives.
+constexpr long kShortList = 6;
+// Parts of the positions whose weight gradients are summed apart. Fixed, so that the bits do not depend on the threads.
+constexpr long kParts = 4;
+
+int ceil_div(long a, long b) { return static_cast<int>((a + b - 1) / b); }
+
+}  // namespace
+
+struct Pass::Place {
+  int row, column;  // grid position of the group's first tile
+  long lane;        // first lane of the chunk
+  int lanes;
+};
+
+Pass::Pass(const Kernels& unit, const PassShape& shape, const Lists& lists, bool gradient_of_weights)
+    : unit_(&unit), shape_(shape), channels_(lists.channels) {
+  row_min_ = column_min_ = 1 << 30;
+  int row_max = -(1 << 30), column_max = row_max;
+  for (const Tap& tap : shape_.taps) {
+    row_min_ = std::min(row_min_, tap.row);
+    row_max = std::max(row_max, tap.row);
+    column_min_ = std::min(column_min_, tap.column);
+    column_max = std::max(column_max, tap.column);
+  }
+  row_span_ = row_max - row_min_;
+  column_span_ = column_max - column_min_;
+  row_phases_ = std::min(shape_.row_step, row_span_ + 1);
+  column_phases_ = std::min(shape_.column_step, column_span_ + 1);
+  grid_rows_ = grid_columns_ = 0;
+  for (const Output& output : shape_.outputs) {
+    grid_rows_ = std::max(grid_rows_, output.rows);
+    grid_columns_ = std::max(grid_columns_, output.columns);
+  }
+  choose_tiles(lists, gradient_of_weights);
+  order_ = order(lists);
+}
+
+void Pass::choose_tiles(const Lists& lists, bool gradient_of_weights) {
+  const TileShape* shapes = unit_->shapes[lists.block == 4 ? 2 : lists.block == 2 ? 1 : 0];
+  double best = 1e300;
+  for (int s = 0; s < kMaxShapes && shapes[s].rows > 0; ++s) {
+    const double tiles = static_cast<double>(ceil_div(grid_rows_, shapes[s].rows)) * ceil_div(grid_columns_, shapes[s].columns);
+    const double cost = tiles * (shapes[s].rows * shapes[s].columns + 1.5);
+    if (cost < best) best = cost, micro_ = s, tile_ = shapes[s];
+  }
+  if (gradient_of_weights) {  // the loop over positions is not unrolled: any shape will do
+    tile_.rows = std::min(grid_rows_, 4);
+    tile_.columns = std::min(grid_columns_, std::max(4, 16 / tile_.rows));
+  }
+  const long vector_bytes = 4L * unit_->lanes;
+  const auto phase_rows = [&](int rows) { return rows + row_span_ / shape_.row_step; };
+  const auto phase_columns = [&](int columns) { return columns + column_span_ / shape_.column_step; };
+  const auto channel_bytes = [&](int rows, int columns) {
+    return vector_bytes * row_phases_ * column_phases_ * phase_rows(rows) * phase_columns(columns);
+  };
+  const long taken = std::max<long>(1, static_cast<long>(lists.key.size()) / std::max(1, lists.channels));
+  const long for_length = (kShortList * shape_.in_channels + taken - 1) / taken;
+  long channels = std::max(kFirstCache / channel_bytes(tile_.rows, tile_.columns), for_length);
+  if (lists.block > 1) channels = shape_.in_channels;  // each load serves several sums: the second cache is fast enough
+  block_channels_ = static_cast<int>(std::min<long>(std::max<long>(1, channels), shape_.in_channels));
+  blocks_ = ceil_div(shape_.in_channels, block_channels_);
+
+  group_rows_ = group_columns_ = 1;
+  const int all_rows = ceil_div(grid_rows_, tile_.rows), all_columns = ceil_div(grid_columns_, tile_.columns);
+  for (;;) {  // pack as many tiles together as the second cache holds: their halos are shared
+    const bool wide = group_columns_ <= group_rows_ ? group_columns_ < all_columns : group_rows_ >= all_rows;
+    const int rows = wide ? group_rows_ : group_rows_ * 2, columns = wide ? group_columns_ * 2 : group_columns_;
+    if (rows > 2 * all_rows || columns > 2 * all_columns) break;
+    if (group_rows_ >= all_rows && group_columns_ >= all_columns) break;
+    if (channel_bytes(rows * tile_.rows, columns * tile_.columns) * shape_.in_channels > kSecondCache) break;
+    group_rows_ = std::min(rows, all_rows);
+    group_columns_ = std::min(columns, all_columns);
+  }
+  tile_rows_ = ceil_div(all_rows, group_rows_);
+  tile_columns_ = ceil_div(all_columns, group_columns_);
+  packed_rows_ = phase_rows(group_rows_ * tile_.rows);
+  packed_columns_ = phase_columns(group_columns_ * tile_.columns);
+  packed_channel_ = static_cast<long>(row_phases_) * column_phases_ * packed_rows_ * packed_columns_ * unit_->lanes;
+}
+
+Pass::Order Pass::order(const Lists& lists) const {
+  const int taps = static_cast<int>(shape_.taps.size());
+  std::vector<uint32_t> table(static_cast<size_t>(shape_.in_channels) * taps);
+  for (int c = 0; c < shape_.in_channels; ++c)
+    for (int t = 0; t < taps; ++t) {
+      const int r = shape_.taps[t].row - row_min_, q = shape_.taps[t].column - column_min_;
+      const long phase = static_cast<long>(r % shape_.row_step) * column_phases_ + q % shape_.column_step;
+      const long place = (phase * packed_rows_ + r / shape_.row_step) * packed_columns_ + q / shape_.column_step;
+      table[static_cast<size_t>(c) * taps + t] =
+          static_cast<uint32_t>((c % block_channels_) * packed_channel_ + place * unit_->lanes);
+    }
+  Order order;
+  order.block = lists.block;
+  order.offsets.resize(lists.key.size());
+  for (size_t k = 0; k < lists.key.size(); ++k) order.offsets[k] = table[static_cast<size_t>(lists.key[k])];
+  order.bounds.resize(static_cast<size_t>(lists.channels) * (blocks_ + 1));
+  for (int c = 0; c < lists.channels; ++c) {
+    const int32_t* key = lists.key.data();
+    int32_t* bounds = &order.bounds[static_cast<size_t>(c) * (blocks_ + 1)];
+    bounds[0] = lists.start[c];
+    for (int b = 1; b < blocks_; ++b)
+      bounds[b] = static_cast<int32_t>(
+          std::lower_bound(key + bounds[b - 1], key + lists.start[c + 1], b * block_channels_ * taps) - key);
+    bounds[blocks_] = lists.start[c + 1];
+  }
+  return order;
+}
+
+Pass::Place Pass::place(const Walk& walk, long item) const {
+  const long tile = item / walk.chunks, chunk = item % walk.chunks;
+  Place place;
+  place.row = static_cast<int>(tile / tile_columns_) * group_rows_ * tile_.rows;
+  place.column = static_cast<int>(tile % tile_columns_) * group_columns_ * tile_.columns;
+  place.lane = chunk * unit_->lanes;
+  place.lanes = static_cast<int>(std::min<long>(unit_->lanes, walk.batch - place.lane));
+  return place;
+}
+
+void Pass::pack_input(const Walk& walk, const Place& place, const float* x, int first, int count, float* to) const {
+  Pack p;
+  p.column_stride = walk.batch;
+  p.row_stride = walk.flat && walk.tail ? (shape_.in_width - 1) * walk.batch + walk.tail : shape_.in_width * walk.batch;
+  p.channel_stride = p.row_stride * shape_.in_height;
+  p.source = x + first * p.channel_stride + place.lane;
+  p.channels = count;
+  p.height = shape_.in_height;
+  p.width = shape_.in_width;
+  p.lanes = place.lanes;
+  p.tail_column = walk.tail ? shape_.in_width - 1 : -1;
+  p.tail_lanes = static_cast<int>(walk.tail);
+  p.row = place.row * shape_.row_step + row_min_;
+  p.column = place.column * shape_.column_step + column_min_;
+  p.row_step = shape_.row_step;
+  p.column_step = shape_.column_step;
+  p.row_phases = row_phases_;
+  p.column_phases = column_phases_;
+  p.rows = packed_rows_;
+  p.columns = packed_columns_;
+  p.packed = to;
+  unit_->pack(p);
+}
+
+long long Pass::convolve_item(const Walk& walk, long item, const float* values, const float* bias, const float* x,
+                              float* out) const {
+  const Place at = place(walk, item);
+  const int V = unit_->lanes, T = tile_.rows * tile_.columns;
+  const bool at_once = group_rows_ * group_columns_ > 1;  // else each block is packed just before it is used
+  float* packed = scratch(0, packed_channel_ * (at_once ? shape_.in_channels : block_channels_));
+  float* partial = blocks_ > 1 ? scratch(1, static_cast<long>(channels_) * T * V) : nullptr;
+  if (at_once) pack_input(walk, at, x, 0, shape_.in_channels, packed);
+
+  Convolve a;
+  a.packed_row = static_cast<long>(packed_columns_) * V;
+  a.offsets = order_.offsets.data();
+  a.values = values;
+  a.bounds_stride = blocks_ + 1;
+  a.out_column = shape_.out_column_step * walk.batch;
+  const long out_row = walk.flat && walk.tail ? (shape_.out_width - 1) * walk.batch + walk.tail : shape_.out_width * walk.batch;
+  a.out_row = shape_.out_row_step * out_row;
+  a.out_channel = out_row * shape_.out_height;
+  a.lanes = at.lanes;
+  a.tail_lanes = static_cast<int>(walk.tail);
+  long long done = 0;
+  for (int i = 0; i < group_rows_; ++i)
+    for (int j = 0; j < group_columns_; ++j) {
+      const int row = at.row + i * tile_.rows, column = at.column + j * tile_.columns;
+      if (row >= grid_rows_ || column >= grid_columns_) continue;
+      for (int b = 0; b < blocks_; ++b) {
+        const int first = b * block_channels_, count = std::min(block_channels_, shape_.in_channels - first);
+        if (!at_once) pack_input(walk, at, x, first, count, packed);
+        a.packed = packed + (at_once ? first * packed_channel_ : 0) +
+                   (static_cast<long>(i) * tile_.rows * packed_columns_ + static_cast<long>(j) * tile_.columns) * V;
+        a.load_partial = b > 0;
+        a.store_partial = b + 1 < blocks_;
+        for (const Output& output : shape_.outputs) {
+          a.rows = std::min(tile_.rows, output.rows - row);
+          a.columns = std::min(tile_.columns, output.columns - column);
+          if (a.rows <= 0 || a.columns <= 0) continue;
+          a.bounds = order_.bounds.data() + static_cast<long>(output.first) * (blocks_ + 1) + b;
+          a.first = 0;
+          a.last = output.count;
+          a.partial = partial ? partial + static_cast<long>(output.first) * T * V : nullptr;
+          a.bias = bias;
+          a.out = out + (output.row * out_row) + static_cast<long>(row) * a.out_row + output.column * walk.batch +
+                  column * a.out_column + at.lane;
+          a.tail_column = walk.tail && column + a.columns == output.columns ? a.columns - 1 : -1;
+          const long visited = unit_->convolve(order_.block, micro_, a);
+          const long cells = a.rows * ((a.columns - (a.tail_column >= 0)) * static_cast<long>(at.lanes) +
+                                       (a.tail_column >= 0 ? walk.tail : 0));
+          done += static_cast<long long>(visited) * cells;
+        }
+      }
+    }
+  return done;
+}
+
+long long Pass::convolve(const Walk& walk, const float* values, const float* bias, const float* x, float* out,
+                         int threads) const {
+  std::atomic<long long> done{0};
+  parallel_for(threads, tiles() * walk.chunks, [&](long item) {
+    done.fetch_add(convolve_item(walk, item, values, bias, x, out), std::memory_order_relaxed);
+  });
+  return done.load();
+}
+
+long long Pass::weight_gradient_item(const Walk& walk, const Order& order, const Place& at, int first, int last,
+                                     const float* x, const float* gy, float* sums) const {
+  const int V = unit_->lanes;
+  const long cells = static_cast<long>(tile_.rows) * tile_.columns;
+  float* packed = scratch(0, packed_channel_ * shape_.in_channels);
+  float* gradient = scratch(1, (last - first) * cells * V);
+  pack_input(walk, at, x, 0, shape_.in_channels, packed);
+  const Output& output = shape_.outputs[0];
+  const long out_row = walk.flat && walk.tail ? (output.columns - 1) * walk.batch + walk.tail : output.columns * walk.batch;
+
+  Pack g;
+  g.column_stride = walk.batch;
+  g.row_stride = out_row;
+  g.channel_stride = out_row * output.rows;
+  g.source = gy + first * g.channel_stride + at.lane;
+  g.channels = last - first;
+  g.height = output.rows;
+  g.width = output.columns;
+  g.lanes = at.lanes;
+  g.tail_column = walk.tail ? output.columns - 1 : -1;
+  g.tail_lanes = static_cast<int>(walk.tail);
+  g.row_step = g.column_step = g.row_phases = g.column_phases = 1;
+  g.rows = tile_.rows;
+  g.columns = tile_.columns;
+  g.packed = gradient;
+
+  WeightGradient a;
+  a.packed_row = static_cast<long>(packed_columns_) * V;
+  a.gradient = gradient;
+  a.rows = tile_.rows;
+  a.columns = tile_.columns;
+  a.offsets = order.offsets.data();
+  a.bounds_stride = blocks_ + 1;
+  a.first = first;
+  a.last = last;
+  a.sums = sums;
+  long long done = 0;
+  for (int i = 0; i < group_rows_; ++i)
+    for (int j = 0; j < group_columns_; ++j) {
+      g.row = at.row + i * tile_.rows;
+      g.column = at.column + j * tile_.columns;
+      const int rows = std::min(tile_.rows, output.rows - g.row), columns = std::min(tile_.columns, output.columns - g.column);
+      if (rows <= 0 || columns <= 0) continue;
+      unit_->pack(g);
+      const bool tail = walk.tail && g.column + columns == output.columns;
+      const long counted = rows * ((columns - tail) * static_cast<long>(at.lanes) + (tail ? walk.tail : 0));
+      for (int b = 0; b < blocks_; ++b) {
+        a.packed = packed + static_cast<long>(b) * block_channels_ * packed_channel_ +
+                   (static_cast<long>(i) * tile_.rows * packed_columns_ + static_cast<long>(j) * tile_.columns) * V;
+        a.bounds = order.bounds.data() + b;
+        done += static_cast<long long>(unit_->weight_gradient(order.block, a)) * counted;
+      }
+    }
+  return done;
+}
+
+long long Pass::weight_gradient(const Walk& walk, const Order& order, const float* x, const float* gy, float* sums,
+                                int threads) const {
+  const long items = tiles() * walk.chunks, parts = std::min(items, kParts);
+  const long nonzeros = static_cast<long>(order.offsets.size());
+  // Fewer parts than threads: the lists are divided as well, which changes no sum.
+  const long slices = std::max<long>(1, std::min<long>(threads > parts ? ceil_div(threads, parts) : 1, channels_ / 4));
+  std::vector<float> more(static_cast<size_t>((parts - 1) * nonzeros));
+  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(nonzeros));
+  std::atomic<long long> done{0};
+  parallel_for(threads, parts * slices, [&](long work) {
+    const long part = work / slices, slice = work % slices;
+    const int first = static_cast<int>(channels_ / 4 * slice / slices * 4);
+    const int last = slice + 1 == slices ? channels_ : static_cast<int>(channels_ / 4 * (slice + 1) / slices * 4);
+    float* to = part == 0 ? sums : more.data() + (part - 1) * nonzeros;
+    long long own = 0;
+    for (long item = items * part / parts; item < items * (part + 1) / parts; ++item)
+      own += weight_gradient_item(walk, order, place(walk, item), first, last, x, gy, to);
+    done.fetch_add(own, std::memory_order_relaxed);
+  });
+  constexpr long kSpan = 16384;
+  parallel_for(threads, ceil_div(nonzeros, kSpan), [&](long span) {
+    const long from = span * kSpan, count = std::min(kSpan, nonzeros - from);
+    for (long part = 1; part < parts; ++part) unit_->add_scaled(more.data() + (part - 1) * nonzeros + from, sums + from, count, 1.0f);
+  });
+  return done.load();
+}
+
+}  // namespace sparcl

@@ -1,0 +1,62 @@
+// The body of one instruction set. A unit_*.cpp sets SPARCL_LANES and SPARCL_UNIT and includes this file, once.
+// Everything lies in an unnamed namespace and nothing of the C++ library is used, so that no symbol is shared between
+// units: a linker that merged them could hand AVX-512 code to a processor that has none.
+#include <string.h>
+
+#include "kernels.h"
+
+#define SPARCL_INLINE inline __attribute__((always_inline))
+#define SPARCL_UNROLL _Pragma("GCC unroll 32")
+
+namespace sparcl {
+namespace {
+
+constexpr int V = SPARCL_LANES;
+typedef float vec __attribute__((vector_size(4 * SPARCL_LANES), aligned(4), may_alias));
+typedef int32_t mask __attribute__((vector_size(4 * SPARCL_LANES)));
+
+SPARCL_INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
+SPARCL_INLINE void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
+SPARCL_INLINE vec fill(float x) { return x - vec{}; }
+
+SPARCL_INLINE vec load_some(const float* p, int lanes) {
+  float t[V] = {};
+  for (int l = 0; l < lanes; ++l) t[l] = p[l];
+  return load(t);
+}
+SPARCL_INLINE void store_some(float* p, vec v, int lanes) {
+  float t[V];
+  store(t, v);
+  for (int l = 0; l < lanes; ++l) p[l] = t[l];
+}
+SPARCL_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+SPARCL_INLINE long smaller(long a, long b) { return a < b ? a : b; }
+
+}  // namespace
+}  // namespace sparcl
+
+#include "convolve-inl.h"
+#include "norm-inl.h"
+#include "weight_gradient-inl.h"
+
+namespace sparcl {
+
+const Kernels& SPARCL_UNIT() {
+  static const Kernels table = {SPARCL_NAME,
+                                V,
+                                {SPARCL_SHAPES_1, SPARCL_SHAPES_2, SPARCL_SHAPES_4},
+                                pack,
+                                convolve,
+                                weight_gradient,
+                                sum,
+                                moments,
+                                norm_forward,
+                                norm_sums,
+                                norm_backward,
+                                add_scaled,
+                                maximum,
+                                transpose};
+  return table;
+}
+
+}  // namespace sparcl

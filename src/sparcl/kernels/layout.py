@@ -1,0 +1,92 @@
+"""Batch-last tensors: logical shape [N, C, H, W] (or [N, F]) whose memory is [C][H][W][N] (or [F][N]).
+
+Batch-last is a matter of strides, not of shape: every PyTorch operator gives right results on such a tensor,
+elementwise ones keep the strides, and the layers of this package know them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparcl.errors import ConfigError
+from sparcl.kernels import _native
+
+# N batch, C channels, F features
+
+
+def is_batch_last(x: Tensor) -> bool:
+    """Whether `x` [N, C, H, W] or [N, F] lies batch-last in memory. Strides of axes of size 1 are ignored."""
+    if x.dim() not in (2, 4):
+        return False
+    expected = 1
+    for axis in (0, *range(x.dim() - 1, 0, -1)):
+        if x.size(axis) != 1 and x.stride(axis) != expected:
+            return x.numel() == 0
+        expected *= x.size(axis)
+    return True
+
+
+def empty_batch_last(shape: tuple[int, ...]) -> Tensor:
+    """An uninitialised float32 tensor of logical `shape` [N, ...] whose memory is batch-last."""
+    return torch.empty((*shape[1:], shape[0])).movedim(-1, 0)
+
+
+def memory(x: Tensor) -> Tensor:
+    """The [C, H, W, N] view of a batch-last [N, C, H, W]; [N, F] gives [F, 1, 1, N]. Detached: for the kernels."""
+    x = x.detach()
+    return x.t()[:, None, None, :] if x.dim() == 2 else x.permute(1, 2, 3, 0)
+
+
+class _ToBatchLast(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        return repacked(x)
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]  # a change of strides changes no number
+
+
+def repacked(x: Tensor) -> Tensor:
+    """`x` [N, C, H, W] or [N, F] in batch-last memory; itself where it already is. Not differentiable."""
+    if is_batch_last(x):
+        return x
+    if _native is None or not x.is_contiguous():
+        return x.movedim(0, -1).contiguous().movedim(-1, 0)
+    y = empty_batch_last(tuple(x.shape))
+    rows = x.size(0)
+    _native.transpose(x.detach().view(rows, -1), y.movedim(0, -1).view(-1, rows), torch.get_num_threads())
+    return y
+
+
+def to_batch_last(x: Tensor) -> Tensor:
+    """The same tensor, [N, C, H, W] or [N, F] in float32, with batch-last memory; differentiable.
+
+    Raises:
+        ConfigError: another number of axes, another dtype, or not on the CPU.
+    """
+    check(x, "the input")
+    return x if is_batch_last(x) else _apply(x)
+
+
+def _apply(x: Tensor) -> Tensor:
+    y: Tensor = _ToBatchLast.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
+def from_batch_last(x: Tensor) -> Tensor:
+    """The same tensor, contiguous in PyTorch's default order [N, C, H, W]; differentiable."""
+    return x.contiguous()
+
+
+def check(x: Tensor, name: str) -> None:
+    """Refuse what the kernels cannot read, in one line."""
+    if x.dtype != torch.float32:
+        raise ConfigError(f"{name} of a native layer must be torch.float32, not {x.dtype}")
+    if x.device.type != "cpu":
+        raise ConfigError(f"{name} of a native layer must be on the CPU, not on {x.device}")
+    if x.dim() not in (2, 4):
+        raise ConfigError(f"{name} of a native layer must have 2 axes [N, F] or 4 axes [N, C, H, W], not {x.dim()}")
