@@ -137,6 +137,21 @@ def test_a_truncated_or_damaged_archive_never_gives_other_files(tmp_path, mode, 
     assert found == FILES  # a byte that no checksum covers and that means nothing, such as a time
 
 
+def test_a_plain_tar_that_is_cut_or_has_a_broken_header_is_refused(tmp_path):
+    path = tmp_path / "data.tar"
+    whole = write_tar(path, FILES, "w").read_bytes()
+    headers = [whole.index(name.encode()) for name in FILES]
+    end = headers[-1] + 512
+    for cut in (*headers[1:], *range(100, end, 4999), end):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(DataError, match="damaged"):
+            contents(path)
+    for header in headers:
+        path.write_bytes(whole[: header + 1] + b"?" + whole[header + 2 :])
+        with pytest.raises(DataError, match="damaged"):
+            contents(path)
+
+
 @pytest.mark.parametrize("pack", [write_folder, write_tar, write_zip])
 def test_progress_ends_at_its_total(tmp_path, pack):
     path = pack(tmp_path / "data", tree(3))

@@ -197,10 +197,17 @@ def _tar_members(source: Path, progress: Progress | None) -> Iterator[Member]:
                 yield Member(parts, info.isdir(), read)
                 if progress is not None and count % _PROGRESS_EVERY == 0:
                     progress(raw.tell(), total)
-        while bounded.read(1 << 20):  # to the end, where the checksum of gzip and xz is
-            pass
+            _check_end(archive, bounded)
     if progress is not None:
         progress(total, total)
+
+
+def _check_end(archive: tarfile.TarFile, stream: _Bounded) -> None:
+    """tarfile takes a cut or a broken header for an end: there must be zeros, to the end of the file."""
+    while stream.read(1 << 20):  # which is also where the checksum of gzip and xz is
+        pass
+    if not stream.nonzero_size <= archive.offset <= stream.size - tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("no end of archive where the members end")
 
 
 def _begins(path: Path) -> bytes:
@@ -231,10 +238,13 @@ class _Bounded(io.RawIOBase):
     """A decompressed stream that counts what came out."""
 
     def __init__(self, file: Readable, source: Path) -> None:
-        self._file, self._source, self._size = file, source, 0
+        self._file, self._source = file, source
+        self.size = self.nonzero_size = 0  # all of it, and all up to the last byte that is not 0
 
     def read(self, size: int = -1, /) -> bytes:
         block = self._file.read(size)
-        self._size += len(block)
-        _check_total(self._source, self._size)
+        if end := len(block.rstrip(b"\0")):
+            self.nonzero_size = self.size + end
+        self.size += len(block)
+        _check_total(self._source, self.size)
         return block
