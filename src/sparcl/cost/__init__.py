@@ -1,0 +1,1 @@
+"""What it cost: FLOPs, bytes and seconds, by observers that change nothing."""

@@ -1,0 +1,302 @@
+"""The ledger of FLOPs: what training executes, what the paper would count, and what the dense host would execute.
+
+Legend: F multiply-add FLOPs (2 a multiply-add) of a dense layer for one sample; K active weights of a layer, U those of
+them that are updated. A weight of a layer does one multiply-add at each output position and sample, so every count
+here is an exact integer: 2 · positions · weights · samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from sparcl.nn.layers import SparseLayer, is_weighted
+
+Counts = Mapping[str, tuple[int, int]]
+"""By layer name: active weights and, of them, those that are updated. Layers that are not named are dense."""
+
+UNCHANGED = ("step.", "importance.", "evaluate.")
+"""Events that no mask moves at, by the start of their names."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of a convolution or linear layer in one forward pass of a model."""
+
+    name: str
+    weights: int
+    """Of the dense layer."""
+    positions: int
+    """Output positions of a sample: multiply-adds that one weight does."""
+    trained: bool
+    """Whether an ordinary backward pass asks for the weight gradient ..."""
+    passes_on: bool
+    """... and for the input gradient (not so in the first layer)."""
+    ranked: bool
+    """Whether an importance pass asks for the weight gradient ..."""
+    ranks_below: bool
+    """... and for the input gradient: only as far down as there are prunable layers."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """FLOPs of one sample, by kind of pass."""
+
+    forward: int
+    backward: int
+    """Input gradients where they are needed, weight gradients at the updated weights."""
+    importance: int
+    """Backward pass of an importance gradient: weight gradients at all active weights of the prunable layers."""
+    paper_backward: int
+    """An input gradient for every layer, the first included, and weight gradients at the updated weights."""
+
+
+class Ledger:
+    """An observer of a Learner that counts FLOPs in the two conventions of the field.
+
+    *executed*: every multiply-add of every pass that training asks for: forward; input gradients, except where none is
+    needed; weight gradients at the updated weights only; replay with its backward pass; the passes that rank weights
+    and gradients; what a method computes when a task begins or ends. Evaluation is not counted. These are the sparse
+    operations, which the native backend performs; the reference backend multiplies by zeros instead and is charged the
+    same, so that a run's figure does not depend on where it was computed.
+
+    *paper* (SparCL, table 1): for the task's batch a forward pass, an input gradient of every layer and a weight
+    gradient; for replay the forward pass only; nothing for ranking.
+
+    *dense*: what the same method would execute without a sparsifier: all weights, all samples, no ranking.
+
+    As in the paper, BatchNorm, activations, pooling and the optimizer are not counted. Forward passes are seen at the
+    model as a whole: what calls parts of it goes uncounted.
+
+    Args:
+        model: the network that is trained; a deep copy of it (a teacher) is counted as well.
+        layers: its prunable layers; empty for the dense sparsifier.
+        input_shape: of one sample, without the batch dimension.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[SparseLayer], input_shape: tuple[int, ...]) -> None:
+        self.executed = self.paper = self.dense = 0
+        self.samples_seen = self.samples_removed = 0
+        self.input_shape = input_shape
+        self._in_task = self._importance = self._evaluating = False
+        self._step_samples: int | None = None  # of the task's batch; None between steps
+        self._step_dense = 0
+        self._batch = 0  # samples of the task's first step: what every step of a dense host takes
+        self._missing_steps = 0  # of this epoch, as a dense host would run it
+        self._last_step_dense = 0
+        self._main = self.watch(model, layers)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # the copy of a watched model, a teacher, reports here too
+
+    def watch(self, model: nn.Module, layers: Sequence[SparseLayer] = ()) -> Profile:
+        """Count the forward passes of `model` from now on; for a second network that is no copy of the first."""
+        profile = Profile(model, layers, self.input_shape)
+        model.register_forward_pre_hook(partial(self._see, profile))
+        return profile
+
+    def _see(self, profile: Profile, model: nn.Module, args: tuple[Any, ...]) -> None:
+        del model
+        self.count(len(args[0]), grad=torch.is_grad_enabled(), profile=profile)
+
+    def count(self, samples: int, *, grad: bool, profile: Profile | None = None) -> None:
+        """A forward pass of `samples` samples, followed by a backward pass if `grad`, happens now."""
+        if self._evaluating or not self._in_task:
+            return
+        profile = profile or self._main
+        costs = profile.costs
+        if self._importance:
+            self.executed += samples * (costs.forward + costs.importance * grad)
+            return
+        dense = samples * (profile.dense.forward + profile.dense.backward * grad)
+        self.executed += samples * (costs.forward + costs.backward * grad)
+        self.dense += dense
+        if self._step_samples is not None:
+            self.paper += samples * costs.forward
+            self._step_dense += dense
+
+    def __call__(self, event: str, figures: Mapping[str, Any]) -> None:
+        """Observe an event of the Learner."""
+        if not event.startswith(UNCHANGED):
+            self._main.forget()
+        match event:
+            case "step.begin":
+                self._begin_step(figures["samples"])
+            case "step.end":
+                self._end_step()
+            case "importance.begin" | "importance.end":
+                self._importance = event == "importance.begin"
+            case "evaluate.begin" | "evaluate.end":
+                self._evaluating = event == "evaluate.begin"
+            case "epoch.begin":
+                self._missing_steps = figures["dense_steps"]
+            case "epoch.end":
+                self.dense += self._missing_steps * self._last_step_dense
+                self._missing_steps = 0
+            case "task.begin" | "task.end":
+                self._in_task, self._batch = event == "task.begin", 0
+            case "ddr.remove":
+                self.samples_removed += figures["removed"]
+
+    def _begin_step(self, samples: int) -> None:
+        self._batch = self._batch or samples
+        self._step_samples, self._step_dense = samples, 0
+        self.samples_seen += samples
+        self.paper += samples * self._main.costs.paper_backward
+
+    def _end_step(self) -> None:
+        """The dense host's step takes a full batch also where removal has left less than one."""
+        assert self._step_samples is not None
+        full = self._main.dense.forward + self._main.dense.backward
+        short = (self._batch - self._step_samples) * full
+        self.dense += short
+        self._last_step_dense = self._step_dense + short
+        self._missing_steps -= 1
+        self._step_samples = None
+
+    def totals(self) -> dict[str, int]:
+        """FLOPs so far: `executed`, `paper` and `dense`."""
+        return {"executed": self.executed, "paper": self.paper, "dense": self.dense}
+
+    def state_dict(self) -> dict[str, int]:
+        """All that is needed to go on, between two steps, as JSON values."""
+        return {
+            **self.totals(),
+            "samples_seen": self.samples_seen,
+            "samples_removed": self.samples_removed,
+            "in_task": int(self._in_task),
+            "batch": self._batch,
+            "missing_steps": self._missing_steps,
+            "last_step_dense": self._last_step_dense,
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from `state_dict()`."""
+        self.executed, self.paper, self.dense = int(state["executed"]), int(state["paper"]), int(state["dense"])
+        self.samples_seen, self.samples_removed = int(state["samples_seen"]), int(state["samples_removed"])
+        self._in_task, self._batch = bool(state["in_task"]), int(state["batch"])
+        self._missing_steps, self._last_step_dense = int(state["missing_steps"]), int(state["last_step_dense"])
+        self._main.forget()
+
+
+class Profile:
+    """What one sample costs in a model, by the geometry of its layers and the present masks."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[SparseLayer], input_shape: tuple[int, ...]) -> None:
+        self.layers = list(layers)
+        self.calls = calls(model, layers, input_shape)
+        self.dense = costs(self.calls, {})
+        self._costs: Costs | None = None
+
+    @property
+    def costs(self) -> Costs:
+        """With the present masks; kept until `forget`."""
+        if self._costs is None:
+            self._costs = costs(self.calls, counts(self.layers))
+        return self._costs
+
+    def forget(self) -> None:
+        """Masks may have moved."""
+        self._costs = None
+
+
+def counts(layers: Sequence[SparseLayer]) -> Counts:
+    """Active and updated weights of each layer."""
+    return {
+        layer.name: (len(layer.index), len(layer.index) if layer.chosen is None else int(layer.chosen.sum()))
+        for layer in layers
+    }
+
+
+def costs(calls: Sequence[Call], counts: Counts) -> Costs:
+    """FLOPs of one sample with `counts` active and updated weights."""
+    forward = backward = importance = paper_backward = 0
+    for call in calls:
+        active, updated = counts.get(call.name, (call.weights, call.weights))
+        one, grad = 2 * call.positions * active, 2 * call.positions * updated
+        forward += one
+        backward += one * call.passes_on + grad * call.trained
+        importance += one * call.ranks_below + one * call.ranked
+        paper_backward += one + grad
+    return Costs(forward, backward, importance, paper_backward)
+
+
+def calls(model: nn.Module, layers: Sequence[SparseLayer], input_shape: tuple[int, ...]) -> list[Call]:
+    """The layers' geometry, and how far down gradients go, from dry passes over zeros that leave no trace."""
+    prunable = {id(layer.parameter) for layer in layers}
+    trained = _dry_run(model, input_shape, {id(p) for p in model.parameters() if p.requires_grad})
+    ranked = _dry_run(model, input_shape, prunable)
+    return [
+        Call(t.name, t.weights, t.positions, t.needs_weight, t.needs_input, r.needs_weight, r.needs_input)
+        for t, r in zip(trained, ranked, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    name: str
+    weights: int
+    positions: int
+    needs_weight: bool
+    needs_input: bool
+
+
+def _dry_run(model: nn.Module, input_shape: tuple[int, ...], wanted: set[int]) -> list[_Seen]:
+    """What autograd would compute for the gradients of the parameters `wanted` (ids): it marks what leads to them."""
+    seen: list[_Seen] = []
+    batch = 2
+
+    def look(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        parameter, shape = _weight(module)
+        positions = output.numel() // (batch * shape[0])
+        seen.append(_Seen(name, math.prod(shape), positions, id(parameter) in wanted, bool(args[0].requires_grad)))
+
+    hooks = [m.register_forward_hook(partial(look, name)) for name, m in model.named_modules() if is_weighted(m)]
+    parameter = next(model.parameters())
+    try:
+        with _in_eval_mode(model), _only_requiring(model, wanted), torch.enable_grad():
+            model(torch.zeros(batch, *input_shape, dtype=parameter.dtype, device=parameter.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _weight(module: nn.Module) -> tuple[nn.Parameter, tuple[int, ...]]:
+    """The parameter that holds a layer's weights, and the shape of the dense weight."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        return cast(nn.Parameter, module.weight), tuple(module.weight.shape)
+    compact = cast(SparseLayer, module)
+    return compact.parameter, compact.shape
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Nothing is drawn and no running statistic moves; every module gets its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _only_requiring(model: nn.Module, wanted: set[int]) -> Iterator[None]:
+    """Only the parameters `wanted` (ids) require a gradient."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        for parameter in before:
+            parameter.requires_grad_(id(parameter) in wanted)
+        yield
+    finally:
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
