@@ -107,6 +107,7 @@ class Learner:
         if not lr > 0:
             raise ConfigError(f"learning rate {lr} is not allowed; use a number above 0")
         self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
+        self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
@@ -125,6 +126,7 @@ class Learner:
                 generator=seeds.generator(seed, "method"),
                 device=self.device,
                 replay_batch_size=replay_batch_size or batch_size,
+                mask_gradients=self._mask_gradients,
             )
         )
         self.tasks: list[Task] = []
@@ -175,7 +177,7 @@ class Learner:
         self.task = task
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
         self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
-        losses = Losses(task=self._task_importance, replay=self._replay_importance)
+        losses = Losses(self._task_importance, self._replay_importance, self._objective)
         if self.position is not None:
             self.sparsifier.resume_task(losses)
             self.method.resume_task(task)
@@ -210,6 +212,7 @@ class Learner:
     def _step(self, position: Position) -> None:
         """One step: masks move, forward, backward, optimizer, memory."""
         self._begin_step(position)
+        self.method.begin_step((position.epoch + position.step / position.planned_steps) / self.epochs)
         assert position.order is not None
         ids = position.order[position.cursor : position.cursor + position.batch]
         if len(ids) < position.batch:
@@ -221,8 +224,8 @@ class Learner:
         self.sparsifier.after_forward(ids, logits, batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.sparsifier.after_backward()
         self.method.after_backward(batch)
+        self.sparsifier.after_backward()  # it has the last word on what moves
         self.optimizer.step()
         self.sparsifier.after_step()
         self.method.after_step(batch, logits)
@@ -247,6 +250,10 @@ class Learner:
             done, rest = position.order[: position.cursor], position.order[position.cursor :]
             position.order = torch.cat([done, self.sparsifier.keep(rest)])
 
+    def _mask_gradients(self) -> None:
+        for layer in self.sparsifier.layers:
+            layer.mask_gradient()
+
     def _assemble(self, ids: Tensor) -> Batch:
         """The batch of the samples `ids` (int64 [N], on the CPU)."""
         where = ids.to(self.device, non_blocking=True)
@@ -261,13 +268,21 @@ class Learner:
     def _task_importance(self) -> Tensor:
         """L~(D_t) on a fresh batch of the samples still in the task."""
         with self._importance():
-            drawn = torch.randperm(len(self.task.train), generator=self.importance_generator)
-            return self.method.task_importance_loss(self._assemble(self.sparsifier.keep(drawn)[: self.batch_size]))
+            return self.method.task_importance_loss(self._fresh_batch())
 
     def _replay_importance(self) -> Tensor | None:
         """L(M) on a fresh batch of the buffer."""
         with self._importance():
             return self.method.replay_importance_loss()
+
+    def _objective(self) -> Tensor:
+        """What the method trains on, on a fresh batch of the task (and of the buffer)."""
+        with self._importance():
+            return self.method.loss(self._fresh_batch())[0]
+
+    def _fresh_batch(self) -> Batch:
+        drawn = torch.randperm(len(self.task.train), generator=self.importance_generator)
+        return self._assemble(self.sparsifier.keep(drawn)[: self.batch_size])
 
     @contextlib.contextmanager
     def _importance(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """How it is learned and remembered: one method a file, `METHODS` by name."""
 
+from sparcl import sparsity
 from sparcl.errors import ConfigError
 from sparcl.methods.buffer import ReservoirBuffer as ReservoirBuffer
 from sparcl.methods.der import DER as DER
@@ -20,3 +21,9 @@ def find(name: str) -> type[Method]:
     if name not in METHODS:
         raise ConfigError(f"unknown method {name!r}; allowed: {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def check_combination(method: str, sparsifier: str) -> None:
+    """Raise ConfigError if the method cannot work under the sparsifier, both by name."""
+    kind = sparsity.find(sparsifier)
+    find(method).check(kind.name, prunes=kind.prunes, moves=kind.moves)

@@ -50,6 +50,7 @@ class Host:
         generator: CPU generator for the method's own draws (buffer).
         device: where the training tensors live.
         replay_batch_size: samples drawn from the buffer at a time.
+        mask_gradients: clears the parameters' gradients where the sparsifier lets nothing move.
     """
 
     model: nn.Module
@@ -57,6 +58,7 @@ class Host:
     generator: torch.Generator
     device: torch.device
     replay_batch_size: int
+    mask_gradients: Callable[[], None] = lambda: None
 
 
 class Method(ABC):
@@ -71,10 +73,23 @@ class Method(ABC):
     scenarios: ClassVar[tuple[str, ...]] = SCENARIOS
     learns_all_at_once: ClassVar[bool] = False
     """Whether the method is given all tasks as one (joint)."""
+    masks: ClassVar[str] = "moving"
+    """Sparsity that the method works under: `moving` masks, `fixed` ones only, or `none` (it prunes itself)."""
 
     def __init__(self, *, single_head: bool = False) -> None:
         self.single_head = single_head
         self.buffer: ReservoirBuffer | None = None
+
+    @classmethod
+    def check(cls, sparsifier: str, *, prunes: bool, moves: bool) -> None:
+        """Raise ConfigError if the method cannot work under a sparsifier of that name that `prunes` and `moves`."""
+        if prunes and cls.masks == "none":
+            raise ConfigError(f"method {cls.name} prunes the network itself: use sparsifier dense, not {sparsifier}")
+        if moves and cls.masks == "fixed":
+            raise ConfigError(
+                f"method {cls.name} compares weights across tasks and cannot follow the moving masks of"
+                f" {sparsifier}: use sparsifier dense, static or snip"
+            )
 
     def attach(self, host: Host) -> None:
         """Bind to a Learner, once, before the first task."""
@@ -86,12 +101,15 @@ class Method(ABC):
     def resume_task(self, task: Task) -> None:
         """Training goes on inside `task` after `load_state_dict`: bind to its samples, change nothing."""
 
+    def begin_step(self, progress: float) -> None:
+        """A step begins; `progress` is the share, 0 to less than 1, of the task's planned steps that is done."""
+
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The objective of one step, a scalar, and the logits [N, C] of the task's batch."""
 
     def after_backward(self, batch: Batch) -> None:
-        """Gradients are there, the optimizer has not yet moved."""
+        """Gradients are there, the optimizer has not yet moved; the sparsifier clears what must not move after this."""
 
     def after_step(self, batch: Batch, logits: Tensor) -> None:
         """The optimizer has moved: remember."""

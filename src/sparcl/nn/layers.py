@@ -56,6 +56,9 @@ class SparseLayer(Protocol):
     def mask_gradient(self) -> None:
         """Clear the gradient of all that is inactive or not chosen (a no-op where it was never computed)."""
 
+    def dense_gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
+        """∂L/∂W, of W's shape, at every position, active or not, from one call's input and gradient at its output."""
+
 
 class MaskedLayer:
     """The reference backend's layer: the module's own dense weight, held at zero outside the active positions."""
@@ -115,6 +118,12 @@ class MaskedLayer:
     def mask_gradient(self) -> None:
         if self._trainable is not None and self.parameter.grad is not None:
             self.parameter.grad.masked_fill_(~self._trainable, 0.0)
+
+    def dense_gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
+        with torch.enable_grad():
+            weight = self.parameter.detach().requires_grad_()
+            output = torch.func.functional_call(self.module, {"weight": weight}, (inputs,))
+        return torch.autograd.grad(output, weight, output_gradient)[0]
 
     def _active(self) -> Tensor:
         active = torch.zeros(self.parameter.numel(), dtype=torch.bool, device=self.parameter.device)

@@ -1,9 +1,31 @@
-"""What is computed at all: TDM (weights), DDR (samples), DGM (gradients), and SparCL, the three together."""
+"""What is computed at all: TDM (weights), DDR (samples), DGM (gradients), and SparCL, the three together.
 
+The rivals (static, SET, SNIP, RigL) are sparse in weights alone. `SPARSIFIERS` by name.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+from sparcl.errors import ConfigError
 from sparcl.sparsity.ddr import DDR as DDR
 from sparcl.sparsity.dgm import DGM as DGM
 from sparcl.sparsity.importance import Losses as Losses
 from sparcl.sparsity.patterns import Pattern as Pattern
+from sparcl.sparsity.rigl import RigL as RigL
+from sparcl.sparsity.set import SET as SET
+from sparcl.sparsity.snip import SNIP as SNIP
 from sparcl.sparsity.sparcl import SparCL as SparCL
 from sparcl.sparsity.sparsifier import Sparsifier as Sparsifier
+from sparcl.sparsity.static import Static as Static
 from sparcl.sparsity.tdm import TDM as TDM
+
+_KINDS: tuple[type[Sparsifier], ...] = (Sparsifier, SparCL, Static, SET, SNIP, RigL)
+SPARSIFIERS: dict[str, Callable[..., Sparsifier]] = {kind.name: kind for kind in _KINDS}
+"""By name: `dense` takes nothing, every other its sparsity first."""
+
+
+def find(name: str) -> type[Sparsifier]:
+    """The sparsifier's class by its name; ConfigError lists the names."""
+    if name not in SPARSIFIERS:
+        raise ConfigError(f"unknown sparsifier {name!r}; allowed: {', '.join(SPARSIFIERS)}")
+    return cast(type[Sparsifier], SPARSIFIERS[name])

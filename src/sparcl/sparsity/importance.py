@@ -20,11 +20,20 @@ class Losses:
     """A method's two losses, each on a fresh batch at every call.
 
     `task` is the single-head loss L~(D_t) of the present task; `replay` is L(M) on the rehearsal buffer and returns
-    None while there is nothing to rehearse.
+    None while there is nothing to rehearse. `objective` is what the method trains on, the two in one; a loop of one's
+    own may leave it out.
     """
 
     task: Callable[[], Tensor]
     replay: Callable[[], Tensor | None] = lambda: None
+    objective: Callable[[], Tensor] | None = None
+
+    def total(self) -> Tensor:
+        """The objective or, where it is not given, L~(D_t) + L(M)."""
+        if self.objective is not None:
+            return self.objective()
+        task, replay = self.task(), self.replay()
+        return task if replay is None else task + replay
 
 
 def cwi(w: Tensor, g_task: Tensor, g_replay: Tensor, alpha: float, beta: float) -> Tensor:

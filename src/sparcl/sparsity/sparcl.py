@@ -42,6 +42,7 @@ class SparCL(Sparsifier):
     name = "sparcl"
     uses_losses = True
     prunes = True
+    moves = True
 
     def __init__(
         self,

@@ -53,6 +53,8 @@ class Sparsifier:
     prunable: Prunable = None
     prunes = False
     """Whether weights are ever inactive or frozen (and so whether layers are worth converting)."""
+    moves = False
+    """Whether masks change once training has begun."""
     pattern = Pattern()
 
     def __init__(self) -> None:

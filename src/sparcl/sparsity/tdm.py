@@ -6,16 +6,17 @@ Legend: s target sparsity, p share of a layer's units moved at an update, a unit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparcl.errors import ConfigError
 from sparcl.nn.layers import Prunable, SparseLayer
 from sparcl.sparsity.importance import Losses, cwi, importance_gradients, lowest
-from sparcl.sparsity.patterns import Pattern, layer_densities
-from sparcl.sparsity.sparsifier import MaskSparsifier, Moments
+from sparcl.sparsity.patterns import Pattern
+from sparcl.sparsity.sparsifier import Moments
+from sparcl.sparsity.static import Static
 
 UPDATE_MOMENTS = tuple(i / 10 for i in range(1, 9))
 """Fractions of a task at which the mask is updated: every 10 %, and none from 90 % on (published)."""
@@ -24,24 +25,22 @@ MAX_MOVED = 0.2
 """At most this share of the active units is removed or grown at once."""
 
 
-class TDM(MaskSparsifier):
+class TDM(Static):
     """Task-aware dynamic masking by continual weight importance (CWI).
 
     Args:
-        sparsity: share of each prunable layer's weights that is zero and not trained, 0 to .99.
+        sparsity, pattern, distribution, prunable: see Static.
         p_intra: share of all prunable units removed and grown at an update within a task.
         p_inter: share of all prunable units by which a new task (t > 1) expands the network.
         alpha, beta: weight of the present task's and of the buffer's gradient in CWI.
         batches: fresh batches over which each of the two gradients is averaged.
-        pattern: which weights are active together.
-        distribution: `uniform` (one ratio for each layer) or `erk`.
-        prunable: which layers; None for the published choice.
 
     Raises:
         ConfigError: a value outside its range.
     """
 
     name = "tdm"
+    moves = True
 
     def __init__(
         self,
@@ -56,30 +55,15 @@ class TDM(MaskSparsifier):
         distribution: str = "uniform",
         prunable: Prunable = None,
     ) -> None:
-        super().__init__(pattern or Pattern(), prunable)
-        check_sparsity(sparsity)
+        super().__init__(sparsity, pattern=pattern, distribution=distribution, prunable=prunable)
         for label, share in (("p_intra", p_intra), ("p_inter", p_inter)):
             if not 0.0 <= share <= 1.0:
                 raise ConfigError(f"{label} is {share}; it is a share of the prunable weights, 0 to 1")
         if batches < 1:
             raise ConfigError(f"batches is {batches}; an importance gradient needs 1 or more")
-        layer_densities([], sparsity, distribution)
-        self.sparsity, self.p_intra, self.p_inter = sparsity, p_intra, p_inter
-        self.alpha, self.beta, self.batches, self.distribution = alpha, beta, batches, distribution
+        self.p_intra, self.p_inter = p_intra, p_inter
+        self.alpha, self.beta, self.batches = alpha, beta, batches
         self.moments = Moments(UPDATE_MOMENTS)
-
-    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> Self:
-        """Bind, and make the network sparse at once: a random mask, before the first step."""
-        super().attach(model, optimizer, seed)
-        shapes = [layer.shape for layer in self.layers]
-        densities = layer_densities(shapes, self.sparsity, self.distribution)
-        self.target = [
-            max(1, round(density * self.pattern.units(shape))) for density, shape in zip(densities, shapes, strict=True)
-        ]
-        nothing = torch.empty(0, dtype=torch.int64)
-        for layer, count in zip(self.layers, self.target, strict=True):
-            self.set_units(layer, self.draw_unused(layer, nothing, count))
-        return self
 
     def begin_task(self, index: int, *, samples: int, epochs: int, losses: Losses | None = None) -> None:
         """New capacity comes first: from the second task on, expand to sparsity s - p_inter."""
@@ -132,10 +116,6 @@ class TDM(MaskSparsifier):
             return min(1.0, 1.0 - self.sparsity + min(self.p_inter, MAX_MOVED * (1.0 - self.sparsity)))
         return 1.0 - self.sparsity
 
-    def active(self) -> int:
-        """Active weights over all prunable layers."""
-        return sum(len(layer.index) for layer in self.layers)
-
     def _moved(self, layer: SparseLayer, target: int, share: float) -> int:
         """Units moved at once: `share` of all, but at most 20 % of the active and no more than the unused."""
         units = self.pattern.units(layer.shape)
@@ -164,9 +144,3 @@ class TDM(MaskSparsifier):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.moments.load_state_dict(state["moments"])
-
-
-def check_sparsity(sparsity: float) -> None:
-    """Raise ConfigError unless 0 <= sparsity <= .99."""
-    if not 0.0 <= sparsity <= 0.99:
-        raise ConfigError(f"sparsity {sparsity} is not allowed; use a value from 0 to 0.99")

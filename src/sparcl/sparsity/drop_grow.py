@@ -1,0 +1,119 @@
+"""What SET and RigL share: now and then drop a share of the active units and grow as many elsewhere.
+
+Legend: U units of a layer (weights or blocks of them), n of them active, M positions of its dense weight.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparcl.errors import ConfigError
+from sparcl.nn.layers import Prunable
+from sparcl.sparsity.importance import Losses, lowest
+from sparcl.sparsity.patterns import Pattern
+from sparcl.sparsity.static import Static
+
+UPDATES_AT_LEAST = 10
+"""In a task too short for the published interval, masks are updated once in a tenth of it."""
+
+
+class DropGrow(Static):
+    """A mask that moves at fixed intervals, its number of active units exactly the same after every update.
+
+    The two scores are all that tells one such sparsifier from another. What is dropped is not grown again at the same
+    update, and a grown weight starts at 0.
+
+    Args:
+        sparsity, pattern, distribution, prunable: see Static.
+        fraction: share of the active units that an update moves.
+        stop: no update after this share of a task.
+    """
+
+    moves = True
+
+    def __init__(
+        self,
+        sparsity: float = 0.75,
+        *,
+        fraction: float,
+        stop: float,
+        pattern: Pattern | None = None,
+        distribution: str = "uniform",
+        prunable: Prunable = None,
+    ) -> None:
+        super().__init__(sparsity, pattern=pattern, distribution=distribution, prunable=prunable)
+        if not 0.0 <= fraction <= 1.0:
+            raise ConfigError(f"fraction {fraction} is not allowed; it is a share of the active weights, 0 to 1")
+        self.fraction, self.stop = fraction, stop
+        self.iteration = self.steps = self.epochs = 0
+
+    @abstractmethod
+    def interval(self) -> int:
+        """Published iterations between two updates."""
+
+    @abstractmethod
+    def grow_scores(self) -> list[Tensor]:
+        """Score of every position, float [M] a layer; the highest outside the mask grow."""
+
+    def drop_scores(self) -> list[Tensor]:
+        """Score of every active weight, [K] a layer; the lowest are dropped. Here: magnitude."""
+        return [layer.gather(layer.parameter).abs() for layer in self.layers]
+
+    def share(self) -> float:
+        """Share of the active units that an update moves now."""
+        return self.fraction
+
+    def begin_task(self, index: int, *, samples: int, epochs: int, losses: Losses | None = None) -> None:
+        del index, samples
+        self.losses, self.epochs, self.iteration = losses, epochs, 0
+
+    def begin_epoch(self, epoch: int, steps: int) -> None:
+        del epoch
+        self.steps = steps
+
+    def begin_step(self, step: int) -> None:
+        del step
+        total = self.epochs * self.steps
+        every = max(1, min(self.interval(), total // UPDATES_AT_LEAST))
+        if self.sparsity > 0 and 0 < self.iteration <= self.stop * total and self.iteration % every == 0:
+            self.update()
+        self.iteration += 1
+
+    def update(self) -> None:
+        """Drop and grow, in every layer as many as there is room for."""
+        drop, grow = self.drop_scores(), self.grow_scores()
+        moved = 0
+        for layer, drop_score, grow_score in zip(self.layers, drop, grow, strict=True):
+            active, units = self.active_units(layer), self.pattern.units(layer.shape)
+            count = min(round(self.share() * len(active)), units - len(active))
+            leaves = lowest(self.pattern.score(drop_score, layer.index, layer.shape), count)
+            grown = self._highest_unused(grow_score, layer.shape, active, count)
+            self.set_units(layer, torch.cat([active[~leaves], grown]).sort().values)
+            moved += count
+        self.notify(f"{self.name}.update", {"moved": moved * self.pattern.block, "active": self.active()})
+
+    def _highest_unused(self, score: Tensor, shape: tuple[int, ...], active: Tensor, count: int) -> Tensor:
+        """The `count` highest-scored units outside `active`; among equals the first."""
+        everywhere = torch.arange(math.prod(shape), device=score.device)
+        per_unit = self.pattern.score(score, everywhere, shape)
+        free = torch.ones(len(per_unit), dtype=torch.bool, device=score.device)
+        free[active] = False
+        unused = free.nonzero().squeeze(1)
+        return unused[lowest(-per_unit[unused], count)]
+
+    def end_task(self) -> None:
+        self.losses = None
+
+    def state_dict(self) -> dict[str, Any]:
+        task = {"iteration": self.iteration, "steps": self.steps, "epochs": self.epochs}
+        return {**super().state_dict(), **task}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.iteration, self.steps, self.epochs = int(state["iteration"]), int(state["steps"]), int(state["epochs"])
