@@ -1,0 +1,73 @@
+"""SparCL: the three parts together, their order, settings and state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from toys import Net, blobs, own_loop
+
+from sparcl.errors import ConfigError
+from sparcl.sparsity import SparCL
+from sparcl.sparsity.sparcl import SETTINGS
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "block"])
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_each_part_fires_in_every_task_and_every_task_ends_at_exactly_s(epochs: int, pattern: str) -> None:
+    model = Net(classes=6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    sparcl = SparCL(0.75, pattern=pattern).attach(model, optimizer, seed=1)
+    told: list[tuple[str, dict[str, Any]]] = []
+    sparcl.notify = lambda event, figures: told.append((event, figures))
+    stream = blobs(tasks=3, per_class=100)
+    own_loop(sparcl, model, optimizer, stream[:1], epochs=epochs)
+    first = [event for event, _ in told]
+    assert "tdm.expand" not in first
+    for task in stream[1:]:
+        told.clear()
+        own_loop(sparcl, model, optimizer, [task], epochs=epochs)
+        events = [event for event, _ in told]
+        assert events[0] == "tdm.expand"
+        assert events.count("tdm.expand") == 1
+        assert events.count("tdm.update") == first.count("tdm.update") == 8
+        assert events.count("ddr.remove") == 4
+        assert sum(figures["removed"] for event, figures in told if event == "ddr.remove") == 60 == sparcl.removed
+        assert events.count("dgm.choose") >= 9
+        for i, event in enumerate(events):  # a mask update renews the choice of gradients at once
+            assert event != "tdm.update" or events[i + 1] == "dgm.choose"
+        for layer in sparcl.layers:
+            assert len(layer.index) == round(0.25 * layer.parameter.numel())
+            assert layer.chosen is not None
+
+
+def test_settings_of_the_nearest_published_sparsity_apply() -> None:
+    for weights, row in ((0.5, 0.75), (0.75, 0.75), (0.9, 0.9), (0.99, 0.95)):
+        tdm = SparCL(weights).tdm
+        assert {key: getattr(tdm, key) for key in SETTINGS[row]} == SETTINGS[row]
+        assert tdm.sparsity == weights
+
+
+def test_magnitude_alone_is_an_ablation_of_tdm_only() -> None:
+    sparcl = SparCL(0.9, use_gradients=False)
+    assert (sparcl.tdm.alpha, sparcl.tdm.beta) == (0.0, 0.0)
+    assert (sparcl.dgm.alpha, sparcl.dgm.beta) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": 1.0}, "0 to 0.99"),
+        ({"gradients": 1.0}, "0 to less than 1"),
+        ({"samples": -1.0}, "0 to less than 1"),
+        ({"pattern": "rows"}, "unstructured, block"),
+        ({"pattern": "block", "block_size": 1}, "2 or more"),
+        ({"distribution": "even"}, "uniform, erk"),
+        ({"ddr_score": "loss"}, "misclassified, forgetting"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_in_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        SparCL(**options)
+    assert "\n" not in str(caught.value)
