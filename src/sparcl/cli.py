@@ -82,6 +82,18 @@ def run(
     execute(experiment, out, resume=resume, checkpoint_every=checkpoint_every, console=Console())
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run directories, or folders that hold some")],
+    format: Annotated[str, typer.Option(help="table, markdown, csv or html")] = "table",
+    out: Annotated[Path | None, typer.Option(help="file to write; default: standard output")] = None,
+) -> None:
+    """Compare finished runs: mean ± standard deviation over seeds, beside what was published."""
+    from sparcl.report import write
+
+    write(runs, format, out)
+
+
 def _options(pairs: list[str]) -> dict[str, float]:
     """NAME=NUMBER pairs."""
     options = {}

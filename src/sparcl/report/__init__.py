@@ -1,0 +1,13 @@
+"""Reads what runs left behind (config.toml, result.json, events.jsonl) and compares them. Imports no torch.
+
+records.py finds and checks the records, tables.py groups them over seeds and writes tables, published.py holds the
+figures of the literature, figures.py and page.py make the page that stands alone in a browser.
+"""
+
+from sparcl.report.records import Problem as Problem
+from sparcl.report.records import Record as Record
+from sparcl.report.records import load as load
+from sparcl.report.tables import FORMATS as FORMATS
+from sparcl.report.tables import Group as Group
+from sparcl.report.tables import group as group
+from sparcl.report.write import write as write

@@ -1,0 +1,171 @@
+"""Finding and reading the records of runs; what is damaged or unfinished is told, and does not stop the rest."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULT, CONFIG, EVENTS = "result.json", "config.toml", "events.jsonl"
+
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "": ("benchmark", "method", "sparsifier", "seed", "class_il", "task_il", "forgetting"),
+    "sparsity": ("weights",),
+    "flops": ("executed", "paper", "dense"),
+    "seconds": ("train", "total"),
+    "memory": ("peak_rss_bytes",),
+    "environment": ("cpu", "threads", "device"),
+}
+"""What a table needs of result.json, by section; figures may be null (not measured), names may not."""
+
+INCIDENTAL = ("data", "layer_choice")
+"""Settings that make no different experiment: where the data lies, what a timing chose."""
+
+NAMES = ("benchmark", "method", "sparsifier", "cpu", "device")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run: its resolved settings and its result."""
+
+    path: Path
+    config: Mapping[str, Any]
+    result: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return int(self.result["seed"])
+
+    def figure(self, section: str, name: str) -> float | None:
+        """A number of result.json, or None where it was not measured."""
+        holder = self.result[section] if section else self.result
+        value = holder[name]
+        return None if value is None else float(value)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The lines of events.jsonl; none where there is no such file, damaged lines left out."""
+        try:
+            with (self.path / EVENTS).open(encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    event = _json_object(line)
+                    if event is not None and isinstance(event.get("event"), str):
+                        yield event
+        except OSError:
+            return
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A place that should have held a finished run, and why it could not be used."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def load(places: Iterable[Path]) -> tuple[list[Record], list[Problem]]:
+    """The finished runs at `places` (run directories, or folders that hold some, however deep), and what went wrong.
+
+    A run that repeats another's settings and seed is left out of the records, and said to be: no seed counts twice.
+    """
+    records: list[Record] = []
+    problems: list[Problem] = []
+    directories: dict[Path, None] = {}
+    for place in places:
+        if not place.is_dir():
+            problems.append(Problem(place, "no such directory" if not place.exists() else "not a directory"))
+            continue
+        found = list(_run_directories(place))
+        if not found:
+            problems.append(Problem(place, f"holds no run (no {CONFIG} or {RESULT})"))
+        directories.update(dict.fromkeys(found))
+    seen: dict[str, Path] = {}
+    for directory in directories:
+        read = read_run(directory)
+        if isinstance(read, Problem):
+            problems.append(read)
+            continue
+        told = {k: v for k, v in read.config.items() if k not in INCIDENTAL}
+        identity = json.dumps({**told, "seed": read.seed}, sort_keys=True, default=str)
+        if identity in seen:
+            problems.append(Problem(directory, f"same settings and seed as {seen[identity]}; counted once"))
+        else:
+            seen[identity] = directory
+            records.append(read)
+    return records, problems
+
+
+def _run_directories(place: Path) -> Iterator[Path]:
+    for folder, inner, files in os.walk(place):
+        if CONFIG in files or RESULT in files:
+            yield Path(folder)
+            inner.clear()
+        inner.sort()
+
+
+def read_run(directory: Path) -> Record | Problem:
+    """The record in a run directory, or why there is none."""
+    config_file, result_file = directory / CONFIG, directory / RESULT
+    if not result_file.exists():
+        return Problem(directory, f"not finished (no {RESULT}); go on with --resume")
+    try:
+        config = tomllib.loads(config_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Problem(directory, f"no {CONFIG}")
+    except (OSError, ValueError, RecursionError) as error:
+        return Problem(directory, f"{CONFIG} is damaged: {_one_line(error)}")
+    try:
+        text = result_file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        return Problem(directory, f"{RESULT} cannot be read: {_one_line(error)}")
+    result = _json_object(text)
+    if result is None:
+        return Problem(directory, f"{RESULT} is damaged: not a JSON object")
+    fault = _fault(result)
+    return Problem(directory, f"{RESULT} is damaged: {fault}") if fault else Record(directory, config, result)
+
+
+def _fault(result: Mapping[str, Any]) -> str | None:
+    """What is wrong with a result, or None."""
+    for section, names in REQUIRED.items():
+        holder = result.get(section) if section else result
+        if not isinstance(holder, dict):
+            return f"no section {section}"
+        for name in names:
+            label = f"{section}.{name}" if section else name
+            if name not in holder:
+                return f"no {label}"
+            value = holder[name]
+            if name in NAMES:
+                if not isinstance(value, str):
+                    return f"{label} is not a name"
+            elif name in ("seed", "threads"):
+                if type(value) is not int:
+                    return f"{label} is not a whole number"
+            elif value is not None and not _is_number(value):
+                return f"{label} is not a number"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _one_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error))[:200]

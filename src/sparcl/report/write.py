@@ -1,0 +1,84 @@
+"""`sparcl report`: records in, a table or a page out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from sparcl.errors import ConfigError
+from sparcl.report.records import Problem, load
+from sparcl.report.tables import FORMATS, Group, as_csv, as_markdown, as_table, group, notes
+
+WIDE = 220
+"""Characters a line where there is no terminal: enough for every column."""
+
+
+def write(places: Sequence[Path], form: str = "table", out: Path | None = None) -> None:
+    """Compare the runs at `places` and write the comparison to `out` (default: standard output).
+
+    Args:
+        places: run directories, or folders that hold some.
+        form: `table`, `markdown`, `csv` or `html`.
+        out: the file to write; `html` needs one.
+
+    Raises:
+        ConfigError: an unknown format, no finished run at all, a file that cannot be written, or `html` without the
+            packages that it needs.
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"unknown format {form!r}; allowed: {', '.join(FORMATS)}")
+    if form == "html" and out is None:
+        raise ConfigError("format html writes a file; name it with --out")
+    records, problems = load(places)
+    if not records:
+        reasons = "; ".join(str(p) for p in problems[:3]) or "no run is named"
+        raise ConfigError(f"there is no finished run to report: {reasons}")
+    groups = group(records)
+    if form == "html":
+        from sparcl.report.page import page
+
+        text = page(groups, problems)
+    elif form == "csv":
+        text = as_csv(groups)  # programs read it: what was left out goes to stderr
+        _print_problems(problems)
+    elif form == "markdown":
+        text = as_markdown(groups) + _markdown_problems(problems)
+    else:
+        text = _for_terminal(groups, problems, to_file=out is not None)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error.strerror}") from None
+
+
+def _for_terminal(groups: Sequence[Group], problems: Sequence[Problem], *, to_file: bool) -> str:
+    """The table as text: as wide as the terminal, or as wide as it needs to be in a file or a pipe."""
+    width = None if sys.stdout.isatty() and not to_file else WIDE
+    console = Console(width=width, color_system="auto" if width is None else None)
+    with console.capture() as capture:
+        console.print(as_table(groups))
+        for note in notes(groups):
+            console.print(note, markup=False, highlight=False)
+        if problems:
+            console.print(f"\nleft out ({len(problems)}):", highlight=False)
+        for problem in problems:
+            console.print(f"  {problem}", markup=False, highlight=False, soft_wrap=True)
+    return capture.get()
+
+
+def _markdown_problems(problems: Sequence[Problem]) -> str:
+    if not problems:
+        return ""
+    return "\n".join(["", f"Left out ({len(problems)}):", "", *(f"- {p}" for p in problems), ""])
+
+
+def _print_problems(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
