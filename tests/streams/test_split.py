@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from sparcl.errors import ConfigError, DataError
 from sparcl.streams import Transform, from_arrays
+from sparcl.streams.split import Arrays, split
 
 
 def data(n_classes=6, per_class=5, shape=(1, 4, 4)):
@@ -99,6 +100,18 @@ def test_the_users_arrays_are_not_shared():
     before = stream[0].train.inputs.clone()
     x.fill_(0)
     assert torch.equal(stream[0].train.inputs, before)
+
+
+def test_what_is_read_from_files_in_class_order_is_held_once():
+    inputs, labels = (np.sort(a, axis=0) for a in data())
+    arrays = Arrays(inputs, labels, inputs, labels, tuple("abcdef"))
+    options = {"classes_per_task": 3, "class_order_seed": None}
+    shared = split("x", arrays, Transform(), limit_per_class=None, **options)
+    base = inputs.__array_interface__["data"][0]
+    assert [task.train.inputs.data_ptr() - base for task in shared] == [0, inputs.nbytes // 2]
+    assert shared.fingerprint == from_arrays(inputs, labels, inputs, labels, classes_per_task=3).fingerprint
+    limited = split("x", arrays, Transform(), limit_per_class=2, **options)
+    assert limited[1].train.inputs[:, 0, 0, 0].tolist() == [30, 31, 40, 41, 50, 51]
 
 
 def test_own_names_and_transform_are_kept():

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sparcl.streams.task import Stream
 
 SHAPE = (3, 32, 32)
 _PIXELS = 3 * 32 * 32
+Batch = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]  # inputs [N, 3, 32, 32], labels [N]
 
 
 @dataclass(frozen=True)
@@ -208,14 +210,22 @@ def _assemble(variant: Variant, layout: Layout, found: dict[str, bytes], source:
     missing = [name for name in layout.files if name not in found]
     if missing:
         raise DataError(f"{source} is incomplete: {', '.join(missing)} missing")
-    batches = {name: _batch(layout, found[name], f"{source}: {name}") for name in layout.files}
-    inputs = [batches[name][0] for name in layout.train]
-    labels = [batches[name][1] for name in layout.train]
+    train, test = (
+        _by_class([_batch(layout, found[name], f"{source}: {name}") for name in files])
+        for files in (layout.train, (layout.test,))
+    )
     names = _class_names(variant, layout, found.get(layout.names), f"{source}: {layout.names}")
-    return Arrays(np.concatenate(inputs), np.concatenate(labels), *batches[layout.test], class_names=names)
+    return Arrays(*train, *test, class_names=names)
 
 
-def _batch(layout: Layout, content: bytes, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def _by_class(batches: Sequence[Batch]) -> Batch:
+    """One sorted by class, as a tree of images is, so that a task can be a view of it."""
+    labels = np.concatenate([labels for _, labels in batches])
+    order = np.argsort(labels, kind="stable")
+    return np.concatenate([inputs for inputs, _ in batches])[order], labels[order]
+
+
+def _batch(layout: Layout, content: bytes, name: str) -> Batch:
     """One official file -> uint8 [N, 3, 32, 32], int64 [N]."""
     pixels: npt.NDArray[np.uint8]
     if layout.label_bytes:

@@ -66,40 +66,21 @@ def from_arrays(
             inputs, classes that do not divide into tasks, a task with a single training sample.
         ConfigError: an option outside its range.
     """
-    train_x, train_y = _as_inputs(train_inputs, "training"), _as_labels(train_labels, "training")
-    test_x, test_y = _as_inputs(test_inputs, "test"), _as_labels(test_labels, "test")
-    for what, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
-        if len(x) != len(y):
-            raise DataError(f"{len(x)} {what} inputs but {len(y)} {what} labels: there must be one label for each")
-    if train_x.shape[1:] != test_x.shape[1:] or train_x.dtype != test_x.dtype:
-        raise DataError(
-            f"training samples are {_describe(train_x)} but test samples {_describe(test_x)}: they must agree"
-        )
-    n_classes = len(class_names) if class_names is not None else int(train_y.max()) + 1
-    if n_classes > len(train_y):  # also keeps one absurd label from becoming as many logits
-        raise DataError(f"{len(train_y)} training samples cannot fill {n_classes} classes: each needs at least one")
-    names = tuple(class_names) if class_names is not None else tuple(str(k) for k in range(n_classes))
-    _check_labels(train_y, test_y, names)
-    order = _class_order(n_classes, class_order_seed)
-    _check_split(n_classes, classes_per_task, limit_per_class)
-
-    column = torch.empty(n_classes, dtype=torch.int64)
-    column[order] = torch.arange(n_classes)
-    train, test = Samples(train_x, column[train_y]), Samples(test_x, column[test_y])
-    tasks = []
-    for t in range(n_classes // classes_per_task):
-        classes = tuple(range(t * classes_per_task, (t + 1) * classes_per_task))
-        task_train, task_test = (_select(s, classes, limit_per_class) for s in (train, test))
-        if len(task_train) < 2:
-            raise DataError(f"task {t} has a single training sample; every task needs at least 2")
-        tasks.append(Task(t, classes, task_train, task_test, transform or Transform()))
-    return Stream(
-        name=name,
-        tasks=tuple(tasks),
-        n_classes=n_classes,
-        input_shape=tuple(train_x.shape[1:]),
-        class_names=tuple(names[k] for k in order.tolist()),
-        fingerprint=_fingerprint(tasks),
+    train = Samples(_as_inputs(train_inputs, "training"), _as_labels(train_labels, "training"))
+    test = Samples(_as_inputs(test_inputs, "test"), _as_labels(test_labels, "test"))
+    n_classes = len(class_names) if class_names is not None else int(train.labels.max()) + 1
+    if n_classes > len(train):  # also keeps one absurd label from becoming as many logits
+        raise DataError(f"{len(train)} training samples cannot fill {n_classes} classes: each needs at least one")
+    return _stream(
+        name,
+        train,
+        test,
+        tuple(class_names) if class_names is not None else tuple(str(k) for k in range(n_classes)),
+        transform or Transform(),
+        classes_per_task=classes_per_task,
+        class_order_seed=class_order_seed,
+        limit_per_class=limit_per_class,
+        share=False,  # the user may change the arrays later
     )
 
 
@@ -112,19 +93,65 @@ def split(
     class_order_seed: int | None,
     limit_per_class: int | None,
 ) -> Stream:
-    """`from_arrays` for the data sets that this package reads itself."""
-    return from_arrays(
-        arrays.train_inputs,
-        arrays.train_labels,
-        arrays.test_inputs,
-        arrays.test_labels,
+    """As `from_arrays`, for what this package has read itself: where sorted by class, tasks are views, not copies."""
+    return _stream(
+        name,
+        Samples(_as_inputs(arrays.train_inputs, "training"), _as_labels(arrays.train_labels, "training")),
+        Samples(_as_inputs(arrays.test_inputs, "test"), _as_labels(arrays.test_labels, "test")),
+        arrays.class_names,
+        transform,
         classes_per_task=classes_per_task,
         class_order_seed=class_order_seed,
         limit_per_class=limit_per_class,
-        class_names=arrays.class_names,
-        transform=transform,
-        name=name,
+        share=True,
     )
+
+
+def _stream(
+    name: str,
+    train: Samples,
+    test: Samples,
+    names: tuple[str, ...],
+    transform: Transform,
+    *,
+    classes_per_task: int,
+    class_order_seed: int | None,
+    limit_per_class: int | None,
+    share: bool,
+) -> Stream:
+    n_classes = len(names)
+    _check_sizes(train, test)
+    _check_labels(train.labels, test.labels, names)
+    _check_split(n_classes, classes_per_task, limit_per_class)
+    order = _class_order(n_classes, class_order_seed)
+    column = torch.empty(n_classes, dtype=torch.int64)
+    column[order] = torch.arange(n_classes)
+    splits = [Samples(samples.inputs, column[samples.labels]) for samples in (train, test)]
+    tasks = []
+    for t in range(n_classes // classes_per_task):
+        classes = tuple(range(t * classes_per_task, (t + 1) * classes_per_task))
+        task_train, task_test = (_select(samples, classes, limit_per_class, share) for samples in splits)
+        if len(task_train) < 2:
+            raise DataError(f"task {t} has a single training sample; every task needs at least 2")
+        tasks.append(Task(t, classes, task_train, task_test, transform))
+    return Stream(
+        name=name,
+        tasks=tuple(tasks),
+        n_classes=n_classes,
+        input_shape=tuple(train.inputs.shape[1:]),
+        class_names=tuple(names[k] for k in order.tolist()),
+        fingerprint=_fingerprint(tasks),
+    )
+
+
+def _check_sizes(train: Samples, test: Samples) -> None:
+    for what, samples in (("training", train), ("test", test)):
+        n = len(samples.inputs)
+        if n != len(samples):
+            raise DataError(f"{n} {what} inputs but {len(samples)} {what} labels: there must be one label for each")
+    shapes = [f"{str(s.inputs.dtype).removeprefix('torch.')} {tuple(s.inputs.shape[1:])}" for s in (train, test)]
+    if shapes[0] != shapes[1]:
+        raise DataError(f"training samples are {shapes[0]} but test samples {shapes[1]}: they must agree")
 
 
 def _as_tensor(array: ArrayLike, what: str) -> Tensor:
@@ -165,10 +192,6 @@ def _as_labels(array: ArrayLike, what: str) -> Tensor:
     return labels.to("cpu", torch.int64)
 
 
-def _describe(inputs: Tensor) -> str:
-    return f"{str(inputs.dtype).removeprefix('torch.')} {tuple(inputs.shape[1:])}"
-
-
 def _check_labels(train: Tensor, test: Tensor, names: tuple[str, ...]) -> None:
     n_classes = len(names)
     for what, labels in (("training", train), ("test", test)):
@@ -201,14 +224,17 @@ def _class_order(n_classes: int, seed: int | None) -> Tensor:
     return torch.randperm(n_classes, generator=torch.Generator().manual_seed(seed))
 
 
-def _select(samples: Samples, classes: tuple[int, ...], limit: int | None) -> Samples:
-    """The samples of these classes in their original order, at most `limit` of each."""
+def _select(samples: Samples, classes: tuple[int, ...], limit: int | None, share: bool) -> Samples:
+    """The samples of these classes in their original order, at most `limit` of each; a view if `share` and possible."""
     labels = samples.labels
     keep = (labels >= classes[0]) & (labels <= classes[-1])
     if limit is not None:
         for k in classes:
             keep[torch.nonzero(labels == k).flatten()[limit:]] = False
     index = torch.nonzero(keep).flatten()
+    first, last = int(index[0]), int(index[-1])
+    if share and last - first + 1 == len(index):
+        return Samples(samples.inputs[first : last + 1], labels[index])
     return Samples(samples.inputs[index.to(samples.inputs.device)].contiguous(), labels[index])
 
 
