@@ -114,7 +114,7 @@ class ImageSet:
         if image.shape != shape:
             raise DataError(
                 f"images of mixed size: {first} is {shape[1]}×{shape[0]}, {name} is "
-                f"{image.shape[1]}×{image.shape[0]}; resize them all, for example resize={shape[0]}"
+                f"{image.shape[1]}×{image.shape[0]}; resize them all (--resize {shape[0]}, resize={shape[0]})"
             )
         self._images[split, class_name, file] = image
         if len(self._images) * image.nbytes > MAX_DECODED_BYTES:
