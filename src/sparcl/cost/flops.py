@@ -54,6 +54,8 @@ class Costs:
     """Input gradients where they are needed, weight gradients at the updated weights."""
     importance: int
     """Backward pass of an importance gradient: weight gradients at all active weights of the prunable layers."""
+    ranked: int
+    """Of that, the weight gradients."""
     paper_backward: int
     """An input gradient for every layer, the first included, and weight gradients at the updated weights."""
 
@@ -124,6 +126,9 @@ class Ledger:
 
     def __call__(self, event: str, figures: Mapping[str, Any]) -> None:
         """Observe an event of the Learner."""
+        if "dense_gradient_samples" in figures:  # counted at the active weights of the mask of that time, so far
+            rest = self._main.dense.ranked - self._main.costs.ranked
+            self.executed += figures["dense_gradient_samples"] * rest
         if not event.startswith(UNCHANGED):
             self._main.forget()
         match event:
@@ -217,15 +222,16 @@ def counts(layers: Sequence[SparseLayer]) -> Counts:
 
 def costs(calls: Sequence[Call], counts: Counts) -> Costs:
     """FLOPs of one sample with `counts` active and updated weights."""
-    forward = backward = importance = paper_backward = 0
+    forward = backward = importance = ranked = paper_backward = 0
     for call in calls:
         active, updated = counts.get(call.name, (call.weights, call.weights))
         one, grad = 2 * call.positions * active, 2 * call.positions * updated
         forward += one
         backward += one * call.passes_on + grad * call.trained
+        ranked += one * call.ranked
         importance += one * call.ranks_below + one * call.ranked
         paper_backward += one + grad
-    return Costs(forward, backward, importance, paper_backward)
+    return Costs(forward, backward, importance, ranked, paper_backward)
 
 
 def calls(model: nn.Module, layers: Sequence[SparseLayer], input_shape: tuple[int, ...]) -> list[Call]:
