@@ -2,18 +2,25 @@
 
 from sparcl import sparsity
 from sparcl.errors import ConfigError
+from sparcl.methods.agem import AGEM as AGEM
 from sparcl.methods.buffer import ReservoirBuffer as ReservoirBuffer
 from sparcl.methods.der import DER as DER
 from sparcl.methods.derpp import DERpp as DERpp
 from sparcl.methods.er import ER as ER
+from sparcl.methods.er_ace import ERACE as ERACE
+from sparcl.methods.ewc import EWC as EWC
+from sparcl.methods.fdr import FDR as FDR
 from sparcl.methods.finetune import Finetune as Finetune
+from sparcl.methods.icarl import ICaRL as ICaRL
 from sparcl.methods.joint import Joint as Joint
+from sparcl.methods.lwf import LwF as LwF
 from sparcl.methods.method import Batch as Batch
 from sparcl.methods.method import Host as Host
 from sparcl.methods.method import Method as Method
 from sparcl.methods.method import RehearsalMethod as RehearsalMethod
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Finetune, Joint, ER, DER, DERpp)}
+_KINDS: tuple[type[Method], ...] = (Finetune, Joint, ER, ERACE, DER, DERpp, EWC, LwF, AGEM, ICaRL, FDR)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _KINDS}
 
 
 def find(name: str) -> type[Method]:

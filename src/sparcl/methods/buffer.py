@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class Remembered:
 
 class ReservoirBuffer:
     """Keeps each sample seen so far with equal probability, as stored (before augmentation: uint8 stays uint8)."""
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("inputs", "labels", "logits")
+    """What is stored of a sample: a tensor [B, ...] each, or None."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -73,11 +76,11 @@ class ReservoirBuffer:
 
     def nbytes(self) -> int:
         """Bytes that the buffer holds."""
-        return sum(t.nbytes for t in (self.inputs, self.labels, self.logits) if t is not None)
+        return sum(t.nbytes for t in map(self.__dict__.get, self.FIELDS) if t is not None)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"seen": self.seen}
-        for name in ("inputs", "labels", "logits"):
+        for name in self.FIELDS:
             tensor = getattr(self, name)
             if tensor is not None:
                 state[name] = tensor[: len(self)]
@@ -85,7 +88,7 @@ class ReservoirBuffer:
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         self.seen = int(state["seen"])
-        for name in ("inputs", "labels", "logits"):
+        for name in self.FIELDS:
             stored = state.get(name)
             if stored is None:
                 setattr(self, name, None)

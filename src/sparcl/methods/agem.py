@@ -1,0 +1,66 @@
+"""A-GEM, averaged gradient episodic memory (Chaudhry et al., ICLR 2019): never step against the past."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparcl.methods.balanced import BalancedBuffer
+from sparcl.methods.method import Batch, RehearsalMethod
+from sparcl.streams.task import Task
+
+
+class AGEM(RehearsalMethod):
+    """L(D_t), its gradient g projected where it opposes g_ref, the gradient of L(M) (eq. 11):
+
+    g̃ = g - min(gᵀg_ref, 0) / (g_refᵀg_ref) · g_ref. Under a sparsifier both gradients are those of the weights that
+    may move. The memory is filled at a task's end, equal random shares for all tasks, and so holds only past ones.
+    """
+
+    name = "agem"
+
+    def __init__(self, buffer_size: int = 200, *, single_head: bool = False) -> None:
+        super().__init__(buffer_size, single_head=single_head)
+        self.buffer: BalancedBuffer = BalancedBuffer(buffer_size)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = self.host.model(batch.inputs)
+        return self.cross_entropy(logits, batch), logits
+
+    def after_backward(self, batch: Batch) -> None:
+        """Put g̃ in the place of g."""
+        del batch
+        if (reference := self.replay_importance_loss()) is None:
+            return
+        self.host.mask_gradients()
+        parameters = [p for p in self.host.model.parameters() if p.grad is not None]
+        g = [p.grad for p in parameters if p.grad is not None]
+        self.host.model.zero_grad(set_to_none=True)
+        reference.backward()  # type: ignore[no-untyped-call]
+        self.host.mask_gradients()
+        g_ref = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        for p, projected in zip(parameters, project(g, g_ref), strict=True):
+            p.grad = projected
+
+    def after_step(self, batch: Batch, logits: Tensor) -> None:
+        """Nothing: the memory is filled at the task's end."""
+
+    def end_task(self, task: Task) -> None:
+        device = self.host.device
+        drawn = torch.randperm(len(task.train), generator=self.host.generator)[: self.buffer.share(task.index + 1)]
+        inputs, labels = task.train.inputs[drawn].to(device), task.train.labels[drawn].to(device)
+        self.buffer.admit(inputs, labels, None, torch.full_like(labels, task.index))
+
+    def replay_importance_loss(self) -> Tensor | None:
+        if (replay := self.replay()) is None:
+            return None
+        return F.cross_entropy(self.host.model(replay.inputs), replay.labels)
+
+
+def project(g: list[Tensor], g_ref: list[Tensor]) -> list[Tensor]:
+    """g where gᵀg_ref >= 0, else its projection to gᵀg_ref = 0 (A-GEM, eq. 11), both over all tensors together."""
+    dot = torch.stack([(a * b).sum() for a, b in zip(g, g_ref, strict=True)]).sum()
+    norm = torch.stack([(b * b).sum() for b in g_ref]).sum()
+    scale = dot.clamp(max=0.0) / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+    return [a - scale * b for a, b in zip(g, g_ref, strict=True)]

@@ -1,0 +1,55 @@
+"""A memory of equal shares: every task (or class) owns as many samples as every other.
+
+Legend: B capacity, n filled, N samples that arrive, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sparcl.errors import ConfigError
+from sparcl.methods.buffer import ReservoirBuffer
+
+
+class BalancedBuffer(ReservoirBuffer):
+    """Filled once a task; each group keeps its first B // (number of groups) samples, so the order is a ranking."""
+
+    FIELDS: ClassVar[tuple[str, ...]] = (*ReservoirBuffer.FIELDS, "groups")
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.groups: Tensor | None = None
+
+    def share(self, groups: int) -> int:
+        """Samples that each of so many groups may keep.
+
+        Raises:
+            ConfigError: there are more groups than places.
+        """
+        if groups > self.capacity:
+            raise ConfigError(f"buffer size {self.capacity} cannot hold one sample of {groups} tasks or classes each")
+        return self.capacity // groups
+
+    def admit(self, inputs: Tensor, labels: Tensor, logits: Tensor | None, groups: Tensor) -> None:
+        """Take in new groups, the samples of each in order of importance, and cut the old ones to make room.
+
+        Args:
+            inputs: [N, ...] as stored; labels: int64 [N]; logits: [N, C] or None; groups: int64 [N].
+        """
+        filled = len(self)
+        arrived = {"inputs": inputs, "labels": labels, "logits": logits, "groups": groups}
+        joined = {
+            name: new if getattr(self, name) is None else torch.cat([getattr(self, name)[:filled], new])
+            for name, new in arrived.items()
+            if new is not None
+        }
+        of_group = [(joined["groups"] == g).nonzero().squeeze(1) for g in torch.unique(joined["groups"])]
+        kept = torch.cat([places[: self.share(len(of_group))] for places in of_group])
+        self.seen = len(kept)
+        for name, tensor in joined.items():
+            full = tensor.new_zeros((self.capacity, *tensor.shape[1:]))
+            full[: len(kept)] = tensor[kept]
+            setattr(self, name, full)

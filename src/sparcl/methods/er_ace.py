@@ -1,0 +1,31 @@
+"""ER-ACE, asymmetric cross-entropy (Caccia et al., ICLR 2022, eq. 4): new samples do not push old classes away."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparcl.methods.method import Batch, RehearsalMethod, only
+
+
+class ERACE(RehearsalMethod):
+    """L(D_t), over the classes that are in the batch only, + L(M), over all classes; two forward passes."""
+
+    name = "er-ace"
+
+    def __init__(self, buffer_size: int = 200) -> None:
+        super().__init__(buffer_size)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = self.host.model(batch.inputs)
+        present = tuple(torch.unique(batch.labels).tolist())
+        loss = F.cross_entropy(only(logits, present), batch.labels)
+        if (remembered := self.replay_importance_loss()) is not None:
+            loss = loss + remembered
+        return loss, logits
+
+    def replay_importance_loss(self) -> Tensor | None:
+        if (replay := self.replay()) is None:
+            return None
+        return F.cross_entropy(self.host.model(replay.inputs), replay.labels)

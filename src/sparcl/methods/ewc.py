@@ -1,0 +1,75 @@
+"""EWC, elastic weight consolidation, online (Kirkpatrick et al., 2017; Schwarz et al., 2018): hold what mattered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparcl.methods.method import Batch, Method
+from sparcl.methods.respond import evaluating
+from sparcl.streams.task import Task
+
+
+class EWC(Method):
+    """L(D_t) + λ·Σ F·(θ - θ*)², θ* the weights at the last task's end, F <- γ·F + the new task's Fisher information.
+
+    As in the Mammoth framework, whose λ the published settings are: no factor ½, and of each sample p(y|x)·(∂ log
+    p(y|x)/∂θ)² at its label y. One backward pass for each training sample, with running statistics, at a task's end.
+
+    Args:
+        strength: λ.
+        gamma: γ, what is kept of the older tasks' information.
+        single_head: see Method.
+    """
+
+    name = "ewc"
+    masks = "fixed"
+
+    def __init__(self, *, strength: float = 10.0, gamma: float = 1.0, single_head: bool = False) -> None:
+        super().__init__(single_head=single_head)
+        self.strength, self.gamma = strength, gamma
+        self.fisher: list[Tensor] = []
+        self.anchor: list[Tensor] = []
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = self.host.model(batch.inputs)
+        loss = self.cross_entropy(logits, batch)
+        return (loss + self.penalty() if self.anchor else loss), logits
+
+    def penalty(self) -> Tensor:
+        """λ·Σ F·(θ - θ*)² over all parameters."""
+        terms = zip(self.fisher, self._parameters(), self.anchor, strict=True)
+        return self.strength * torch.stack([(f * (p - a).square()).sum() for f, p, a in terms]).sum()
+
+    def end_task(self, task: Task) -> None:
+        new = self._information(task)
+        self.fisher = [self.gamma * f + n for f, n in zip(self.fisher, new, strict=True)] if self.fisher else new
+        self.anchor = [p.detach().clone() for p in self._parameters()]
+
+    def _information(self, task: Task) -> list[Tensor]:
+        """Mean over the task's training samples of p(y|x)·(∂ log p(y|x)/∂θ)², a tensor for each parameter."""
+        parameters = self._parameters()
+        total = [torch.zeros_like(p) for p in parameters]
+        inputs, labels = task.train.inputs, task.train.labels.tolist()
+        with evaluating(self.host.model):
+            for n, label in enumerate(labels):
+                sample = task.transform.test(inputs[n : n + 1].to(self.host.device))
+                log_p = self.host.model(sample).log_softmax(dim=1)[0, label]
+                for into, g in zip(total, torch.autograd.grad(log_p, parameters), strict=True):
+                    into += log_p.detach().exp() * g.square()
+        return [t / len(labels) for t in total]
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.host.model.parameters() if p.requires_grad]
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = {"fisher": self.fisher, "anchor": self.anchor}
+        return {name: {str(i): t for i, t in enumerate(tensors)} for name, tensors in parts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        device = self.host.device
+        self.fisher = [state["fisher"][str(i)].to(device) for i in range(len(state["fisher"]))]
+        self.anchor = [state["anchor"][str(i)].to(device) for i in range(len(state["anchor"]))]

@@ -1,0 +1,135 @@
+"""iCaRL (Rebuffi et al., CVPR 2017): exemplars chosen by herding, answers by the nearest mean of exemplars.
+
+Legend: N batch, C classes of the whole stream, S classes seen so far, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparcl.methods.balanced import BalancedBuffer
+from sparcl.methods.method import Batch, RehearsalMethod, only
+from sparcl.methods.respond import classifier_inputs, features_of, logits_of
+from sparcl.streams.task import Task
+
+
+class ICaRL(RehearsalMethod):
+    """Binary cross-entropy on the task's samples and the exemplars together (Algorithm 3).
+
+    Old classes are taught what the network answered before the task began, new ones their labels. Exemplars join a
+    batch in the proportion that they have in the union of both. Features are the classifier's input, L2-normalised.
+    """
+
+    name = "icarl"
+
+    def __init__(self, buffer_size: int = 200) -> None:
+        super().__init__(buffer_size)
+        self.buffer: BalancedBuffer = BalancedBuffer(buffer_size)
+        self.old: list[int] = []
+        self.seen: list[int] = []
+        self.recorded: Tensor | None = None  # logits [samples of the task, C] of the network before the task
+        self._means: Tensor | None = None  # [S, D]; None when the network has changed since
+
+    def begin_task(self, task: Task) -> None:
+        self.seen = [*self.old, *task.classes]
+        self.buffer.share(len(self.seen))  # refuses a buffer that is too small before any work
+        if self.old:
+            self.recorded = logits_of(self.host.model, task.train.inputs, task, self.host.device)
+
+    def resume_task(self, task: Task) -> None:
+        self.seen = [*self.old, *task.classes]
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        before = None if self.recorded is None else self.recorded[batch.ids.to(self.host.device)]
+        inputs, labels = batch.inputs, batch.labels
+        wanted = len(labels) * len(self.buffer) / len(batch.task.train)
+        count = int(wanted + torch.rand((), generator=self.host.generator).item())  # on average as many as wanted
+        replay = self.buffer.sample(count, self.host.generator, self.host.augment) if count else None
+        if replay is not None and replay.logits is not None and before is not None:
+            inputs, labels = torch.cat([inputs, replay.inputs]), torch.cat([labels, replay.labels])
+            before = torch.cat([before, replay.logits])
+        logits = self.host.model(inputs)
+        return self.distillation(logits, labels, before), only(logits[: len(batch.labels)], tuple(self.seen))
+
+    def distillation(self, logits: Tensor, labels: Tensor, before: Tensor | None) -> Tensor:
+        """Binary cross-entropy over the seen classes; old ones have σ(`before`, [N, C]) as their targets."""
+        targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        if before is not None:
+            targets[:, self.old] = before[:, self.old].sigmoid()
+        return F.binary_cross_entropy_with_logits(logits[:, self.seen], targets[:, self.seen])
+
+    def replay_importance_loss(self) -> Tensor | None:
+        if (replay := self.replay()) is None:
+            return None
+        return self.distillation(self.host.model(replay.inputs), replay.labels, replay.logits)
+
+    def after_step(self, batch: Batch, logits: Tensor) -> None:
+        del batch, logits
+        self._means = None
+
+    def end_task(self, task: Task) -> None:
+        """Herd exemplars of the new classes, then note what the network answers to all exemplars."""
+        model, device, samples = self.host.model, self.host.device, task.train
+        share = self.buffer.share(len(self.seen))
+        for k in task.classes:
+            of_class = (samples.labels == k).nonzero().squeeze(1)
+            features = features_of(model, samples.inputs[of_class], task, device)
+            chosen = of_class[herding(features, share).cpu()]
+            labels = samples.labels[chosen].to(device)
+            self.buffer.admit(samples.inputs[chosen].to(device), labels, None, labels)
+        assert self.buffer.inputs is not None
+        self.buffer.logits = logits_of(model, self.buffer.inputs[: len(self.buffer)], task, device)
+        self.old, self.recorded, self._means = self.seen, None, None
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor, task: Task) -> Tensor:
+        """Minus the squared distance to each class's mean of exemplars; before there are any, the logits."""
+        with classifier_inputs(self.host.model) as seen:
+            logits: Tensor = self.host.model(inputs)
+        if not self.old:
+            return logits
+        if self._means is None:
+            self._means = self._class_means(task)
+        features = F.normalize(seen[-1].flatten(1), dim=1)
+        scores = torch.full_like(logits, float("-inf"))
+        scores[:, self.old] = -torch.cdist(features, self._means).square()
+        return scores
+
+    def _class_means(self, task: Task) -> Tensor:
+        """Normalised mean of the exemplars' features, [S, D], in the order of `old`."""
+        assert self.buffer.inputs is not None
+        assert self.buffer.labels is not None
+        filled = len(self.buffer)
+        features = features_of(self.host.model, self.buffer.inputs[:filled], task, self.host.device)
+        labels = self.buffer.labels[:filled]
+        return F.normalize(torch.stack([features[labels == k].mean(dim=0) for k in self.old]), dim=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        recorded = {} if self.recorded is None else {"recorded": self.recorded}
+        return {**super().state_dict(), "old": self.old, **recorded}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.old, self._means = [int(k) for k in state["old"]], None
+        recorded = state.get("recorded")
+        self.recorded = None if recorded is None else recorded.to(self.host.device)
+
+
+def herding(features: Tensor, count: int) -> Tensor:
+    """Indices of `count` samples of `features` [N, D], each the one that brings their mean nearest to that of all
+    (Algorithm 4); all samples, in that order, where there are fewer."""
+    mean, total = features.mean(dim=0), torch.zeros_like(features[0])
+    free = torch.ones(len(features), dtype=torch.bool, device=features.device)
+    chosen = []
+    for k in range(1, min(count, len(features)) + 1):
+        distance = torch.linalg.vector_norm(mean - (total + features) / k, dim=1)
+        best = distance.masked_fill(~free, float("inf")).argmin()
+        chosen.append(best)
+        free[best] = False
+        total = total + features[best]
+    return torch.stack(chosen)

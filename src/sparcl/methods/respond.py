@@ -1,0 +1,74 @@
+"""What a network answers to samples as they are stored: for methods that remember its answers.
+
+Legend: N samples, C classes of the whole stream, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparcl.nn.layers import is_weighted
+from sparcl.streams.task import Task
+
+RESPONSE_BATCH = 256
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, inputs: Tensor, task: Task, device: torch.device) -> Tensor:
+    """Logits [N, C] of samples as stored, not augmented, the model evaluating; `task` normalises them."""
+    with evaluating(model):
+        return torch.cat([model(batch) for batch in _batches(inputs, task, device)])
+
+
+@torch.no_grad()
+def features_of(model: nn.Module, inputs: Tensor, task: Task, device: torch.device) -> Tensor:
+    """L2-normalised features [N, D], the classifier's input, of samples as stored, the model evaluating."""
+    features = []
+    with evaluating(model), classifier_inputs(model) as seen:
+        for batch in _batches(inputs, task, device):
+            model(batch)
+            features.append(nn.functional.normalize(seen.pop().flatten(1), dim=1))
+    return torch.cat(features)
+
+
+@contextmanager
+def classifier_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
+    """A list to which each forward pass in here adds what its last convolution or linear layer was given."""
+    seen: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        del module
+        seen.append(inputs[0].detach())
+
+    hook = classifier(model).register_forward_pre_hook(note)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def classifier(model: nn.Module) -> nn.Module:
+    """The last convolution or linear layer: the one that makes the logits."""
+    return [module for module in model.modules() if is_weighted(module)][-1]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, every module's mode given back after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _batches(inputs: Tensor, task: Task, device: torch.device) -> Iterator[Tensor]:
+    for batch in torch.split(inputs, RESPONSE_BATCH):
+        yield task.transform.test(batch.to(device))
