@@ -37,7 +37,14 @@ RESULT: dict[str, Any] = {
     "samples": {"seen": 700, "removed": 300},
     "flops": {"executed": 1.0e12, "paper": 0.5e12, "dense": 4.0e12},
     "seconds": {"train": 12.0, "evaluate": 1.0, "total": 13.5},
-    "memory": {"peak_rss_bytes": 300 * 2**20, "parameter_bytes": 4400, "buffer_bytes": 614400},
+    "memory": {
+        "peak_rss_bytes": 300 * 2**20,
+        "parameter_bytes": 2**20,
+        "index_bytes": 2**19,
+        "gradient_bytes": 2**19,
+        "optimizer_bytes": 0,
+        "buffer_bytes": 2**20,
+    },
     "environment": {"cpu": "Some CPU", "threads": 1, "torch": "2", "sparcl": "0.1.0", "python": "3", "device": "cpu"},
 }
 

@@ -101,12 +101,27 @@ class Group:
         return stat(_ratio(r.figure("flops", "executed"), r.figure("flops", "dense")) for r in self.records)
 
     @property
+    def state(self) -> Stat:
+        """Bytes that training holds between steps: weights, their positions, gradients, optimizer, buffer."""
+        return stat(_total(r.result["memory"], STATE) for r in self.records)
+
+    @property
     def published(self) -> published.Published | None:
         return published.accuracy(self.stream, self.method, self.sparsifier, self.buffer)
 
     @property
     def published_flops(self) -> float | None:
         return published.paper_flops(self.stream, self.method, self.sparsifier, self.sparsity)
+
+
+STATE = ("parameter_bytes", "index_bytes", "gradient_bytes", "optimizer_bytes", "buffer_bytes")
+
+
+def _total(holder: dict[str, Any], names: Sequence[str]) -> float | None:
+    """The sum of several figures, or None where one was not measured."""
+    values = [holder.get(name) for name in names]
+    known = [float(v) for v in values if isinstance(v, int | float)]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _ratio(a: float | None, b: float | None) -> float | None:
@@ -216,6 +231,7 @@ COLUMNS = (
     Column("FLOPs executed", lambda g: g.stat("flops", "executed").text(_flops, spread=False)),
     Column("of dense", lambda g: g.share_of_dense.text(lambda v: f"{v:.1%}", spread=False)),
     Column("train s", lambda g: g.stat("seconds", "train").text(_seconds)),
+    Column("state MiB", lambda g: g.state.text(lambda v: f"{v / 2**20:.1f}", spread=False)),
     Column("peak MiB", lambda g: g.stat("memory", "peak_rss_bytes").text(_mib, spread=False)),
     Column("published Class-IL %", lambda g: _published_accuracy(g, "class_il")),
     Column("published Task-IL %", lambda g: _published_accuracy(g, "task_il")),
@@ -226,6 +242,7 @@ CAPTION = (
     "Mean ± sample standard deviation over n seeds. Class-IL, Task-IL: mean accuracy over all tasks after the last;"
     " forgetting: percentage points. FLOPs paper: replay's backward uncounted, as published; executed: every"
     " multiply-add that really ran, and its share of what the dense host would execute."
+    " State: weights, indices, gradients, optimizer and buffer in compact form; peak: resident memory of the process."
 )
 PUBLISHED_NOTE = (
     "Published: as printed in the literature (accuracies: Buzzega et al. 2020, ten seeds; FLOPs: Wang et al. 2022),"

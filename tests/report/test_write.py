@@ -1,0 +1,68 @@
+"""`sparcl report` as a whole: every form, and what cannot be written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_runs import make_run
+
+from sparcl.errors import ConfigError
+from sparcl.report import FORMATS, write
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_form_lists_what_was_left_out_and_writes_the_rest(
+    tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "runs" / "good")
+    (make_run(tmp_path / "runs" / "bad", {"seed": 1}) / "result.json").write_text("{")
+    out = tmp_path / "new" / "report"
+    write([tmp_path / "runs"], form, out)
+    text = out.read_text(encoding="utf-8")
+    assert "50.0" in text
+    where = capsys.readouterr().err if form == "csv" else text  # programs read CSV: no prose in it
+    assert "result.json is damaged" in where
+
+
+def test_without_out_the_table_goes_to_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run", {"scenario": "[red]x[/red]"})
+    make_run(tmp_path / "other", {"scenario": "y"})
+    write([tmp_path])
+    output = capsys.readouterr().out
+    assert "Class-IL %" in output
+    assert "[red]x[/red]" in output
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"), [("pdf", "allowed: table, markdown, csv, html"), ("html", "name it with --out")]
+)
+def test_what_cannot_be_written_is_refused(tmp_path: Path, form: str, reason: str) -> None:
+    make_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match=reason):
+        write([tmp_path], form)
+
+
+def test_an_unwritable_file_is_refused(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match="cannot write"):
+        write([tmp_path / "run"], "csv", tmp_path)
+
+
+def test_no_finished_run_at_all_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no finished run to report: .*absent: no such directory"):
+        write([tmp_path / "absent"])
+
+
+def test_the_command_reports_and_refuses_in_one_line(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    command = [sys.executable, "-m", "sparcl", "report"]
+    done = subprocess.run([*command, tmp_path, "--format", "markdown"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| seq-cifar10 | derpp | sparcl | 0.90 |" in done.stdout
+    refused = subprocess.run([*command, tmp_path / "absent"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert refused.stdout == ""
