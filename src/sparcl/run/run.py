@@ -200,7 +200,7 @@ def _reading(console: Console) -> Any:
         share = done / total if total else 1.0
         if share - shown[0] >= 0.25 or (done == total and shown[0]):
             shown[0] = share
-            console.print(f"reading data: {done} of {total} images", highlight=False)
+            console.print(f"reading data: {share:.0%}", highlight=False)  # of files, or of an archive's bytes
 
     return show
 
