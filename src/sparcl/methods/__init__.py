@@ -13,13 +13,15 @@ from sparcl.methods.fdr import FDR as FDR
 from sparcl.methods.finetune import Finetune as Finetune
 from sparcl.methods.icarl import ICaRL as ICaRL
 from sparcl.methods.joint import Joint as Joint
+from sparcl.methods.lps import LPS as LPS
 from sparcl.methods.lwf import LwF as LwF
 from sparcl.methods.method import Batch as Batch
 from sparcl.methods.method import Host as Host
 from sparcl.methods.method import Method as Method
 from sparcl.methods.method import RehearsalMethod as RehearsalMethod
+from sparcl.methods.packnet import PackNet as PackNet
 
-_KINDS: tuple[type[Method], ...] = (Finetune, Joint, ER, ERACE, DER, DERpp, EWC, LwF, AGEM, ICaRL, FDR)
+_KINDS: tuple[type[Method], ...] = (Finetune, Joint, ER, ERACE, DER, DERpp, EWC, LwF, AGEM, ICaRL, FDR, PackNet, LPS)
 METHODS: dict[str, type[Method]] = {method.name: method for method in _KINDS}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sparcl.errors import ConfigError
 from sparcl.nn.gradients import dense_gradients
 from sparcl.nn.layers import Prunable
@@ -48,7 +50,7 @@ class SNIP(Static):
     def _prune(self, losses: Losses | None) -> None:
         if losses is None:
             raise ConfigError("SNIP ranks gradients: hand begin_task the method's losses")
-        sensitivity = [layer.parameter.new_zeros(layer.parameter.numel()) for layer in self.layers]
+        sensitivity = [layer.parameter.new_zeros(math.prod(layer.shape)) for layer in self.layers]
         seen = 0
         with preserved_buffers(self.model):
             for _ in range(self.batches):
@@ -56,8 +58,9 @@ class SNIP(Static):
                 seen += samples
                 for into, gradient in zip(sensitivity, gradients, strict=True):
                     into.add_(gradient)
+        self.notify("snip.gradient", {"dense_gradient_samples": seen})
         for layer, gradient, target in zip(self.layers, sensitivity, self.target, strict=True):
             score = self.pattern.score((layer.gather(layer.parameter) * gradient).abs(), layer.index, layer.shape)
             units = self.active_units(layer)
             self.set_units(layer, units[~lowest(score, len(units) - target)])
-        self.notify("snip.prune", {"dense_gradient_samples": seen, "active": self.active()})
+        self.notify("snip.prune", {"active": self.active()})

@@ -1,0 +1,145 @@
+"""Shared by PackNet and LPS: every weight belongs to the task that learned it, and never moves again.
+
+Legend: t task, from 0; owner of an entry: 0 while free, t + 1 once it belongs to task t.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparcl.errors import ConfigError
+from sparcl.methods.method import Batch, Host, Method, only
+from sparcl.methods.respond import classifier
+from sparcl.nn.layers import is_weighted
+from sparcl.sparsity.importance import lowest
+from sparcl.streams.task import Task
+
+LEARN_SHARE = 2 / 3
+"""Share of a task's training before it is packed; the rest trains what it keeps (the papers add epochs for that)."""
+
+
+class PartitionMethod(Method):
+    """A network split into parts, one for each task; which part answers is the user's to say (Task-IL).
+
+    The weights of all convolutions and linear layers but the classifier are divided; the classifier's rows belong to
+    their classes' tasks; everything else (biases, BatchNorm with its running statistics) to the first task.
+
+    Args:
+        pruned: share of the free weights of each layer that a task leaves to those after it.
+    """
+
+    scenarios: ClassVar[tuple[str, ...]] = ("task-il",)
+    masks = "none"
+
+    def __init__(self, *, pruned: float = 0.75) -> None:
+        super().__init__(single_head=True)
+        if not 0.0 < pruned < 1.0:
+            raise ConfigError(f"pruned share {pruned} is not allowed for {self.name}; use a share between 0 and 1")
+        self.pruned = pruned
+        self.present = 0  # t + 1 of the task that is or was last trained
+        self.packed = True
+
+    def attach(self, host: Host) -> None:
+        super().attach(host)
+        model, head = host.model, classifier(host.model)
+        of_head = {id(p) for p in head.parameters()}
+        weights = {id(m.weight) for m in model.modules() if is_weighted(m) and m is not head}
+        self.names = [name for name, _ in model.named_parameters()]
+        self.parameters = list(model.parameters())
+        self.divided = [i for i, p in enumerate(self.parameters) if id(p) in weights]
+        self.head = [i for i, p in enumerate(self.parameters) if id(p) in of_head]
+        self.owner = [torch.zeros_like(p, dtype=torch.int16) for p in self.parameters]
+        self.normalizers = [m for m in model.modules() if any(True for _ in m.buffers(recurse=False))]
+        self._before: list[Tensor] = []
+
+    @abstractmethod
+    def used(self, i: int, t: int) -> Tensor:
+        """Bool, of the shape of divided parameter i: the weights that answer for the packed task t."""
+
+    @abstractmethod
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits [N, C] of the network as the present task trains it."""
+
+    def begin_task(self, task: Task) -> None:
+        self.present, self.packed = task.index + 1, False
+        for i, owner in enumerate(self.owner):
+            if i in self.head:
+                owner[list(task.classes)] = self.present
+            elif i not in self.divided:
+                owner.fill_(1)
+
+    def begin_step(self, progress: float) -> None:
+        if not self.packed and progress >= LEARN_SHARE:
+            self.pack()
+
+    def end_task(self, task: Task) -> None:
+        del task
+        if not self.packed:
+            self.pack()
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if self.present > 1:
+            for module in self.normalizers:
+                module.eval()
+        logits = self.forward(batch.inputs)
+        return F.cross_entropy(only(logits, batch.task.classes), batch.labels), logits
+
+    def after_backward(self, batch: Batch) -> None:
+        """Clear what belongs to others, and note the weights: momentum and decay move without a gradient."""
+        del batch
+        self._before = [p.detach().clone() for p in self.parameters]
+        for i, parameter in enumerate(self.parameters):
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(~self.trainable(i), 0.0)
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch, logits: Tensor) -> None:
+        """Put what belongs to others back, bit for bit."""
+        del batch, logits
+        for i, (parameter, before) in enumerate(zip(self.parameters, self._before, strict=True)):
+            parameter.copy_(torch.where(self.trainable(i), parameter, before))
+
+    def trainable(self, i: int) -> Tensor:
+        """Bool, of the shape of parameter i: what the present task may move."""
+        own = self.owner[i] == self.present
+        return own if self.packed or i not in self.divided else own | (self.owner[i] == 0)
+
+    @torch.no_grad()
+    def pack(self) -> None:
+        """Keep the largest free weights of each layer for the present task; set the others to 0, free for the next."""
+        for i in self.divided:
+            weight, owner = self.parameters[i], self.owner[i]
+            owner[self.largest_free(i, weight)] = self.present
+            weight.masked_fill_(owner == 0, 0.0)
+        self.packed = True
+
+    def largest_free(self, i: int, values: Tensor) -> Tensor:
+        """Bool: the share 1 - `pruned` of parameter i's free entries with the largest |values|."""
+        free = (self.owner[i] == 0).flatten().nonzero().squeeze(1)
+        kept = len(free) - round(self.pruned * len(free))
+        chosen = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+        chosen[free[~lowest(values.detach().flatten()[free].abs(), len(free) - kept)]] = True
+        return chosen.view(values.shape)
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor, task: Task) -> Tensor:
+        """Logits of the task's own part, other classes at -inf; of the network in training while it has none."""
+        if task.index + 1 > self.present or (task.index + 1 == self.present and not self.packed):
+            return only(self.forward(inputs), task.classes)
+        part = {self.names[i]: self.parameters[i].masked_fill(~self.used(i, task.index), 0.0) for i in self.divided}
+        logits: Tensor = torch.func.functional_call(self.host.model, part, (inputs,))
+        return only(logits, task.classes)
+
+    def state_dict(self) -> dict[str, Any]:
+        owner = {str(i): owner for i, owner in enumerate(self.owner)}
+        return {"present": self.present, "packed": self.packed, "owner": owner}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.present, self.packed = int(state["present"]), bool(state["packed"])
+        self.owner = [state["owner"][str(i)].to(self.host.device) for i in range(len(self.parameters))]
