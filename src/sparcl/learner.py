@@ -249,6 +249,9 @@ class Learner:
         if self.sparsifier.removed != removed and position.order is not None:
             done, rest = position.order[: position.cursor], position.order[position.cursor :]
             position.order = torch.cat([done, self.sparsifier.keep(rest)])
+            if position.cursor == 0:  # a small task may now be less than the batch that the epoch began with
+                position.batch = min(self.batch_size, len(position.order))
+                position.planned_steps = len(position.order) // position.batch
 
     def _mask_gradients(self) -> None:
         for layer in self.sparsifier.layers:
