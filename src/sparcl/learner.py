@@ -22,6 +22,7 @@ from sparcl import seeds
 from sparcl.errors import ConfigError, DataError, TrainingError
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
+from sparcl.nn import auto, convert
 from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.task import Task
@@ -75,7 +76,10 @@ class Learner:
         replay_batch_size: samples drawn from the buffer at a time; default: `batch_size`.
         seed: of every random draw that the Learner makes (the model's initial weights are the caller's).
         device: where to train.
-        backend: `reference` (dense × mask, any device), `native` (compact, CPU) or `auto`.
+        backend: `reference` (dense × mask, any device), `native` (compact, CPU) or `auto`: native where the model is
+            pruned on a CPU that has the compiled part, less the layers that are faster dense.
+        layer_choice: what `auto` measured before (`Learner.layer_choice`): "native" or "dense" by layer name.
+        input_shape: of one sample, so that `auto` measures layers as they will be used.
         observers: told of every event.
 
     Raises:
@@ -97,6 +101,8 @@ class Learner:
         seed: int = 0,
         device: str | torch.device = "cpu",
         backend: str = "auto",
+        layer_choice: Mapping[str, str] | None = None,
+        input_shape: tuple[int, ...] | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         for label, value in (("epochs", epochs), ("batch size", batch_size), ("replay batch size", replay_batch_size)):
@@ -110,6 +116,14 @@ class Learner:
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.device = torch.device(device)
         self.model = model.to(self.device)
+        self.backend = auto.select_backend(backend, self.model, self.device, prunes=self.sparsifier.prunes)
+        self.layer_choice = dict(layer_choice or {})
+        if self.backend == "native":
+            if backend == "auto" and not layer_choice:
+                density, block = self.sparsifier.density_at(0, 1.0), self.sparsifier.pattern.block
+                prunable = self.sparsifier.prunable
+                self.layer_choice = auto.measure(self.model, prunable, density, block, batch_size, input_shape)
+            convert.to_native(self.model, self.sparsifier.prunable, self.layer_choice)
         self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
         self.observers = list(observers)
         make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay))

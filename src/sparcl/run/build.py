@@ -102,5 +102,7 @@ def learner(experiment: Experiment, stream: Stream, observers: Sequence[Observer
         seed=experiment.seed,
         device=device(experiment.device),
         backend=experiment.backend,
+        layer_choice=experiment.layer_choice,
+        input_shape=stream.input_shape,
         observers=observers,
     )

@@ -18,12 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import sparcl
+from sparcl import kernels
 from sparcl.config import Experiment
 from sparcl.cost.clock import Clock
 from sparcl.cost.flops import Ledger
 from sparcl.cost.memory import memory
 from sparcl.errors import ConfigError, SparclError
 from sparcl.learner import Learner
+from sparcl.nn.convert import backends, dense_state_dict
 from sparcl.run import build
 from sparcl.run.evaluate import AccuracyMatrix
 from sparcl.run.progress import Progress, summary
@@ -61,6 +63,7 @@ class Run:
     def __init__(self, experiment: Experiment, stream: Stream, directory: RunDirectory, console: Console) -> None:
         self.experiment, self.stream, self.directory, self.console = experiment, stream, directory, console
         self.learner = build.learner(experiment, stream)
+        self.experiment = dataclasses.replace(experiment, layer_choice=self.learner.layer_choice)
         self.training_stream = stream.merged() if self.learner.method.learns_all_at_once else stream
         self.ledger = Ledger(self.learner.model, self.learner.sparsifier.layers, stream.input_shape)
         self.clock = Clock()
@@ -151,8 +154,8 @@ def sparsity(learner: Learner) -> dict[str, float | int]:
 
 
 def dense_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state dict as dense, contiguous CPU tensors, by name."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    """The model's state dict as dense, contiguous CPU tensors, by name, whichever backend trained it."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in dense_state_dict(model).items()}
 
 
 def model_sha256(model: nn.Module) -> str:
@@ -165,9 +168,10 @@ def model_sha256(model: nn.Module) -> str:
 
 
 def backend_used(learner: Learner) -> dict[str, Any]:
-    """What really ran, with the layers on each backend."""
+    """What really ran: the layers on each backend, and the instruction set of the native ones."""
     names = [layer.name for layer in learner.sparsifier.layers]
-    return {"name": "reference", "reference": names, "native": []}
+    isa = kernels.isa() if learner.backend == "native" else None
+    return {"name": learner.backend, **backends(learner.model, names), "isa": isa}
 
 
 def environment(device: torch.device) -> dict[str, Any]:

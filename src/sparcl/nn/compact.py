@@ -1,0 +1,297 @@
+"""Compact layers: the native backend's convolution and linear layer, without a dense weight.
+
+Legend: K active weights of a layer, O output channels, I input channels, N batch. A *position* is an index into the
+flattened (row-major) dense weight.
+
+A compact layer holds its active weights (`values` [K], an ordinary Parameter) and their positions (`weight_index` [K]).
+No dense weight, gradient or optimizer state of it exists. It is its own `SparseLayer`: TDM, DGM and the rivals drive it
+as they drive the reference backend's `MaskedLayer`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparcl.errors import ConfigError
+from sparcl.kernels import ops
+from sparcl.nn.layers import elementwise_state, fresh_state
+
+BLOCKS = (4, 2)
+"""Output channels that the kernels take together where they share their positions, the best first."""
+
+
+class CompactLayer(nn.Module, ABC):
+    """What a compact convolution and a compact linear layer share: the active weights, and their coming and going.
+
+    Made from a dense layer, all of whose weights are active at first.
+
+    Attributes:
+        name: as the model calls the layer (`SparseLayer`).
+        shape: of the dense weight, [O, I/groups, kh, kw] or [O, I].
+        values: float32 [K], the active weights in ascending order of their positions.
+        weight_index: int32 [K], their positions, ascending.
+        bias: float32 [O], or None.
+    """
+
+    weight_index: Tensor
+
+    def __init__(self, dense: nn.Conv2d | nn.Linear) -> None:
+        super().__init__()
+        weight = dense.weight
+        self.name = ""
+        self.shape = tuple(weight.shape)
+        self.values = nn.Parameter(weight.detach().reshape(-1).clone(), requires_grad=weight.requires_grad)
+        self.register_buffer("weight_index", torch.arange(weight.numel(), dtype=torch.int32))
+        self.bias = dense.bias
+        self._chosen: Tensor | None = None
+        self._frozen: Tensor | None = None  # bool [K]
+        self._plan: Any = None
+
+    # --- SparseLayer --------------------------------------------------------------------------------------------
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The active weights."""
+        return self.values
+
+    @property
+    def index(self) -> Tensor:
+        """Active positions, int64 [K], ascending."""
+        return self.weight_index.long()
+
+    @property
+    def chosen(self) -> Tensor | None:
+        """Bool [K]: the active weights that are updated; None when all are."""
+        return self._chosen
+
+    def gather(self, like_parameter: Tensor) -> Tensor:
+        """A copy [K] of a tensor laid out like `values`."""
+        return like_parameter.detach().clone()
+
+    @torch.no_grad()
+    def set_index(self, index: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Make `index` (ascending) the active set. Survivors keep weight and optimizer state, newcomers start fresh.
+
+        `values` stays the same Parameter, of another length; its gradient is cleared.
+        """
+        if len(index) > 0 and not 0 <= int(index[0]) <= int(index[-1]) < math.prod(self.shape):
+            raise ConfigError(f"layer {self.name}: active positions must lie in 0..{math.prod(self.shape) - 1}")
+        new, old = index.to(torch.int32), self.weight_index
+        at = torch.searchsorted(old, new).clamp_(max=max(len(old) - 1, 0))
+        survives = old[at] == new if len(old) else torch.zeros(len(new), dtype=torch.bool)
+        origin = at[survives]
+
+        def moved(tensor: Tensor, fresh: float) -> Tensor:
+            result = torch.full((len(new),), fresh, dtype=tensor.dtype)
+            result[survives] = tensor[origin]
+            return result
+
+        states = {} if optimizer is None else elementwise_state(optimizer, self.values)
+        for key, state in states.items():
+            assert optimizer is not None
+            optimizer.state[self.values][key] = moved(state, fresh_state(optimizer, self.values, key))
+        _replace(self.values, moved(self.values, 0.0))
+        self.weight_index = new.clone()
+        self._plan = None
+        self.set_chosen(None)
+
+    def set_chosen(self, chosen: Tensor | None) -> None:
+        """Choose which active weights, bool [K], are updated from now on (None: all)."""
+        if chosen is not None and bool(chosen.all()):
+            chosen = None
+        self._chosen = chosen
+        self._frozen = None if chosen is None else ~chosen
+        if self._plan is not None:
+            self._plan.set_chosen(None if chosen is None else chosen.to(torch.uint8))
+
+    def frozen_entries(self) -> Tensor | None:
+        """Places in `values` of the active weights that are not chosen; None when there is none."""
+        return None if self._frozen is None else self._frozen.nonzero().squeeze(1)
+
+    def mask_gradient(self) -> None:
+        """Clear the gradient of what is not chosen: not computed by the kernel, but a method may have added to it."""
+        if self._frozen is not None and self.values.grad is not None:
+            self.values.grad.masked_fill_(self._frozen, 0.0)
+
+    def dense_gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
+        """∂L/∂W, of W's shape, at every position, active or not, from one call's input and gradient at its output."""
+        with torch.enable_grad():
+            weight = torch.zeros(self.shape, requires_grad=True)
+            output = self._dense_forward(inputs.detach(), weight)
+        return torch.autograd.grad(output, weight, output_gradient)[0]
+
+    # --- the layer ----------------------------------------------------------------------------------------------
+
+    def dense_weight(self) -> Tensor:
+        """The dense weight, a new tensor of `shape` with zeros at the inactive positions."""
+        dense = torch.zeros(math.prod(self.shape))
+        dense[self.index] = self.values.detach()
+        return dense.view(self.shape)
+
+    @property
+    def plan(self) -> Any:
+        """What the kernels know of the positions; made at the first use after they changed."""
+        if self._plan is None:
+            self._plan = self._make_plan()
+            self.set_chosen(self._chosen)
+        return self._plan
+
+    @abstractmethod
+    def _make_plan(self) -> Any:
+        """The kernels' plan of the present positions."""
+
+    @abstractmethod
+    def _dense_forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer's result with a dense weight."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes a plan of its own."""
+        return {**self.__dict__, "_plan": None}
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Take over another number of active weights as well."""
+        index = state_dict.get(prefix + "weight_index")
+        if index is not None and not torch.equal(index, self.weight_index):
+            if index.dim() != 1 or bool((index[1:] <= index[:-1]).any()):
+                raise ConfigError(f"layer {self.name}: weight_index must hold ascending positions")
+            self.set_index(index)
+        super()._load_from_state_dict(cast(dict[str, Any], state_dict), prefix, *args)
+
+
+class CompactConv2d(CompactLayer):
+    """A sparse convolution that computes its active weights only; arguments as `nn.Conv2d`'s, zero padding.
+
+    Inputs float32 [N, I, H, W] of any strides, on the CPU; the result is batch-last (ENGINE: layout).
+    """
+
+    def __init__(self, dense: nn.Conv2d) -> None:
+        super().__init__(dense)
+        self.in_channels, self.out_channels, self.groups = dense.in_channels, dense.out_channels, dense.groups
+        self.kernel_size, self.stride, self.dilation = dense.kernel_size, dense.stride, dense.dilation
+        self.padding, self.padding_mode = explicit_padding(dense), dense.padding_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.sparse_conv2d(x, self.values, self.plan, self.bias)
+
+    def _make_plan(self) -> Any:
+        block = shared_block(self.weight_index, self.shape, self.groups)
+        shape = cast(tuple[int, int, int, int], self.shape)
+        padding, stride, dilation = _pair(self.padding), _pair(self.stride), _pair(self.dilation)
+        return ops.conv_plan(self.weight_index, shape, stride, padding, dilation, self.groups, block)
+
+    def _dense_forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride},"
+            f" padding={self.padding}, groups={self.groups}, active={len(self.values)} of {math.prod(self.shape)}"
+        )
+
+
+class CompactLinear(CompactLayer):
+    """A sparse linear layer that computes its active weights only. Inputs float32 [..., I], results [..., O]."""
+
+    def __init__(self, dense: nn.Linear) -> None:
+        super().__init__(dense)
+        self.in_features, self.out_features = dense.in_features, dense.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        y = ops.sparse_linear(rows, self.values, self.plan, self.bias)
+        return y.contiguous().view(*x.shape[:-1], self.out_features)
+
+    def _make_plan(self) -> Any:
+        return ops.linear_plan(
+            self.weight_index, cast(tuple[int, int], self.shape), shared_block(self.weight_index, self.shape, 1)
+        )
+
+    def _dense_forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, active={len(self.values)} of {math.prod(self.shape)}"
+
+
+class BatchLastConv2d(nn.Conv2d):
+    """A dense convolution computed in batch-last layout, so that stem and shortcuts force no change of layout."""
+
+    _plan: Any = None
+
+    @classmethod
+    def of(cls, dense: nn.Conv2d) -> Self:
+        """The same layer, sharing its parameters."""
+        layer = cls.__new__(cls)
+        layer.__dict__ = {key: value for key, value in dense.__dict__.items() if key != "_sparse_layer"}
+        layer.padding = explicit_padding(dense)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._plan is None:
+            index = torch.arange(self.weight.numel(), dtype=torch.int32)
+            shape = cast(tuple[int, int, int, int], tuple(self.weight.shape))
+            padding, stride, dilation = _pair(self.padding), _pair(self.stride), _pair(self.dilation)
+            self._plan = ops.conv_plan(index, shape, stride, padding, dilation, self.groups)
+        return ops.sparse_conv2d(x, self.weight.view(-1), self._plan, self.bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes a plan of its own."""
+        return {**self.__dict__, "_plan": None}
+
+
+def explicit_padding(dense: nn.Conv2d) -> tuple[int, int]:
+    """Padding in numbers where it may be given as a word."""
+    if isinstance(dense.padding, str):
+        total = [
+            d * (k - 1) if dense.padding == "same" else 0
+            for d, k in zip(dense.dilation, dense.kernel_size, strict=True)
+        ]
+        return total[0] // 2, total[1] // 2
+    return _pair(dense.padding)
+
+
+def has_kernel(module: nn.Module) -> bool:
+    """Whether the kernels compute this layer: an `nn.Conv2d` or `nn.Linear`, no subclass, with even zero padding."""
+    if type(module) is nn.Linear:
+        return True
+    if type(module) is not nn.Conv2d or module.padding_mode != "zeros":
+        return False
+    spans = (d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True))
+    return module.padding != "same" or all(span % 2 == 0 for span in spans)
+
+
+def shared_block(index: Tensor, shape: tuple[int, ...], groups: int) -> int:
+    """How many consecutive output channels share their positions throughout, of `BLOCKS`; 1 where not even two do."""
+    per_channel = math.prod(shape[1:])
+    counts = torch.bincount(index.long() // per_channel, minlength=shape[0])
+    for block in BLOCKS:
+        if (shape[0] // groups) % block or bool((counts.view(-1, block) != counts.view(-1, block)[:, :1]).any()):
+            continue
+        unit = index.long() // (per_channel * block) * per_channel + index.long() % per_channel
+        members = torch.sort(unit).values.view(-1, block)
+        if bool((members == members[:, :1]).all()):
+            return block
+    return 1
+
+
+def _replace(parameter: nn.Parameter, values: Tensor) -> None:
+    """Give a Parameter other values, of another length.
+
+    A graph that is still alive (the caller's last loss) holds on to the Parameter's gradient accumulator, which knows
+    its old length and would refuse the next backward pass. A passing change of type makes PyTorch forget it.
+    """
+    parameter.grad = None
+    parameter.data = torch.empty(0, dtype=torch.float64)
+    parameter.data = values
+
+
+def _pair(value: tuple[int, ...] | str) -> tuple[int, int]:
+    assert not isinstance(value, str)
+    return value[0], value[1]

@@ -1,0 +1,161 @@
+"""From a dense model to one that the native backend computes, and back to a dense state dict.
+
+    model = sparcl.nn.convert.to_native(model)            # in place; create the optimizer afterwards
+    state = sparcl.nn.convert.dense_state_dict(model)     # loads into the model as it was
+
+Prunable layers become compact; the other convolutions, BatchNorm and pooling keep the batch-last layout between them,
+so that it changes at the model's two ends only. A ReLU that follows a BatchNorm in a `Sequential`, and every
+`norm_relu`, is merged into it. Whatever else the model does works unchanged: a batch-last tensor has the usual shape.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sparcl import kernels
+from sparcl.errors import ConfigError
+from sparcl.nn.compact import BatchLastConv2d, CompactConv2d, CompactLayer, CompactLinear, has_kernel
+from sparcl.nn.layers import Prunable, prunable_names
+from sparcl.nn.norm import (
+    BatchLastAdaptiveAvgPool2d,
+    BatchLastAvgPool2d,
+    BatchLastMaxPool2d,
+    BatchLastNorm2d,
+    pair,
+)
+
+CHOICES = ("native", "dense")
+
+
+def to_native(model: nn.Module, prunable: Prunable = None, choice: Mapping[str, str] | None = None) -> nn.Module:
+    """Convert a model in place, and return it.
+
+    Parameters of the layers that stay dense remain the same objects; a compact layer has a new one, `values`. So create
+    the optimizer after conversion.
+
+    Args:
+        model: float32, on the CPU.
+        prunable: layers that become compact (see `prunable_names`).
+        choice: "native" or "dense" by layer name, for prunable layers; default: native.
+
+    Raises:
+        ConfigError: the compiled part is missing, the model is not float32 on the CPU, or a choice that is not allowed.
+    """
+    if not kernels.available():
+        raise ConfigError(f"backend native is not available: {kernels.why_unavailable()}; use backend reference")
+    names = prunable_names(model, prunable)
+    check_choice(choice or {}, names)
+    compact = {name for name in names if (choice or {}).get(name, "native") == "native"}
+    _check_parameters(model)
+    shared = _shared_parameters(model)
+    replaced: dict[int, nn.Module] = {}  # a module that is used twice is converted once
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if not name or name.startswith("parametrizations") or _is_watched(module):
+            continue
+        if id(module) not in replaced:
+            new = _converted(module, compact=name in compact, tied=any(id(p) in shared for p in module.parameters()))
+            if new is None:
+                continue
+            replaced[id(module)] = new.train(module.training)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, replaced[id(module)])
+    for module in model.modules():
+        if isinstance(module, nn.Sequential):
+            _merge_relu(module)
+    model.register_forward_hook(_ordinary_output)
+    return model
+
+
+def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict as it would be had it never been converted: dense weights, the same names and order."""
+    state: dict[str, Tensor] = {}
+    compact = {name: module for name, module in model.named_modules() if isinstance(module, CompactLayer)}
+    for key, tensor in model.state_dict().items():
+        layer, _, entry = key.rpartition(".")
+        if layer not in compact:
+            state[key] = tensor
+        elif entry == "values":
+            state[f"{layer}.weight"] = compact[layer].dense_weight()
+        elif entry != "weight_index":
+            state[key] = tensor
+    return state
+
+
+def backends(model: nn.Module, names: list[str]) -> dict[str, list[str]]:
+    """Which of the layers `names` run on which backend: {"native": [...], "reference": [...]}."""
+    native = [name for name in names if isinstance(model.get_submodule(name), CompactLayer)]
+    return {"native": native, "reference": [name for name in names if name not in native]}
+
+
+def check_choice(choice: Mapping[str, str], names: list[str]) -> None:
+    """Refuse a recorded choice that is not for these layers."""
+    for name, chosen in choice.items():
+        if chosen not in CHOICES:
+            raise ConfigError(f"layer choice {chosen!r} of {name} is not allowed; use one of: {', '.join(CHOICES)}")
+        if name not in names:
+            raise ConfigError(f"layer choice names {name!r}, which is not prunable; prunable: {', '.join(names)}")
+
+
+def _converted(module: nn.Module, *, compact: bool, tied: bool) -> nn.Module | None:
+    """The module's batch-last counterpart; None where it stays as it is."""
+    if tied:
+        return None
+    if has_kernel(module):
+        if compact:
+            return CompactConv2d(module) if isinstance(module, nn.Conv2d) else CompactLinear(cast(nn.Linear, module))
+        return BatchLastConv2d.of(module) if isinstance(module, nn.Conv2d) else None
+    if type(module) is nn.BatchNorm2d:
+        return BatchLastNorm2d.of(module)
+    if type(module) is nn.AdaptiveAvgPool2d:
+        return BatchLastAdaptiveAvgPool2d(module.output_size)
+    if type(module) is nn.AvgPool2d and pair(module.padding) == (0, 0) and not module.ceil_mode:
+        return None if module.divisor_override else BatchLastAvgPool2d(module.kernel_size, module.stride)
+    if type(module) is nn.MaxPool2d and pair(module.dilation) == (1, 1) and not module.ceil_mode:
+        return None if module.return_indices else BatchLastMaxPool2d(module.kernel_size, module.stride, module.padding)
+    return None
+
+
+def _merge_relu(sequence: nn.Sequential) -> None:
+    """A ReLU that directly follows a BatchNorm is computed in it."""
+    children = list(sequence.named_children())
+    for (_, norm), (name, relu) in itertools.pairwise(children):
+        if isinstance(norm, BatchLastNorm2d) and type(relu) is nn.ReLU and not _is_watched(relu):
+            norm.relu = True
+            setattr(sequence, name, nn.Identity())
+
+
+def _check_parameters(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            raise ConfigError(
+                f"backend native trains float32 on the CPU; {name} is {parameter.dtype} on {parameter.device}:"
+                " use backend reference"
+            )
+
+
+def _shared_parameters(model: nn.Module) -> set[int]:
+    """Parameters that two different modules hold: their layers stay as they are."""
+    owners: dict[int, int] = {}
+    shared = set()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if owners.setdefault(id(parameter), id(module)) != id(module):
+                shared.add(id(parameter))
+    return shared
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether hooks or parametrizations of the user's hang on a module: it stays as it is."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or hasattr(module, "parametrizations")
+
+
+def _ordinary_output(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """The model's result leaves as an ordinary contiguous tensor."""
+    del module, inputs
+    return output.contiguous() if isinstance(output, Tensor) else output
