@@ -8,7 +8,7 @@ here is an exact integer: 2 · positions · weights · samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -93,7 +93,7 @@ class Ledger:
         self._batch = 0  # samples of the task's first step: what every step of a dense host takes
         self._missing_steps = 0  # of this epoch, as a dense host would run it
         self._last_step_dense = 0
-        self._main = self.watch(model, layers)
+        self.main = self.watch(model, layers)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # the copy of a watched model, a teacher, reports here too
@@ -112,7 +112,7 @@ class Ledger:
         """A forward pass of `samples` samples, followed by a backward pass if `grad`, happens now."""
         if self._evaluating or not self._in_task:
             return
-        profile = profile or self._main
+        profile = profile or self.main
         costs = profile.costs
         if self._importance:
             self.executed += samples * (costs.forward + costs.importance * grad)
@@ -127,10 +127,10 @@ class Ledger:
     def __call__(self, event: str, figures: Mapping[str, Any]) -> None:
         """Observe an event of the Learner."""
         if "dense_gradient_samples" in figures:  # counted at the active weights of the mask of that time, so far
-            rest = self._main.dense.ranked - self._main.costs.ranked
+            rest = self.main.dense.ranked - self.main.costs.ranked
             self.executed += figures["dense_gradient_samples"] * rest
         if not event.startswith(UNCHANGED):
-            self._main.forget()
+            self.main.forget()
         match event:
             case "step.begin":
                 self._begin_step(figures["samples"])
@@ -154,12 +154,12 @@ class Ledger:
         self._batch = self._batch or samples
         self._step_samples, self._step_dense = samples, 0
         self.samples_seen += samples
-        self.paper += samples * self._main.costs.paper_backward
+        self.paper += samples * self.main.costs.paper_backward
 
     def _end_step(self) -> None:
         """The dense host's step takes a full batch also where removal has left less than one."""
         assert self._step_samples is not None
-        full = self._main.dense.forward + self._main.dense.backward
+        full = self.main.dense.forward + self.main.dense.backward
         short = (self._batch - self._step_samples) * full
         self.dense += short
         self._last_step_dense = self._step_dense + short
@@ -188,15 +188,15 @@ class Ledger:
         self.samples_seen, self.samples_removed = int(state["samples_seen"]), int(state["samples_removed"])
         self._in_task, self._batch = bool(state["in_task"]), int(state["batch"])
         self._missing_steps, self._last_step_dense = int(state["missing_steps"]), int(state["last_step_dense"])
-        self._main.forget()
+        self.main.forget()
 
 
 class Profile:
     """What one sample costs in a model, by the geometry of its layers and the present masks."""
 
     def __init__(self, model: nn.Module, layers: Sequence[SparseLayer], input_shape: tuple[int, ...]) -> None:
-        self.layers = list(layers)
         self.calls = calls(model, layers, input_shape)
+        self.counts: Callable[[], Counts] = partial(counts, list(layers))
         self.dense = costs(self.calls, {})
         self._costs: Costs | None = None
 
@@ -204,7 +204,7 @@ class Profile:
     def costs(self) -> Costs:
         """With the present masks; kept until `forget`."""
         if self._costs is None:
-            self._costs = costs(self.calls, counts(self.layers))
+            self._costs = costs(self.calls, self.counts())
         return self._costs
 
     def forget(self) -> None:

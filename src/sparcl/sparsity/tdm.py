@@ -74,7 +74,7 @@ class TDM(Static):
             grown = 0
             for layer, target in zip(self.layers, self.target, strict=True):
                 active = self.active_units(layer)
-                new = self.draw_unused(layer, active, self._moved(layer, target, self.p_inter))
+                new = self.draw_unused(layer, active, self.moved(layer, target, self.p_inter))
                 self.set_units(layer, torch.cat([active, new]).sort().values)
                 grown += len(new)
             self.notify("tdm.expand", {"grown": grown * self.pattern.block, "active": self.active()})
@@ -92,7 +92,7 @@ class TDM(Static):
         removed_total = grown_total = 0
         for layer, score, target in zip(self.layers, scores, self.target, strict=True):
             unused = self.pattern.units(layer.shape) - len(self.active_units(layer))
-            moved = min(self._moved(layer, target, self.p_intra), unused)  # the removed cannot grow back at once
+            moved = min(self.moved(layer, target, self.p_intra), unused)  # the removed cannot grow back at once
             removed, kept = self._remove(layer, score, target - moved)
             grown = self.draw_unused(layer, kept, target - len(kept), barred=removed)
             self.set_units(layer, torch.cat([kept, grown]).sort().values)
@@ -116,7 +116,7 @@ class TDM(Static):
             return min(1.0, 1.0 - self.sparsity + min(self.p_inter, MAX_MOVED * (1.0 - self.sparsity)))
         return 1.0 - self.sparsity
 
-    def _moved(self, layer: SparseLayer, target: int, share: float) -> int:
+    def moved(self, layer: SparseLayer, target: int, share: float) -> int:
         """Units moved at once: `share` of all, but at most 20 % of the active and no more than the unused."""
         units = self.pattern.units(layer.shape)
         return min(round(share * units), int(MAX_MOVED * target), units - target)

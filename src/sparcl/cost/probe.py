@@ -1,0 +1,101 @@
+"""Which forward passes a method makes, found by asking it: a few of its steps on a network of two weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from sparcl import seeds
+from sparcl.methods.method import Batch, Host, Method
+from sparcl.streams.augment import Transform
+from sparcl.streams.task import Samples, Task
+
+Passes = list[tuple[int, bool]]
+"""Forward passes: samples, and whether a backward pass follows."""
+
+
+@dataclass
+class TaskPasses:
+    """A task's passes; the last of `steps` and of `replays` stand for all that follow."""
+
+    begin: Passes = field(default_factory=list)
+    steps: list[Passes] = field(default_factory=list)
+    replays: list[Passes] = field(default_factory=list)
+    """Of L(M), where it is asked for just before the step of that number."""
+    end: Passes = field(default_factory=list)
+
+
+def probe(
+    method: Method, samples: Sequence[int], *, epochs: int, batch_size: int, replay_batch_size: int
+) -> list[TaskPasses]:
+    """The passes of `method` on tasks of `samples` training samples each; uses the method up.
+
+    Only as many steps are made as it takes to fill the buffer for a replay batch: after that they are all alike.
+    """
+    model = _Recorder()
+    method.attach(
+        Host(
+            model=model,
+            augment=lambda raw: raw,
+            generator=seeds.generator(0, "method"),
+            device=torch.device("cpu"),
+            replay_batch_size=replay_batch_size,
+        )
+    )
+    return [
+        _task(method, model, index, count, min(batch_size, count), epochs, math.ceil(replay_batch_size / batch_size))
+        for index, count in enumerate(samples)
+    ]
+
+
+def _task(
+    method: Method, model: _Recorder, index: int, samples: int, batch: int, epochs: int, filling: int
+) -> TaskPasses:
+    inputs, labels = torch.zeros(samples, 1), torch.zeros(samples, dtype=torch.int64)
+    data = Samples(inputs, labels)
+    task = Task(index=index, classes=(0, 1), train=data, test=data, transform=Transform())
+    passes = TaskPasses()
+    with model.recording(passes.begin):
+        method.begin_task(task)
+    for _ in range(min(filling + 2, epochs * (samples // batch))):
+        passes.replays.append([])
+        with model.recording(passes.replays[-1]):
+            method.replay_importance_loss()
+        passes.steps.append([])
+        with model.recording(passes.steps[-1]):
+            _step(method, Batch(torch.arange(batch), inputs[:batch], inputs[:batch], labels[:batch], task))
+    with model.recording(passes.end):
+        method.end_task(task)
+    return passes
+
+
+def _step(method: Method, batch: Batch) -> None:
+    loss, logits = method.loss(batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    method.after_backward(batch)
+    method.after_step(batch, logits)
+
+
+class _Recorder(nn.Module):
+    """[N, 1] in, logits [N, 2] out; notes how many samples came and whether a gradient was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(1, 2)
+        self._into: Passes = []
+
+    @contextmanager
+    def recording(self, into: Passes) -> Iterator[None]:
+        self._into = into
+        yield
+        self._into = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._into.append((len(x), torch.is_grad_enabled()))
+        logits: Tensor = self.classifier(x)
+        return logits
