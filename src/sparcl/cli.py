@@ -94,6 +94,44 @@ def report(
     write(runs, format, out)
 
 
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="a TOML file: [base], [grid], [[runs]]")],
+    jobs: Annotated[
+        int | None, typer.Option(help="runs side by side; default: 1, on a cluster as many as it gives")
+    ] = None,
+    launcher: Annotated[str, typer.Option(help="local or slurm")] = "local",
+    partition: Annotated[str | None, typer.Option(help="slurm: where to queue")] = None,
+    time: Annotated[str, typer.Option(help="slurm: of a job, until it queues again; minutes or H:MM:SS")] = "60",
+    memory: Annotated[str | None, typer.Option(help="slurm: of a job, e.g. 4G")] = None,
+    data: Annotated[str | None, typer.Option(help="folder or archive with the streams' data")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the run directories; default runs/<file's name>")] = None,
+) -> None:
+    """Run a grid of experiments, each in its own process; finished runs are skipped, interrupted ones resumed."""
+    from sparcl.report import write
+    from sparcl.run import launch
+    from sparcl.run import sweep as sweeps
+
+    cells = sweeps.read(file, {"data": data} if data is not None else {})
+    out = out or Path("runs") / file.stem
+    if launcher not in launch.LAUNCHERS:
+        raise ConfigError(f"unknown launcher {launcher!r}; allowed: {', '.join(launch.LAUNCHERS)}")
+    if launcher == "local" and (partition is not None or memory is not None):
+        raise ConfigError("partition and memory go with --launcher slurm")
+    if launcher == "local":
+        where: launch.Launcher = launch.Local(1 if jobs is None else jobs)
+    else:
+        limit = launch.minutes(time)
+        where = launch.Cluster(
+            out / sweeps.WORK / "slurm", at_once=jobs, partition=partition, minutes=limit, memory=memory
+        )
+    failed = sweeps.execute(cells, out, where, Console())
+    if len(failed) < len(cells):
+        write([out / cell.name for cell in cells])
+    if failed:
+        raise ConfigError(f"{len(failed)} of {len(cells)} runs failed, listed above; the same command tries them again")
+
+
 def _options(pairs: list[str]) -> dict[str, float]:
     """NAME=NUMBER pairs."""
     options = {}
