@@ -1,4 +1,4 @@
-"""Which forward passes a method makes, found by asking it: a few of its steps on a network of two weights."""
+"""Which forward passes a method makes, found by asking it: a few of its steps on a tiny network."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def probe(
 
     Only as many steps are made as it takes to fill the buffer for a replay batch: after that they are all alike.
     """
-    model = _Recorder()
+    model = _Recorder(2 * len(samples))
     method.attach(
         Host(
             model=model,
@@ -56,9 +56,10 @@ def probe(
 def _task(
     method: Method, model: _Recorder, index: int, samples: int, batch: int, epochs: int, filling: int
 ) -> TaskPasses:
-    inputs, labels = torch.zeros(samples, 1), torch.zeros(samples, dtype=torch.int64)
+    classes = (2 * index, 2 * index + 1)
+    inputs, labels = torch.zeros(samples, 1), torch.tensor(classes).repeat(samples)[:samples]
     data = Samples(inputs, labels)
-    task = Task(index=index, classes=(0, 1), train=data, test=data, transform=Transform())
+    task = Task(index=index, classes=classes, train=data, test=data, transform=Transform())
     passes = TaskPasses()
     with model.recording(passes.begin):
         method.begin_task(task)
@@ -82,11 +83,14 @@ def _step(method: Method, batch: Batch) -> None:
 
 
 class _Recorder(nn.Module):
-    """[N, 1] in, logits [N, 2] out; notes how many samples came and whether a gradient was asked for."""
+    """[N, 1] in, logits [N, classes] out; notes how many samples came and whether a gradient was asked for.
 
-    def __init__(self) -> None:
+    The layer between is for methods that prune the network themselves.
+    """
+
+    def __init__(self, classes: int) -> None:
         super().__init__()
-        self.classifier = nn.Linear(1, 2)
+        self.layers = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 4), nn.Linear(4, classes))
         self._into: Passes = []
 
     @contextmanager
@@ -97,5 +101,5 @@ class _Recorder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self._into.append((len(x), torch.is_grad_enabled()))
-        logits: Tensor = self.classifier(x)
+        logits: Tensor = self.layers(x)
         return logits
