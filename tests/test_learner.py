@@ -1,0 +1,455 @@
+"""The Learner: seeds, resuming, small tasks, what it refuses, and what it reports."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from toys import Bag, Net, blobs
+
+from sparcl import DDR, DGM, TDM, Learner, SparCL, seeds
+from sparcl.errors import ConfigError, DataError, TrainingError
+from sparcl.methods import DER, ER, Batch, DERpp, Finetune, Joint, Method
+from sparcl.nn import build
+from sparcl.streams import Samples, Task, Transform, seq_digits
+
+Told = list[tuple[str, dict[str, Any]]]
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.01, weight_decay=0.01)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.03)
+
+
+def make(seed: int = 0, model: nn.Module | None = None, **options: Any) -> Learner:
+    """Everything that draws is in it: augmentation, dropout, buffer, masks, removal, order."""
+    settings: dict[str, Any] = {"epochs": 3, "batch_size": 8, "optimizer": adam, "backend": "reference"} | options
+    settings.setdefault("method", DERpp(12))
+    settings.setdefault("sparsifier", SparCL(0.7))
+    return Learner(model or Net(dropout=0.2), seed=seed, **settings)
+
+
+def digest(learner: Learner) -> str:
+    """SHA-256 over weights, masks and optimizer state."""
+    sha = hashlib.sha256()
+    for tensor in learner.model.state_dict().values():
+        sha.update(tensor.numpy().tobytes())
+    for layer in learner.sparsifier.layers:
+        sha.update(layer.index.numpy().tobytes())
+    for state in learner.optimizer.state.values():
+        for value in state.values():
+            sha.update(torch.as_tensor(value).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def trained(seed: int) -> str:
+    learner = make(seed)
+    for task in blobs(flip=True):
+        learner.learn(task)
+    return digest(learner)
+
+
+# --- seeds ------------------------------------------------------------------------------------------------------------
+
+
+def in_a_process(seed: int) -> str:
+    code = f"import torch; torch.set_num_threads(1); import test_learner; print(test_learner.trained({seed}))"
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "12345"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_same_seed_same_bits_in_two_processes_and_another_seed_another_result() -> None:
+    first = trained(0)
+    assert first == in_a_process(0)
+    assert first != trained(1)
+
+
+def test_no_random_number_comes_from_outside_the_seed() -> None:
+    expected = trained(0)
+    learner = make(0)
+    for task in blobs(flip=True):
+        torch.manual_seed(12345 + task.index)  # the generators that anybody may draw from
+        np.random.seed(12345)
+        random.seed(12345)
+        learner.learn(task)
+        learner.evaluate()
+    assert digest(learner) == expected
+
+
+class Spy(DER):
+    """Notes what the seed decides."""
+
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.noted: dict[str, Any] = {}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, logits = super().loss(batch)
+        self.noted.setdefault("order", batch.ids.tolist())
+        self.noted.setdefault("augmentation", batch.inputs.flatten().tolist())
+        torch.rand(())  # a model that draws, dropout for one
+        self.noted["model"] = torch.initial_seed()
+        return loss, logits
+
+    def task_importance_loss(self, batch: Batch) -> Tensor:
+        self.noted.setdefault("importance", batch.ids.tolist())
+        return super().task_importance_loss(batch)
+
+
+def test_every_source_of_randomness_obeys_the_seed() -> None:
+    def noted(seed: int) -> dict[str, Any]:
+        spy = Spy()
+        learner = make(seed, method=spy)
+        masks = [layer.index.tolist() for layer in learner.sparsifier.layers]
+        learner.learn(blobs(flip=True)[0])
+        sparcl = learner.sparsifier
+        assert isinstance(sparcl, SparCL)
+        assert spy.buffer.labels is not None
+        assert spy.buffer.inputs is not None
+        return {
+            **spy.noted,
+            "masks": masks,
+            "buffer": spy.buffer.inputs.flatten().tolist(),
+            "removed": sparcl.ddr.kept.tolist(),
+        }
+
+    first, again, other = noted(0), noted(0), noted(1)
+    assert first == again
+    assert [key for key in first if first[key] == other[key]] == []
+
+
+def test_named_generators_are_independent_and_reproducible() -> None:
+    names = ["order", "augment", "importance", "method", "tdm", "dgm", "ddr"]
+    derived = {seeds.derive(seed, name) for seed in (0, 1, -1) for name in names}
+    assert len(derived) == 3 * len(names)
+    assert all(0 <= value < 2**63 for value in derived)
+    draws = [torch.rand(4, generator=seeds.generator(7, "order")).tolist() for _ in range(2)]
+    assert draws[0] == draws[1]
+
+
+# --- interrupted and resumed ------------------------------------------------------------------------------------------
+
+
+class InterruptionError(Exception):
+    """Raised by an observer, as a signal would."""
+
+
+def state_of(learner: Learner) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    return copy.deepcopy(
+        {
+            "learner": learner.state_dict(),
+            "model": learner.model.state_dict(),
+            "masks": [(layer.index, layer.chosen) for layer in learner.sparsifier.layers],
+            "optimizer": learner.optimizer.state_dict(),
+        }
+    )
+
+
+def restore(learner: Learner, state: dict[str, Any]) -> None:
+    for layer, (index, chosen) in zip(learner.sparsifier.layers, state["masks"], strict=True):
+        layer.set_index(index)
+        layer.set_chosen(chosen)
+    learner.model.load_state_dict(state["model"])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    learner.load_state_dict(state["learner"])
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern"),
+    [(lambda: DERpp(12), "unstructured"), (lambda: ER(12), "block"), (Finetune, "unstructured")],
+    ids=["derpp", "er blocks", "finetune"],
+)
+def test_interrupted_and_resumed_is_uninterrupted(method: Callable[[], Method], pattern: str) -> None:
+    stream = blobs(flip=True)
+
+    def fresh(seed: int = 0) -> Learner:
+        return make(seed, method=method(), sparsifier=SparCL(0.7, pattern=pattern))
+
+    whole = fresh()
+    steps: list[int] = []
+    whole.observers.append(lambda event, _: steps.append(1) if event == "step.end" else None)
+    for task in stream:
+        whole.learn(task)
+    expected = digest(whole)
+
+    for stop_at in (1, 4, len(steps) // 2, len(steps) // 2 + 1, len(steps) - 1):
+        learner, left = fresh(), [stop_at]
+
+        def interrupt(event: str, _: dict[str, Any], left: list[int] = left) -> None:
+            left[0] -= event == "step.end"
+            if left[0] == 0:
+                raise InterruptionError
+
+        learner.observers.append(interrupt)
+        with contextlib.suppress(InterruptionError):
+            for task in stream:
+                learner.learn(task)
+        assert learner.position is not None
+        state = state_of(learner)
+        torch.manual_seed(999)
+        resumed = fresh(seed=5)  # all that its seed decides is replaced by the state
+        resumed.seed = 0
+        restore(resumed, state)
+        for task in stream[resumed.learned :]:
+            resumed.learn(task)
+        assert digest(resumed) == expected, stop_at
+        assert resumed.evaluate(stream).class_il == whole.evaluate(stream).class_il
+
+
+def test_a_state_taken_between_tasks_or_before_the_first_goes_on_as_well() -> None:
+    stream = blobs(flip=True)
+    expected = trained(0)
+    for learned in (0, 1):
+        learner = make()
+        for task in stream[:learned]:
+            learner.learn(task)
+        resumed = make()
+        restore(resumed, state_of(learner))
+        assert resumed.position is None
+        for task in stream[learned:]:
+            resumed.learn(task)
+        assert digest(resumed) == expected
+        if learned:
+            with pytest.raises(ConfigError, match="name the tasks"):
+                resumed.evaluate()
+        assert len(resumed.evaluate(stream).task_il) == 2
+
+
+# --- the epoch --------------------------------------------------------------------------------------------------------
+
+
+def samples_of(learner: Learner) -> list[tuple[int, int]]:
+    """Fills with (epoch, samples) at each step."""
+    steps: list[tuple[int, int]] = []
+    learner.observers.append(lambda event, f: steps.append((f["epoch"], f["samples"])) if event == "step.end" else None)
+    return steps
+
+
+def test_an_epoch_sees_every_sample_once_but_for_the_last_partial_batch() -> None:
+    seen: list[int] = []
+
+    class Noting(Finetune):
+        def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+            seen.extend(batch.ids.tolist())
+            return super().loss(batch)
+
+    learner = make(method=Noting(), sparsifier=None, epochs=2, batch_size=9)
+    learner.learn(blobs()[0])  # 40 samples: four batches of 9
+    assert len(seen) == 2 * 36
+    assert len(set(seen[:36])) == len(set(seen[36:])) == 36
+    assert seen[:36] != seen[36:]
+
+
+def test_removed_samples_shorten_the_epochs_by_exactly_the_plan() -> None:
+    learner = make(sparsifier=DDR(0.5), epochs=10, batch_size=10)
+    steps = samples_of(learner)
+    learner.learn(blobs(per_class=50)[0])  # 100 samples; 12, 13, 13 and 12 leave at the starts of epochs 1 to 4
+    by_epoch = [sum(1 for epoch, _ in steps if epoch == e) for e in range(10)]
+    assert by_epoch == [10, 8, 7, 6, 5, 5, 5, 5, 5, 5]
+
+
+@pytest.mark.parametrize("samples", [2, 3, 10, 20, 33])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_small_task_is_trained_on_to_its_end(samples: int, share: float) -> None:
+    task = blobs(per_class=40)[0]
+    small = Task(
+        0, task.classes, Samples(task.train.inputs[:samples], task.train.labels[:samples]), task.test, Transform()
+    )
+    learner = make(sparsifier=SparCL(0.7, samples=share), epochs=10, batch_size=32)
+    steps = samples_of(learner)
+    learner.learn(small)
+    assert {epoch for epoch, _ in steps} == set(range(10))
+    assert all(2 <= count <= 32 for _, count in steps)
+    assert steps[-1][1] == samples - learner.sparsifier.removed
+    assert learner.sparsifier.removed == min(round(share * samples), samples - 2)
+
+
+def test_sparse_from_the_first_step_and_back_at_s_after_every_task() -> None:
+    learner = make(sparsifier=SparCL(0.9))
+    active: list[int] = []
+    layers = learner.sparsifier.layers
+    learner.observers.append(
+        lambda event, _: (
+            active.append(sum(len(la.index) for la in layers)) if event in ("step.begin", "task.end") else None
+        )
+    )
+    target = sum(round(0.1 * la.parameter.numel()) for la in layers)
+    for task in blobs():
+        learner.learn(task)
+    half = len(active) // 2
+    assert set(active[:half]) == {target}
+    assert active[half] > target  # the second task expands
+    assert active[-1] == target
+    for layer in layers:
+        assert int((layer.parameter != 0).sum()) <= len(layer.index)
+
+
+def test_what_the_sparsifier_asks_for_is_told_apart_from_training() -> None:
+    told: Told = []
+    learner = make(observers=[lambda event, figures: told.append((event, figures))])
+    for task in blobs():
+        learner.learn(task)
+    events = [event for event, _ in told]
+    assert events.count("importance.begin") == events.count("importance.end") > 0
+    assert events.count("step.begin") == events.count("step.end")
+    for task in (0, 1):
+        begin, end = (i for i, (e, f) in enumerate(told) if e in ("task.begin", "task.end") and f["task"] == task)
+        fired = set(events[begin:end])
+        assert {"tdm.update", "dgm.choose", "ddr.remove"} <= fired
+        assert ("tdm.expand" in fired) == (task > 0)
+
+
+def test_it_learns_and_replay_forgets_less_than_fine_tuning() -> None:
+    stream = seq_digits()
+    results = {}
+    for method in (Finetune(), DERpp(200)):
+        torch.manual_seed(0)
+        model = build("convnet", 10, stream.input_shape, width=16)
+        learner = make(model=model, method=method, sparsifier=SparCL(0.9), epochs=2, batch_size=32, optimizer=sgd)
+        for task in stream:
+            learner.learn(task)
+        results[method.name] = learner.evaluate()
+    class_il = {name: sum(r.class_il or ()) / 5 for name, r in results.items()}
+    assert class_il["derpp"] > class_il["finetune"] + 15
+    assert min(results["derpp"].task_il) > 80
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+class Fixed(nn.Module):
+    """Answers with the logits that are its inputs; in training mode it would answer zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale * (0.0 if self.training else 1.0)
+
+
+def test_class_il_and_task_il_by_hand() -> None:
+    logits = torch.tensor([[3.0, 1, 2, 0], [1, 3, 9, 0], [2, 1, 0, 0], [0, 5, 4, 4.5]])
+    labels = torch.tensor([0, 1, 1, 2])
+    tasks = [
+        Task(t, classes, Samples(logits, labels), Samples(logits[a:b], labels[a:b]), Transform())
+        for t, classes, a, b in ((0, (0, 1), 0, 3), (1, (2, 3), 3, 4))
+    ]
+    learner = Learner(Fixed(), backend="reference")
+    accuracy = learner.evaluate(tasks)
+    # sample 0 right in both; 1 loses to class 2, outside its task; 2 wrong in both; 3 loses to class 1 and to class 3
+    assert accuracy.class_il == pytest.approx((100 / 3, 0.0))
+    assert accuracy.task_il == pytest.approx((200 / 3, 0.0))
+    assert str(accuracy) == "Class-IL 16.67 %, Task-IL 33.33 % (mean of 2 tasks)"
+    with pytest.raises(ConfigError, match="nothing to evaluate"):
+        learner.evaluate()
+
+
+def test_evaluation_changes_nothing() -> None:
+    stream = blobs(flip=True)
+    learner = make()
+    learner.learn(stream[0])
+    before, state = digest(learner), learner.state_dict()["generators"]
+    learner.evaluate(stream)
+    assert digest(learner) == before
+    after = learner.state_dict()["generators"]
+    assert all(torch.equal(state[key], after[key]) for key in state)
+    assert all(
+        not p.requires_grad or p.grad is None or bool(torch.isfinite(p.grad).all()) for p in learner.model.parameters()
+    )
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+class Failing(nn.Module):
+    """A network that answers NaN at its seventh batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.batches = Net(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches += 1
+        answer: Tensor = self.net(x)
+        return answer * (float("nan") if self.batches == 7 else 1.0)
+
+
+def test_a_loss_that_is_not_a_number_stops_training_and_says_where() -> None:
+    learner = make(model=Failing(), method=Finetune(), sparsifier=None, batch_size=10)
+    with pytest.raises(TrainingError, match="task 1, epoch 2, step 3") as caught:
+        learner.learn(blobs()[0])
+    assert "\n" not in str(caught.value)
+    assert all(bool(torch.isfinite(p).all()) for p in learner.model.parameters())
+
+
+def test_a_learning_rate_that_diverges_is_noticed_under_every_sparsifier() -> None:
+    for sparsifier in (None, SparCL(0.5), SparCL(0.5, pattern="block"), TDM(0.5), DGM(), DDR()):
+        learner = make(sparsifier=sparsifier, optimizer=None, lr=1e12, epochs=20)
+        with pytest.raises(TrainingError, match=r"task 1, epoch \d+, step \d+"):
+            learner.learn(blobs()[0])
+
+
+def test_a_task_with_one_sample_or_out_of_turn_is_refused() -> None:
+    first, second = blobs()
+    one = Task(0, first.classes, Samples(first.train.inputs[:1], first.train.labels[:1]), first.test, Transform())
+    with pytest.raises(DataError, match="task 1 has 1 training sample"):
+        make().learn(one)
+    with pytest.raises(ConfigError, match="task 1 is the next"):
+        make().learn(second)
+    learner = make(method=Joint())
+    learner.learn(first)
+    with pytest.raises(ConfigError, match="merged"):
+        learner.learn(second)
+
+
+@pytest.mark.parametrize("sparsifier", [SparCL, TDM, DGM])
+def test_a_model_without_prunable_layers_is_refused_before_any_work(sparsifier: Callable[[], Any]) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 4))
+    before = model[1].weight.detach().clone()
+    with pytest.raises(ConfigError, match="no prunable layer"):
+        Learner(model, sparsifier=sparsifier())
+    assert torch.equal(model[1].weight, before)
+    make(model=model, sparsifier=DDR()).learn(blobs()[0])  # what prunes nothing needs none
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs 0"),
+        ({"batch_size": 0}, "batch size 0"),
+        ({"batch_size": 1}, "2 samples or more"),
+        ({"replay_batch_size": 0}, "replay batch size 0"),
+        ({"optimizer": None, "lr": 0.0}, "learning rate 0.0"),
+        ({"optimizer": None, "lr": float("nan")}, "learning rate nan"),
+        ({"optimizer": lambda p: torch.optim.LBFGS(p)}, "optimizer LBFGS"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        make(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_blocks_that_do_not_fit_are_refused_and_name_the_layer() -> None:
+    with pytest.raises(ConfigError, match="layer tiny has 4"):
+        make(model=Bag(), sparsifier=SparCL(0.5, pattern="block", block_size=8, prunable=["tiny"]))
