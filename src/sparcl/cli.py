@@ -132,6 +132,19 @@ def sweep(
         raise ConfigError(f"{len(failed)} of {len(cells)} runs failed, listed above; the same command tries them again")
 
 
+@app.command()
+def info(
+    flops: Annotated[
+        bool, typer.Option("--flops", help="forecast the published CIFAR-10 protocol's FLOPs, without training")
+    ] = False,
+) -> None:
+    """What is installed and what it can do; --flops: what the published protocol costs, beside the published figures."""
+    from sparcl.run.info import about, published_flops
+
+    console = Console()
+    console.print(published_flops() if flops else about())
+
+
 def _options(pairs: list[str]) -> dict[str, float]:
     """NAME=NUMBER pairs."""
     options = {}
