@@ -18,7 +18,6 @@ from sparcl.errors import ConfigError, SparclError
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Continual learning whose sparsity is real: train on a stream of tasks with sparse weights, gradients and data.",
 )
 
 # Typer carries Click inside since 0.2x: the common base of all that its parser refuses is found from here.
@@ -138,11 +137,11 @@ def info(
         bool, typer.Option("--flops", help="forecast the published CIFAR-10 protocol's FLOPs, without training")
     ] = False,
 ) -> None:
-    """What is installed and what it can do; --flops: what the published protocol costs, beside the published figures."""
-    from sparcl.run.info import about, published_flops
+    """What is installed and what can be named; --flops: what the published protocol costs."""
+    from sparcl.cost.published import published_rows, table
+    from sparcl.run.info import about
 
-    console = Console()
-    console.print(published_flops() if flops else about())
+    Console().print(table(published_rows()) if flops else about())
 
 
 def _options(pairs: list[str]) -> dict[str, float]:
