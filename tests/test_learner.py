@@ -175,8 +175,8 @@ def restore(learner: Learner, state: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("method", "pattern"),
-    [(lambda: DERpp(12), "unstructured"), (lambda: ER(12), "block"), (Finetune, "unstructured")],
-    ids=["derpp", "er blocks", "finetune"],
+    [(lambda: DERpp(12), "unstructured"), (lambda: ER(12), "block")],
+    ids=["derpp", "er blocks"],
 )
 def test_interrupted_and_resumed_is_uninterrupted(method: Callable[[], Method], pattern: str) -> None:
     stream = blobs(flip=True)
@@ -191,7 +191,7 @@ def test_interrupted_and_resumed_is_uninterrupted(method: Callable[[], Method], 
         whole.learn(task)
     expected = digest(whole)
 
-    for stop_at in (1, 4, len(steps) // 2, len(steps) // 2 + 1, len(steps) - 1):
+    for stop_at in (4, len(steps) // 2 + 1, len(steps) - 1):
         learner, left = fresh(), [stop_at]
 
         def interrupt(event: str, _: dict[str, Any], left: list[int] = left) -> None:
@@ -267,7 +267,7 @@ def test_removed_samples_shorten_the_epochs_by_exactly_the_plan() -> None:
     assert by_epoch == [10, 8, 7, 6, 5, 5, 5, 5, 5, 5]
 
 
-@pytest.mark.parametrize("samples", [2, 3, 10, 20, 33])
+@pytest.mark.parametrize("samples", [2, 20, 33])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_small_task_is_trained_on_to_its_end(samples: int, share: float) -> None:
     task = blobs(per_class=40)[0]

@@ -19,7 +19,7 @@ def fill(buffer: ReservoirBuffer, samples: int, batch: int, generator: torch.Gen
 
 
 def test_every_sample_seen_is_kept_with_equal_probability() -> None:
-    samples, capacity, trials = 200, 20, 1000
+    samples, capacity, trials = 200, 20, 500
     generator = torch.Generator().manual_seed(0)
     hits = torch.zeros(samples)
     for _ in range(trials):
