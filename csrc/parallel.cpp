@@ -1,11 +1,16 @@
 #include "parallel.h"
 
+#if defined(__linux__) && !defined(SPARCL_STANDALONE)
+#include <dlfcn.h>
+#include <link.h>
+#endif
 #include <pthread.h>
 
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -86,8 +91,46 @@ struct Pool {
 Pool* pool = nullptr;
 std::once_flag once;
 
+
+// PyTorch's own OpenMP runtime, where it is GNU's and loaded: one pool for both. Two pools spin against each other, for a
+// worker that has nothing to do keeps its core for some milliseconds (measured: a training step of 263 ms against 192).
+using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+GompParallel gomp = nullptr;
+
+#if defined(__linux__) && !defined(SPARCL_STANDALONE)
+int find_gomp(dl_phdr_info* info, size_t, void* found) {
+  if (!std::strstr(info->dlpi_name, "libgomp") || !std::strstr(info->dlpi_name, "torch")) return 0;
+  *static_cast<const char**>(found) = info->dlpi_name;
+  return 1;
+}
+
+void borrow_gomp() {
+  const char* path = nullptr;
+  dl_iterate_phdr(find_gomp, &path);
+  void* library = path ? dlopen(path, RTLD_LAZY | RTLD_NOLOAD) : nullptr;
+  if (library) gomp = reinterpret_cast<GompParallel>(dlsym(library, "GOMP_parallel"));
+}
+#else
+void borrow_gomp() {}
+#endif
+
+struct Team {
+  std::atomic<long> next{0};
+  long items;
+  Item body;
+  void* context;
+};
+
+void work_in_team(void* data) {
+  Team& team = *static_cast<Team*>(data);
+  for (long i; (i = team.next.fetch_add(1, std::memory_order_relaxed)) < team.items;) team.body(team.context, i);
+}
+
 // Threads do not survive fork(): a child gets a pool of its own, the parent's is left where it lies.
-void renew() { pool = new Pool; }
+void renew() {
+  gomp = nullptr;
+  pool = new Pool;
+}
 
 void alone(long items, Item body, void* context) {
   for (long i = 0; i < items; ++i) body(context, i);
@@ -106,8 +149,16 @@ void run_items(int threads, long items, Item body, void* context) {
   if (threads <= 1) return alone(items, body, context);
   std::call_once(once, [] {
     renew();
+    borrow_gomp();
     pthread_atfork(nullptr, nullptr, renew);
   });
+  if (gomp) {
+    Team team;
+    team.items = items;
+    team.body = body;
+    team.context = context;
+    return gomp(work_in_team, &team, static_cast<unsigned>(threads), 0);
+  }
   std::unique_lock<std::mutex> lock(pool->caller, std::try_to_lock);
   if (!lock.owns_lock()) return alone(items, body, context);
   pool->run(threads, items, body, context);
