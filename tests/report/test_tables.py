@@ -94,6 +94,15 @@ def test_a_protocol_that_differs_between_methods_is_named(tmp_path: Path) -> Non
     assert sorted(g.settings_text for g in groups) == ["epochs=3", "epochs=50"]
 
 
+def test_what_most_rows_share_is_said_once(tmp_path: Path) -> None:
+    """Ablations change one setting each: the whole method's row is named plainly, each ablation by what it lacks."""
+    groups = groups_of(
+        tmp_path, {}, {"config": {"sample_removal": 0}}, {"config": {"gradient_sparsity": 0}}, {"config": {"lr": 0.1}}
+    )
+    assert sorted(g.settings_text for g in groups) == ["", "gradient_sparsity=0", "lr=0.1", "sample_removal=0"]
+    assert any("gradient_sparsity=0.2, lr=0.03, sample_removal=0.3" in note for note in notes(groups))
+
+
 def test_the_order_is_that_of_the_field(tmp_path: Path) -> None:
     runs = [
         {"config": {"method": "joint", "sparsifier": "dense"}},

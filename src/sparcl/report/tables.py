@@ -76,6 +76,8 @@ class Group:
     buffer: int | None
     settings: tuple[tuple[str, Any], ...]
     """What else tells this group from others of the report."""
+    usual: frozenset[str]
+    """Those of the settings that hold the value of most groups alike in the rest: said once, below the table."""
     records: tuple[Record, ...]
 
     @property
@@ -86,11 +88,12 @@ class Group:
             parts.append(f"{self.sparsity:.2f}")
         if self.pattern != "unstructured":
             parts.append(self.pattern)
-        return " ".join(parts) + (f" ({self.settings_text})" if self.settings else "")
+        return " ".join(parts) + (f" ({self.settings_text})" if self.settings_text else "")
 
     @property
     def settings_text(self) -> str:
-        return ", ".join(f"{key}={_setting(value)}" for key, value in self.settings)
+        """The settings that are not the usual ones."""
+        return ", ".join(f"{key}={_setting(value)}" for key, value in self.settings if key not in self.usual)
 
     def stat(self, section: str, name: str) -> Stat:
         return stat(r.figure(section, name) for r in self.records)
@@ -156,9 +159,10 @@ def group(records: Sequence[Record]) -> list[Group]:
         split: dict[str, list[Record]] = {}
         for record in members:
             split.setdefault(repr([(k, record.config.get(k)) for k in sorted(telling)]), []).append(record)
-        for alike in split.values():
-            settings = tuple((k, alike[0].config.get(k)) for k in sorted(telling))
-            groups.append(Group(*base, settings, tuple(sorted(alike, key=lambda r: r.seed))))
+        rows = [tuple((k, alike[0].config.get(k)) for k in sorted(telling)) for alike in split.values()]
+        for settings, alike in zip(rows, split.values(), strict=True):
+            usual = frozenset(k for k, value in settings if sum((k, value) in row for row in rows) * 2 > len(rows) > 2)
+            groups.append(Group(*base, settings, usual, tuple(sorted(alike, key=lambda r: r.seed))))
     return sorted(groups, key=_order)
 
 
@@ -259,6 +263,9 @@ def notes(groups: Sequence[Group]) -> list[str]:
     """What stands below a table: how to read it, and the hardware that seconds and memory were measured on."""
     shown = {c.heading for c in columns(groups)}
     lines = [CAPTION]
+    usual = {f"{key}={_setting(value)}": 0 for g in groups for key, value in g.settings if key in g.usual}
+    if usual:
+        lines.append("Where a row names no other among its like: " + ", ".join(usual) + ".")
     if any(heading.startswith("published") for heading in shown):
         lines.append(PUBLISHED_NOTE)
     lines.append("Measured on: " + "; ".join(hardware(groups)) + ".")
