@@ -1,0 +1,262 @@
+"""docs/results.md from the records under experiments/results: `make results`.
+
+    python experiments/results.py [--collect RUNS NAME]
+
+`--collect` first copies config.toml and result.json of every finished run under RUNS to experiments/results/NAME. Every
+number of the page, its summary included, is computed from the records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparcl.report import Group, group, load
+from sparcl.report.records import CONFIG, RESULT, Record
+from sparcl.report.tables import as_markdown, hardware, stat
+
+HERE = Path(__file__).parent
+RECORDS = HERE / "results"
+PAGE = HERE.parent / "docs" / "results.md"
+
+TABLES = {
+    "table1-small": "Split CIFAR-10, small. The images are CIFAR-10 compressed once more as JPEG, so that absolute"
+    " accuracies lie under those on the original files; a few of its images, a few epochs: the rows are to be compared"
+    " with each other, not with the published figures.",
+    "table1": "The published protocol in full.",
+}
+"""What is known of a table's data beside what its records say."""
+
+PLAIN: dict[str, Any] = {
+    "pattern": "unstructured",
+    "buffer_size": 200,
+    "single_head": False,
+    "sample_removal": 0.3,
+    "gradient_sparsity": 0.2,
+    "importance": "cwi",
+    "ddr_score": "misclassified",
+}
+"""The whole published method; a claim names what it changes."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That `what` is at least as accurate as `than`, less `margin` points."""
+
+    text: str
+    what: Mapping[str, Any]
+    than: Mapping[str, Any]
+    margin: float = 0.0
+
+
+def run(method: str, sparsifier: str = "dense", sparsity: float | None = None, **changes: Any) -> dict[str, Any]:
+    """What a record's settings must be, where it has them."""
+    return {**PLAIN, "method": method, "sparsifier": sparsifier, "sparsity": sparsity, **changes}
+
+
+def _hosts() -> Iterable[Claim]:
+    for method, name in (("derpp", "DER++"), ("er", "ER")):
+        for sparsity in (0.75, 0.90, 0.95):
+            margin = 1.0 if sparsity == 0.95 else 0.0
+            goal = "within one point of" if margin else "not below"
+            text = f"SparCL-{name} at {sparsity:.2f} is {goal} dense {name}"
+            yield Claim(text, run(method, "sparcl", sparsity), run(method), margin)
+
+
+CLAIMS = (
+    Claim("ER is above finetune", run("er"), run("finetune")),
+    Claim("DER++ is above ER", run("derpp"), run("er")),
+    Claim("joint is above DER++", run("joint"), run("derpp")),
+    *_hosts(),
+    *(
+        Claim(f"SparCL-DER++ at {s:.2f} is above {name}-DER++", run("derpp", "sparcl", s), run("derpp", rival, s))
+        for s in (0.90, 0.75, 0.95)
+        for rival, name in (("snip", "SNIP"), ("rigl", "RigL"), ("set", "SET"), ("static", "static"))
+    ),
+    Claim(
+        "blocks of 4 are not below unstructured (SparCL-DER++ .90)",
+        run("derpp", "sparcl", 0.90, pattern="block"),
+        run("derpp", "sparcl", 0.90),
+    ),
+    *(
+        Claim(
+            f"SparCL-DER++ .90 is not below itself {text}",
+            run("derpp", "sparcl", 0.90),
+            run("derpp", "sparcl", 0.90, **change),
+        )
+        for text, change in (
+            ("without DDR", {"sample_removal": 0.0}),
+            ("without DGM", {"gradient_sparsity": 0.0}),
+            ("with TDM alone", {"sample_removal": 0.0, "gradient_sparsity": 0.0}),
+            ("with magnitude for CWI", {"importance": "magnitude"}),
+            ("with the single-head loss", {"single_head": True}),
+            ("with forgetting events for misclassifications", {"ddr_score": "forgetting"}),
+        )
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A claim against the records: the difference of the means in points, and its standard error."""
+
+    claim: Claim
+    seeds: tuple[int, int] = (0, 0)
+    difference: dict[str, float] = field(default_factory=dict)
+    error: dict[str, float | None] = field(default_factory=dict)
+
+    def verdict(self, name: str) -> str:
+        """Clear where the difference from the goal is larger than two standard errors."""
+        if name not in self.difference:
+            return "not run"
+        beyond, error = self.difference[name] + self.claim.margin, self.error[name]
+        answer = "holds" if beyond >= 0 else "missed"
+        return answer if error is not None and abs(beyond) > 2 * error else f"{answer}, within noise"
+
+    def cell(self, name: str) -> str:
+        if name not in self.difference:
+            return "–"
+        error = self.error[name]
+        return f"{self.difference[name]:+.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+
+def compare(claim: Claim, records: Sequence[Record]) -> Comparison:
+    sides = [[r for r in records if _matches(r, wanted)] for wanted in (claim.what, claim.than)]
+    if not all(sides):
+        return Comparison(claim)
+    difference: dict[str, float] = {}
+    errors: dict[str, float | None] = {}
+    for name in ("class_il", "task_il"):
+        a, b = (stat(r.figure("", name) for r in side) for side in sides)
+        if a.mean is not None and b.mean is not None:
+            difference[name] = a.mean - b.mean
+            known = a.std is not None and b.std is not None
+            errors[name] = math.sqrt(a.std**2 / a.n + b.std**2 / b.n) if known else None  # type: ignore[operator]
+    return Comparison(claim, (len(sides[0]), len(sides[1])), difference, errors)
+
+
+def _matches(record: Record, wanted: Mapping[str, Any]) -> bool:
+    """A setting that the run does not have (a buffer of finetune's, DDR of RigL's) is no difference."""
+    return all(record.config.get(key) == value for key, value in wanted.items() if key in record.config)
+
+
+def page() -> str:
+    """The whole of docs/results.md."""
+    parts = ["# Results", "", "Written by `make results` from the records under `experiments/results`; not by hand."]
+    for folder in sorted(p for p in RECORDS.iterdir() if p.is_dir()):
+        records, problems = load([folder])
+        if records:
+            parts += ["", *_section(folder.name, records)]
+        parts += [f"\nLeft out: {problem}" for problem in problems]
+    return "\n".join(parts) + "\n"
+
+
+def _section(name: str, records: Sequence[Record]) -> list[str]:
+    groups = group(records)
+    comparisons = [compare(claim, records) for claim in CLAIMS]
+    made = [c for c in comparisons if c.difference]
+    return [
+        f"## {name}",
+        "",
+        TABLES.get(name, ""),
+        "",
+        "### Summary",
+        "",
+        *(f"- {line}" for line in [*_setting(records, groups), *_accuracy(made, comparisons), *_cost(groups)]),
+        "",
+        "### Claims",
+        "",
+        "Difference of the means in points ± its standard error; what lies within two of them is noise.",
+        "",
+        "| claim | n | Class-IL | | Task-IL | |",
+        "|---|---:|---:|---|---:|---|",
+        *(
+            f"| {c.claim.text} | {c.seeds[0]}, {c.seeds[1]} | {c.cell('class_il')} | {c.verdict('class_il')} |"
+            f" {c.cell('task_il')} | {c.verdict('task_il')} |"
+            for c in made
+        ),
+        "",
+        "### Table",
+        "",
+        as_markdown(groups).rstrip("\n"),
+    ]
+
+
+def _setting(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
+    seeds = sorted({r.seed for r in records})
+    complete = sum(len(g.records) == len(seeds) for g in groups)
+    said = {k: sorted({str(r.config.get(k, "all")) for r in records}) for k in ("epochs", "limit_per_class", "width")}
+    return [
+        f"Data and network: {', '.join(sorted({g.stream for g in groups}))}, images a class:"
+        f" {', '.join(said['limit_per_class'])}; epochs a task: {', '.join(said['epochs'])}; width:"
+        f" {', '.join(said['width'])}.",
+        f"{len(records)} runs, seeds {', '.join(map(str, seeds))}; {complete} of {len(groups)} rows have every seed.",
+        f"Hardware: {'; '.join(hardware(groups))}.",
+    ]
+
+
+def _accuracy(made: Sequence[Comparison], planned: Sequence[Comparison]) -> list[str]:
+    lines = []
+    for name, label in (("class_il", "Class-IL"), ("task_il", "Task-IL")):
+        by_verdict: dict[str, list[str]] = {}
+        for c in made:
+            by_verdict.setdefault(c.verdict(name), []).append(c.claim.text)
+        for verdict, title in (
+            ("holds", "reproduced clearly"),
+            ("holds, within noise", "holds in the mean, but within noise"),
+            ("missed, within noise", "missed in the mean, but within noise"),
+            ("missed", "clearly not reproduced"),
+        ):
+            if verdict in by_verdict:
+                lines.append(f"{label}, {title}: {'; '.join(by_verdict[verdict])}.")
+    if len(made) < len(planned):
+        lines.append(f"{len(planned) - len(made)} of {len(planned)} comparisons have no records yet.")
+    return lines
+
+
+def _cost(groups: Sequence[Group]) -> list[str]:
+    """Executed FLOPs and training seconds of the plain SparCL rows, as shares of their dense host's."""
+    lines = []
+    dense = {(g.method, g.buffer): g for g in groups if g.sparsifier == "dense" and not g.settings_text}
+    for g in groups:
+        host = dense.get((g.method, g.buffer))
+        if g.sparsifier != "sparcl" or g.settings_text or host is None:
+            continue
+        share, own, whole = g.share_of_dense.mean, g.stat("seconds", "train").mean, host.stat("seconds", "train").mean
+        if share and own and whole:
+            lines.append(
+                f"{g.label}: {share:.1%} of the dense host's FLOPs executed; trained in {own:.0f} s against its"
+                f" {whole:.0f} s ({whole / own:.1f} times as fast, on a machine that did other work beside)."
+            )
+    return lines
+
+
+def collect(runs: Path, name: str) -> int:
+    """Copy the records of finished runs; how many there are."""
+    records, _ = load([runs])
+    for record in records:
+        to = RECORDS / name / record.path.name
+        to.mkdir(parents=True, exist_ok=True)
+        for file in (CONFIG, RESULT):
+            shutil.copyfile(record.path / file, to / file)
+    return len(records)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--collect", nargs=2, metavar=("RUNS", "NAME"))
+    arguments = parser.parse_args()
+    if arguments.collect:
+        print(f"{collect(Path(arguments.collect[0]), arguments.collect[1])} records")
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
