@@ -30,8 +30,15 @@ def is_batch_last(x: Tensor) -> bool:
 
 
 def empty_batch_last(shape: tuple[int, ...]) -> Tensor:
-    """An uninitialised float32 tensor of logical `shape` [N, ...] whose memory is batch-last."""
-    return torch.empty((*shape[1:], shape[0])).movedim(-1, 0)
+    """An uninitialised float32 tensor of logical `shape` [N, ...] whose memory is batch-last.
+
+    Not made as a view: autograd adds a second gradient in place only to a tensor that owns its memory alone.
+    """
+    strides, step = [1] * len(shape), shape[0]
+    for axis in range(len(shape) - 1, 0, -1):
+        strides[axis] = step
+        step *= shape[axis]
+    return torch.empty_strided(shape, strides)
 
 
 def memory(x: Tensor) -> Tensor:

@@ -82,14 +82,15 @@ class _SparseConv2d(torch.autograd.Function):
         x = repacked(x)
         source = memory(x)
         try:
-            height, width = plan.output_size(source.size(1), source.size(2))
-            out = torch.empty((plan.output_channels, height, width, x.size(0)))
-            plan.forward(values.detach(), None if bias is None else bias.detach(), source, out, torch.get_num_threads())
+            size = plan.output_size(source.size(1), source.size(2)) if x.dim() == 4 else ()
+            y = empty_batch_last((x.size(0), plan.output_channels, *size))
+            offsets = None if bias is None else bias.detach()
+            plan.forward(values.detach(), offsets, source, memory(y), torch.get_num_threads())
         except ValueError as error:
             raise ConfigError(str(error)) from None
         ctx.save_for_backward(x, values)
         ctx.plan = plan
-        return out.permute(3, 0, 1, 2) if x.dim() == 4 else out.view(-1, x.size(0)).t()
+        return y
 
     @staticmethod
     @once_differentiable
