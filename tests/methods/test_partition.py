@@ -1,0 +1,182 @@
+"""PackNet and LPS: what a task has learned stays, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from lent import lend
+from toys import Net, blobs
+
+from sparcl import Learner
+from sparcl.errors import ConfigError
+from sparcl.methods import LPS, PackNet
+from sparcl.methods.partition import PartitionMethod
+
+Make = Callable[..., PartitionMethod]
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+}
+DIVIDED = ("stem.weight", "grouped.weight", "conv.weight", "hidden.weight")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("make", [PackNet, LPS])
+def test_the_outputs_of_old_tasks_stay_bit_for_bit(make: Make, optimizer: str) -> None:
+    stream = blobs(4)
+    learner = Learner(Net(8), make(pruned=0.5), optimizer=OPTIMIZERS[optimizer], epochs=3, batch_size=10)
+    outputs: list[torch.Tensor] = []
+    for task in stream:
+        learner.learn(task)
+        learner.model.eval()
+        now = [learner.method.predict(old.test.inputs, old) for old in stream[: task.index + 1]]
+        for before, after in zip(outputs, now, strict=False):
+            assert torch.equal(before.view(torch.int32), after.view(torch.int32))
+        outputs = now
+    assert outputs[0].flatten()[0].isfinite()
+    assert learner.evaluate().class_il is None
+
+
+@pytest.mark.parametrize("make", [PackNet, LPS])
+def test_each_task_keeps_exactly_its_share_of_what_is_free(make: Make) -> None:
+    stream, method = blobs(3), make(pruned=0.6)
+    learner = Learner(Net(6), method, epochs=2, batch_size=10)
+    for task in stream:
+        learner.learn(task)
+    assert [learner.method.names[i] for i in method.divided] == list(DIVIDED)
+    for i in method.divided:
+        free, owner = method.parameters[i].numel(), method.owner[i]
+        for t in range(3):
+            kept = free - round(0.6 * free)
+            assert int((owner == t + 1).sum()) == kept
+            free -= kept
+        assert int((owner == 0).sum()) == free
+        assert not method.parameters[i].detach()[owner == 0].any()
+    for name, owner in zip(method.names, method.owner, strict=True):
+        if name.startswith("classifier"):
+            assert owner.reshape(6, -1)[:, 0].tolist() == [1, 1, 2, 2, 3, 3]
+        elif name not in DIVIDED:
+            assert (owner == 1).all()
+
+
+def test_packing_keeps_the_largest_and_frees_the_others() -> None:
+    method, model = PackNet(pruned=0.75), Net()
+    lend(method, model)
+    method.begin_task(blobs()[0])
+    before = model.grouped.weight.detach().clone()
+    method.begin_step(0.66)
+    assert not method.packed
+    method.begin_step(0.67)
+    assert method.packed
+    kept = model.grouped.weight != 0
+    assert int(kept.sum()) == before.numel() - round(0.75 * before.numel())
+    assert before[kept].abs().min() >= before[~kept].abs().max()
+    assert torch.equal(model.grouped.weight.detach()[kept], before[kept])
+
+
+def test_after_packing_only_the_kept_weights_train() -> None:
+    stream, method = blobs(2), PackNet()
+    learner = Learner(Net(), method, epochs=3, batch_size=10)
+    learner.learn(stream[0])
+    seen: list[tuple[bool, torch.Tensor]] = []
+    i = method.names.index("grouped.weight")
+    learner.observers.append(
+        lambda event, _: (
+            seen.append((method.packed, method.parameters[i].detach().clone())) if event == "step.end" else None
+        )
+    )
+    learner.learn(stream[1])
+    trained, packed = [w for done, w in seen if not done], [w for done, w in seen if done]
+    assert len(trained) == 8
+    assert len(packed) == 4
+    owner = method.owner[i]
+    assert torch.equal(trained[0][owner == 1], packed[-1][owner == 1])
+    assert (trained[0] != trained[-1])[owner != 1].any()
+    assert (packed[0] != packed[-1])[owner == 2].any()
+    assert all(not w[owner == 0].any() for w in packed)
+
+
+def test_the_penalty_of_lps_is_its_formula_and_rho_grows() -> None:
+    stream, method = blobs(2), LPS(rho=0.01, shared=0.5)
+    learner = Learner(Net(), method, epochs=2, batch_size=10)
+    learner.learn(stream[0])
+    method.begin_task(stream[1])
+    generator = torch.Generator().manual_seed(0)
+    for letter in "mZUYK":
+        for value in method.admm[letter].values():
+            value.data = torch.randn(value.shape, generator=generator)
+    for stage, progress in enumerate((0.0, 0.17, 0.34, 0.51)):
+        method.round = 3 * int(progress / (2 / 3) * 4)
+        expected = torch.zeros(())
+        for i in method.divided:
+            m, z, u, y, k = (method.admm[letter][str(i)] for letter in "mZUYK")
+            free = method.owner[i] == 0
+            expected = expected + (method.parameters[i] - z + u)[free].square().sum()
+            expected = expected + (m - y + k)[~free].square().sum()
+        torch.testing.assert_close(method.penalty(), 0.01 * 10**stage / 2 * expected)
+
+
+def test_lps_pulls_weights_and_masks_towards_their_projections() -> None:
+    stream, method = blobs(2), LPS(shared=0.5)
+    learner = Learner(Net(), method, epochs=2, batch_size=10)
+    learner.learn(stream[0])
+    method.begin_task(stream[1])
+    i = method.names.index("conv.weight")
+    weight, key = method.parameters[i], str(i)
+    with torch.no_grad():
+        method.admm["m"][key].copy_(torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)))
+    method.begin_step(0.06)  # the second of twelve rounds: Z, Y, then U, K
+    assert method.round == 1
+    free, old = method.owner[i] == 0, method.owner[i] == 1
+    z, y, m = method.admm["Z"][key], method.admm["Y"][key], method.admm["m"][key].detach()
+    kept = int(free.sum()) - round(0.75 * int(free.sum()))
+    top = weight.detach()[free].abs().topk(kept).values.min()
+    assert torch.equal(z[free], torch.where(weight.detach()[free].abs() >= top, weight.detach()[free], 0.0))
+    assert int(y.sum()) == round(0.5 * int(old.sum()))
+    assert m[old & (y == 1)].min() > m[old & (y == 0)].max()
+    torch.testing.assert_close(method.admm["U"][key], weight.detach() - z)
+    torch.testing.assert_close(method.admm["K"][key], m - y)
+
+
+def test_an_lps_task_answers_with_its_own_weights_and_those_it_shares() -> None:
+    stream, method = blobs(3), LPS(shared=0.5)
+    learner = Learner(Net(6), method, epochs=2, batch_size=10)
+    for task in stream:
+        learner.learn(task)
+    for i in method.divided:
+        owner = method.owner[i]
+        for t in range(3):
+            used = method.used(i, t)
+            assert used[owner == t + 1].all()
+            assert not used[(owner > t + 1) | (owner == 0)].any()
+            older = (owner > 0) & (owner <= t)
+            assert int(used[older].sum()) == round(0.5 * int(older.sum()))
+
+
+def test_masks_of_lps_are_trained() -> None:
+    stream, method = blobs(2), LPS()
+    learner = Learner(Net(), method, epochs=2, batch_size=10)
+    learner.learn(stream[0])
+    moved: list[bool] = []
+
+    def look(event: str, figures: dict[str, object]) -> None:
+        del figures
+        if event == "step.end" and not method.packed:
+            i = method.divided[1]
+            m, old = method.admm["m"][str(i)].detach(), method.owner[i] == 1
+            moved.append(bool((m[old] != 1).any()) and bool((m[~old] == 1).all()))
+
+    learner.observers.append(look)
+    learner.learn(stream[1])
+    assert moved
+    assert all(moved)
+
+
+@pytest.mark.parametrize("pruned", [0.0, 1.0])
+@pytest.mark.parametrize("make", [PackNet, LPS])
+def test_a_share_that_leaves_nothing_is_refused(make: Make, pruned: float) -> None:
+    with pytest.raises(ConfigError, match=f"pruned share {pruned} is not allowed"):
+        make(pruned=pruned)

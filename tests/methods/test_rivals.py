@@ -1,0 +1,168 @@
+"""Every method on real digits: it learns, in the expected order, under SparCL too, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import cache
+from statistics import mean
+from typing import Any
+
+import pytest
+import torch
+from toys import Net, blobs
+
+from sparcl import Accuracy, Learner, SparCL, methods, nn
+from sparcl.errors import ConfigError
+from sparcl.methods import EWC, METHODS, check_combination
+from sparcl.methods.settings import published
+from sparcl.sparsity import SET, SNIP, RigL, Sparsifier, Static, find
+from sparcl.streams import seq_digits
+
+RIVALS = ("er-ace", "ewc", "lwf", "agem", "icarl", "fdr", "packnet", "lps")
+
+
+@cache
+def on_digits(name: str, sparsity: float = 0.0) -> Accuracy:
+    """Five tasks of seq-digits with a ConvNet of width 8, dense or under SparCL."""
+    torch.manual_seed(0)
+    stream = seq_digits(limit_per_class=50)
+    learner = Learner(
+        nn.build("convnet", 10, stream.input_shape, 8),
+        METHODS[name](),
+        SparCL(sparsity) if sparsity else None,
+        lr=published("seq-digits", name, 200)["lr"],
+        epochs=6,
+        batch_size=16,
+        backend="reference",
+    )
+    for task in stream.merged() if METHODS[name].learns_all_at_once else stream:
+        learner.learn(task)
+    return learner.evaluate(stream)
+
+
+def class_il(accuracy: Accuracy) -> float:
+    assert accuracy.class_il is not None
+    return mean(accuracy.class_il)
+
+
+def test_in_class_il_joint_is_above_replay_above_finetune() -> None:
+    joint, replay, finetune = (class_il(on_digits(name)) for name in ("joint", "er", "finetune"))
+    assert joint > replay + 3.0 > finetune + 30.0
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_each_rival_learns_the_digits(name: str) -> None:
+    accuracy = on_digits(name)
+    assert mean(accuracy.task_il) > 65.0
+    if "class-il" in METHODS[name].scenarios:
+        assert class_il(accuracy) > class_il(on_digits("finetune")) - 5.0
+    else:
+        assert accuracy.class_il is None
+
+
+@pytest.mark.parametrize("name", ["er-ace", "fdr", "icarl", "agem"])
+def test_each_rehearsal_host_learns_the_digits_under_sparcl(name: str) -> None:
+    assert mean(on_digits(name, 0.5).task_il) > 65.0
+
+
+@pytest.mark.parametrize("kind", [Static, SET, SNIP, RigL])
+def test_each_rival_sparsifier_trains_derpp_at_exactly_its_sparsity(kind: type[Static]) -> None:
+    stream = blobs(2)
+    torch.manual_seed(0)
+    learner = Learner(nn.ConvNet(4, 2, 8), methods.DERpp(20), kind(0.5), lr=0.1, epochs=4, batch_size=10)
+    for task in stream:
+        learner.learn(task)
+        for layer in learner.sparsifier.layers:
+            assert len(layer.index) == round(0.5 * math.prod(layer.shape))
+    assert class_il(learner.evaluate()) > 80.0
+
+
+@pytest.mark.parametrize(
+    ("method", "sparsifier", "message"),
+    [
+        ("packnet", "static", "method packnet prunes the network itself: use sparsifier dense, not static"),
+        ("lps", "sparcl", "method lps prunes the network itself: use sparsifier dense, not sparcl"),
+        ("ewc", "rigl", "method ewc .* cannot follow the moving masks of rigl: use sparsifier dense, static or snip"),
+        ("ewc", "sparcl", "method ewc .* cannot follow the moving masks of sparcl"),
+    ],
+)
+def test_a_combination_that_cannot_work_is_refused_before_any_work(method: str, sparsifier: str, message: str) -> None:
+    model = Net()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigError, match=message):
+        check_combination(method, sparsifier)
+    with pytest.raises(ConfigError, match=message):
+        Learner(model, METHODS[method](), find(sparsifier)())
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values(), strict=True))
+
+
+def test_all_other_combinations_are_accepted() -> None:
+    refused = []
+    for method in METHODS:
+        for sparsifier in ("dense", "sparcl", "static", "set", "snip", "rigl"):
+            try:
+                check_combination(method, sparsifier)
+            except ConfigError:
+                refused.append((method, sparsifier))
+    pruning = ("sparcl", "static", "set", "snip", "rigl")
+    assert sorted(refused) == sorted(
+        [("ewc", s) for s in ("sparcl", "set", "rigl")] + [(m, s) for m in ("packnet", "lps") for s in pruning]
+    )
+    with pytest.raises(ConfigError, match="unknown method 'magic'"):
+        check_combination("magic", "dense")
+
+
+class PowerCutError(Exception):
+    """The run is over, wherever it stands."""
+
+
+def learn(learner: Learner, stop: int | None = None) -> None:
+    """Learn two tasks, or what is left of them; stop for good after so many steps."""
+    steps = 0
+
+    def look(event: str, figures: dict[str, Any]) -> None:
+        del figures
+        nonlocal steps
+        steps += event == "step.end"
+        if event == "step.end" and steps == stop:
+            raise PowerCutError
+
+    learner.observers.append(look)
+    for task in blobs(2, flip=True)[learner.learned :]:
+        learner.learn(task)
+
+
+@pytest.mark.parametrize("stop", [5, 16, 21])  # of 24 steps: in the first task, and early and late in the second
+@pytest.mark.parametrize("name", [*RIVALS, "set", "rigl", "snip"])
+def test_a_resumed_run_ends_in_the_same_bits(name: str, stop: int) -> None:
+    def fresh() -> Learner:
+        sparsifier: Sparsifier | None = find(name)(0.5) if name not in METHODS else None  # type: ignore[call-arg]
+        method = METHODS[name]() if name in METHODS else methods.DERpp(8)
+        return Learner(Net(), method, sparsifier, lr=0.1, epochs=3, batch_size=10, backend="reference")
+
+    whole, first, second = fresh(), fresh(), fresh()
+    learn(whole)
+    with pytest.raises(PowerCutError):
+        learn(first, stop)
+    for layer, saved in zip(second.sparsifier.layers, first.sparsifier.layers, strict=True):
+        layer.set_index(saved.index.clone())
+    second.model.load_state_dict(copy.deepcopy(first.model.state_dict()))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    learn(second)
+    for (key, a), b in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+    stream = blobs(2)
+    whole.model.eval()
+    second.model.eval()
+    for task in stream:
+        x = task.test.inputs
+        assert torch.equal(whole.method.predict(x, task), second.method.predict(x, task))
+
+
+def test_ewc_works_where_the_mask_stays() -> None:
+    stream = blobs(2)
+    learner = Learner(Net(), EWC(), Static(0.5), lr=0.1, epochs=2, batch_size=10)
+    for task in stream:
+        learner.learn(task)
+    assert torch.isfinite(torch.stack([f.sum() for f in learner.method.fisher])).all()

@@ -1,0 +1,59 @@
+"""Published settings: the values of METHOD.md, and what is taken where there is none."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from sparcl.errors import ConfigError
+from sparcl.methods import METHODS
+from sparcl.methods.settings import PUBLISHED, published
+
+BUFFERS = (200, 500, 5120)
+
+
+@pytest.mark.parametrize(
+    ("stream", "method", "column", "values"),
+    [
+        ("seq-cifar10", "er", "lr", (0.1, 0.1, 0.1)),
+        ("seq-tinyimg", "er", "lr", (0.1, 0.03, 0.1)),
+        ("seq-cifar10", "derpp", "lr", (0.03, 0.03, 0.03)),
+        ("seq-tinyimg", "derpp", "lr", (0.03, 0.03, 0.03)),
+        ("seq-cifar10", "derpp", "alpha", (0.1, 0.2, 0.1)),
+        ("seq-cifar10", "derpp", "beta", (0.5, 0.5, 1.0)),
+        ("seq-tinyimg", "derpp", "alpha", (0.1, 0.2, 0.1)),
+        ("seq-tinyimg", "derpp", "beta", (1.0, 0.5, 0.5)),
+        ("seq-cifar10", "der", "alpha", (0.3, 0.3, 0.3)),
+    ],
+)
+def test_they_are_the_fields(stream: str, method: str, column: str, values: tuple[float, ...]) -> None:
+    assert tuple(published(stream, method, size)[column] for size in BUFFERS) == values
+
+
+def test_the_authors_script_is_a_preset() -> None:
+    script = published("seq-cifar10", "derpp", 500, "sparcl-script")
+    assert (script["alpha"], script["beta"]) == (0.1, 0.5)
+    with pytest.raises(ConfigError, match="unknown preset 'best'; allowed: sparcl-script"):
+        published("seq-cifar10", "derpp", 500, "best")
+    with pytest.raises(ConfigError, match="preset sparcl-script: no values for method 'er'; there are some for: derpp"):
+        published("seq-cifar10", "er", 500, "sparcl-script")
+
+
+def test_the_nearest_buffer_and_a_related_stream_stand_in() -> None:
+    assert published("seq-tinyimg", "er", 450)["lr"] == 0.03
+    assert published("seq-tinyimg", "er", 300)["lr"] == 0.1
+    assert published("seq-fashion-mnist", "er", 200) == published("seq-mnist", "er", 200)
+    assert published("holidays", "derpp", 500) == published("seq-cifar10", "derpp", 500)
+    published("seq-cifar10", "er", 200)["lr"] = 7.0  # a copy
+    assert published("seq-cifar10", "er", 200)["lr"] == 0.1
+
+
+def test_every_method_has_settings_and_each_is_an_argument_of_it() -> None:
+    for name, method in METHODS.items():
+        assert published("seq-cifar10", name, 200)["lr"] > 0
+        arguments = {*inspect.signature(method).parameters, "lr", "weight_decay", "source"}
+        for (_, of, _), row in PUBLISHED.items():
+            if of == name:
+                assert row.keys() <= arguments
+                assert row["source"]
