@@ -13,16 +13,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from sparcl import seeds
-from sparcl.errors import ConfigError, DataError, TrainingError
+from sparcl import saving, seeds
+from sparcl.checkpoint import Checkpointer, Interval, Store, checks
+from sparcl.checkpoint.store import open_folder
+from sparcl.errors import CheckpointError, ConfigError, DataError, TrainingError
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
 from sparcl.nn import auto, convert
+from sparcl.position import Position
 from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.task import Task
@@ -49,19 +53,6 @@ class Accuracy:
         return f"{head}Task-IL {mean:.2f} % (mean of {len(self.task_il)} tasks)"
 
 
-@dataclass
-class Position:
-    """Where training stands inside a task: the next step is `step` of `epoch`, on `order[cursor:]`."""
-
-    task: int
-    epoch: int = 0
-    step: int = 0
-    cursor: int = 0
-    order: Tensor | None = None  # int64, the epoch's samples; None before the epoch has begun
-    batch: int = 0  # samples a step: the batch size, or all that is left of a small task
-    planned_steps: int = 0
-
-
 class Learner:
     """Learns tasks one after another.
 
@@ -81,6 +72,8 @@ class Learner:
         layer_choice: what `auto` measured before (`Learner.layer_choice`): "native" or "dense" by layer name.
         input_shape: of one sample, so that `auto` measures layers as they will be used.
         observers: told of every event.
+        checkpoint_dir: where to save while learning; None: only when `save` is called.
+        checkpoint_every: how often then: steps (`500`) or seconds (`"60s"`).
 
     Raises:
         ConfigError: a value outside its range or a combination that cannot work, before any work is done.
@@ -104,6 +97,8 @@ class Learner:
         layer_choice: Mapping[str, str] | None = None,
         input_shape: tuple[int, ...] | None = None,
         observers: Sequence[Observer] = (),
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int | str = "60s",
     ) -> None:
         for label, value in (("epochs", epochs), ("batch size", batch_size), ("replay batch size", replay_batch_size)):
             if value is not None and value < 1:
@@ -114,6 +109,7 @@ class Learner:
             raise ConfigError(f"learning rate {lr} is not allowed; use a number above 0")
         self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
+        self.recipes = saving.recipes(model, self.method, self.sparsifier)
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.backend = auto.select_backend(backend, self.model, self.device, prunes=self.sparsifier.prunes)
@@ -125,7 +121,13 @@ class Learner:
                 self.layer_choice = auto.measure(self.model, prunable, density, block, batch_size, input_shape)
             convert.to_native(self.model, self.sparsifier.prunable, self.layer_choice)
         self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
+        self.settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+        self.settings["replay_batch_size"] = replay_batch_size or batch_size
         self.observers = list(observers)
+        self._checkpointer: Checkpointer | None = None
+        if checkpoint_dir is not None:
+            store, every = Store(Path(checkpoint_dir)), Interval.parse(checkpoint_every)
+            self._checkpointer = Checkpointer(every, lambda: self._save_to(store))
         make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay))
         self.optimizer = make(self.model.parameters())
         self.sparsifier.attach(self.model, self.optimizer, seed)
@@ -145,13 +147,15 @@ class Learner:
         )
         self.tasks: list[Task] = []
         self.position: Position | None = None
-        self.learned = 0
+        self.learned = self.steps = 0
         self._unchecked: list[Tensor] = []
 
     def tell(self, event: str, figures: dict[str, Any]) -> None:
         """Pass an event on to the observers."""
         for observer in self.observers:
             observer(event, figures)
+        if self._checkpointer is not None:
+            self._checkpointer(event, figures)  # last: what the others count is in the state
 
     # --- learning -----------------------------------------------------------------------------------------------
 
@@ -161,6 +165,7 @@ class Learner:
         Raises:
             TrainingError: the loss became NaN or infinite (names task, epoch and step).
             DataError: the task cannot be trained on.
+            CheckpointError: a loaded state stands inside a task with other data; or a checkpoint cannot be written.
         """
         self._check(task)
         self._enter(task)
@@ -193,6 +198,7 @@ class Learner:
         self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
         losses = Losses(self._task_importance, self._replay_importance, self._objective)
         if self.position is not None:
+            self._check_resumed(self.position)
             self.sparsifier.resume_task(losses)
             self.method.resume_task(task)
             return
@@ -202,6 +208,16 @@ class Learner:
         torch.manual_seed(seeds.derive(self.seed, f"torch/{task.index}"))  # what a model draws itself: dropout
         self.method.begin_task(task)
         self.sparsifier.begin_task(task.index, samples=len(task.train), epochs=self.epochs, losses=losses)
+
+    def _check_resumed(self, position: Position) -> None:
+        """The loaded state must stand inside this very task: the same samples in the same order."""
+        train, samples = self.task.train, len(self.task.train)
+        if position.data is not None and position.data != saving.fingerprint(train.inputs, train.labels):
+            raise CheckpointError(f"task {self.task.index + 1} has other data than the one the loaded state stands in")
+        if position.order is not None:
+            checks.within(position.order, "order", 0, samples - 1)
+        with checks.refusing("what is known of the task's samples"):
+            self.sparsifier.keep(torch.arange(samples))
 
     def _begin_epoch(self, position: Position) -> None:
         """Draw the epoch's order, less what DDR has removed; a resumed epoch has it already."""
@@ -245,6 +261,7 @@ class Learner:
         self.method.after_step(batch, logits)
         position.cursor += position.batch
         position.step += 1
+        self.steps += 1
         self.tell(
             "step.end",
             {
@@ -335,6 +352,12 @@ class Learner:
             f" step {position.step + 1 - steps_ago}: lower the learning rate or check the data"
         )
 
+    def where(self) -> str:
+        """Where training stands, in words."""
+        if (position := self.position) is None:
+            return f"after task {self.learned}"
+        return f"in task {position.task + 1}, epoch {position.epoch + 1}, step {position.step}"
+
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -350,15 +373,18 @@ class Learner:
             raise ConfigError("nothing to evaluate: learn a task first, or name the tasks")
         self.tell("evaluate.begin", {})
         self.model.eval()
-        class_il, task_il = zip(*(self._accuracy(task) for task in tasks), strict=True)
-        self.model.train()
-        self.tell("evaluate.end", {})
+        try:
+            class_il, task_il = zip(*(self._accuracy(task) for task in tasks), strict=True)
+        finally:
+            self.model.train()
+            self.tell("evaluate.end", {})
         return Accuracy(class_il if "class-il" in self.method.scenarios else None, task_il)
 
     def _accuracy(self, task: Task) -> tuple[float, float]:
         own = torch.tensor(task.classes, device=self.device)
         right_class = right_task = 0
         for start in range(0, len(task.test), EVALUATION_BATCH):
+            self.tell("evaluate.batch", {})
             stop = start + EVALUATION_BATCH
             inputs = task.transform.test(task.test.inputs[start:stop].to(self.device))
             labels = task.test.labels[start:stop].to(self.device)
@@ -366,6 +392,80 @@ class Learner:
             right_class += int((logits.argmax(1) == labels).sum())
             right_task += int((own[logits[:, own].argmax(1)] == labels).sum())
         return 100.0 * right_class / len(task.test), 100.0 * right_task / len(task.test)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path) -> Path:
+        """Write a checkpoint into `directory`: `step-N/`, then `latest` names it; the one before it is kept.
+
+        Safe at any moment between two steps, also from an observer of `step.end`. Returns the checkpoint's folder.
+
+        Raises:
+            CheckpointError: it cannot be written; the last one is as it was.
+            TrainingError: weights are NaN or infinite; nothing is written.
+        """
+        return self._save_to(Store(Path(directory)))
+
+    def _save_to(self, store: Store) -> Path:
+        return store.save(self.steps, self.checkpoint_state())
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        model: nn.Module | None = None,
+        method: Method | None = None,
+        sparsifier: Sparsifier | None = None,
+        *,
+        optimizer: MakeOptimizer | None = None,
+        device: str | torch.device = "cpu",
+        backend: str = "auto",
+        observers: Sequence[Observer] = (),
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int | str = "60s",
+    ) -> Self:
+        """A Learner that goes on from a checkpoint, to the same bits: `learn` the task it stands in, then the rest.
+
+        What is ours is made again from the checkpoint: give only a model, method, sparsifier or optimizer of your own.
+
+        Args:
+            directory: what `save` was given, a run's `checkpoint` folder, or one `step-N` of either.
+            model, method, sparsifier, optimizer, device, backend, observers, checkpoint_dir, checkpoint_every:
+                see Learner.
+
+        Raises:
+            CheckpointError: missing, damaged, hostile, or of another model, method or optimizer.
+        """
+        state = open_folder(Path(directory))
+        made, settings = saving.make(state, model, method, sparsifier)
+        learner = cls(
+            *made,
+            optimizer=optimizer or saving.make_optimizer(state),
+            **settings,
+            device=device,
+            backend=backend,
+            observers=observers,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
+        )
+        learner.restore(state)
+        return learner
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """All of it: settings, weights, masks, optimizer, memory, generators, position."""
+        if self.position is not None:
+            self._check_losses(self.position)
+            if self.position.data is None:
+                self.position.data = saving.fingerprint(self.task.train.inputs, self.task.train.labels)
+        return saving.capture(self)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `checkpoint_state()` of a Learner with the same model, method and settings, on any backend.
+
+        Raises:
+            CheckpointError: it is another's, or not well formed.
+        """
+        saving.restore(self, state)
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -375,6 +475,7 @@ class Learner:
         on_gpu = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
         return {
             "learned": self.learned,
+            "steps": self.steps,
             "position": None if position is None else dict(vars(position)),
             "method": self.method.state_dict(),
             "sparsifier": self.sparsifier.state_dict(),
@@ -390,8 +491,11 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`; weights, masks and optimizer state are loaded by the checkpoint."""
-        self.learned = int(state["learned"])
+        self.learned = checks.integer(state["learned"], "learned")
+        self.steps = checks.integer(state["steps"], "steps")
         self.position = None if state["position"] is None else Position(**state["position"])
+        if self.position is not None:
+            self.position.check(self.learned, self.epochs)
         self.method.load_state_dict(state["method"])
         self.sparsifier.load_state_dict(state["sparsifier"])
         generators = state["generators"]

@@ -12,6 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sparcl.checkpoint import checks
+from sparcl.errors import CheckpointError
+
 
 @dataclass(frozen=True)
 class Remembered:
@@ -86,8 +89,21 @@ class ReservoirBuffer:
                 state[name] = tensor[: len(self)]
         return state
 
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """Refuse what `state_dict` could not have given."""
+        held = [state[name] for name in self.FIELDS if name in state]
+        if len(held) != len(state) - 1 or any(not isinstance(t, Tensor) or len(t) != len(self) for t in held):
+            raise CheckpointError(f"the buffer in the checkpoint does not hold {len(self)} samples")
+        if held:
+            checks.within(
+                checks.tensor(state["labels"], "the buffer's labels", torch.int64, (None,)), "labels", 0, 1 << 40
+            )
+        elif self.seen:
+            raise CheckpointError("the buffer in the checkpoint has seen samples but holds none")
+
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-        self.seen = int(state["seen"])
+        self.seen = checks.integer(state["seen"], "samples offered to the buffer")
+        self._check(state)
         for name in self.FIELDS:
             stored = state.get(name)
             if stored is None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sparcl.errors import ConfigError
 from sparcl.methods.buffer import Remembered, ReservoirBuffer
+from sparcl.recorded import Recorded
 from sparcl.streams.task import Task
 
 SCENARIOS = ("class-il", "task-il")
@@ -61,7 +62,7 @@ class Host:
     mask_gradients: Callable[[], None] = lambda: None
 
 
-class Method(ABC):
+class Method(Recorded, ABC):
     """A method: `loss` is its whole idea; `after_step` is what it remembers.
 
     Args:

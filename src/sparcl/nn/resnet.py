@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sparcl.nn.norm import norm_relu
+from sparcl.recorded import Recorded
 
 
 class BasicBlock(nn.Module):
@@ -25,7 +26,7 @@ class BasicBlock(nn.Module):
         return norm_relu(self.bn2, self.conv2(out), self.shortcut(x))
 
 
-class ResNet(nn.Module):
+class ResNet(Recorded, nn.Module):
     """Stem, four stages of basic blocks, global average pooling, classifier. [N, C, H, W] in, [N, classes] out."""
 
     def __init__(self, blocks: tuple[int, int, int, int], channels: int, classes: int, width: int) -> None:

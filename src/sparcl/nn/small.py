@@ -6,8 +6,10 @@ import math
 
 from torch import nn
 
+from sparcl.recorded import Recorded
 
-class ConvNet(nn.Sequential):
+
+class ConvNet(Recorded, nn.Sequential):
     """conv-bn-relu × 4 with one stride of 2, global average pooling, classifier.
 
     On 8×8 digits at width 32 the three inner convolutions, the prunable ones, hold over 95 % of the FLOPs.
@@ -26,7 +28,7 @@ class ConvNet(nn.Sequential):
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes))
 
 
-class MLP(nn.Sequential):
+class MLP(Recorded, nn.Sequential):
     """Flatten, two hidden layers with ReLU, classifier (the field's MNIST network at width 100)."""
 
     def __init__(self, classes: int, input_shape: tuple[int, ...], width: int = 100) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparcl import seeds
+from sparcl.checkpoint import checks
 from sparcl.errors import ConfigError
 from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.sparsifier import Moments, Sparsifier
@@ -121,7 +122,10 @@ class DDR(Sparsifier):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generator.set_state(state["generator"])
         self.moments.load_state_dict(state["moments"])
-        self.removed = int(state["removed"])
-        self.kept, self.count = state["kept"].clone(), state["count"].clone()
-        self.seen, self.was_right = state["seen"].clone(), state["was_right"].clone()
+        kept = checks.tensor(state["kept"], "kept samples", torch.bool, (None,))
+        self.removed = checks.integer(state["removed"], "removed samples", most=int((~kept).sum()))
+        self.kept, shape = kept.clone(), tuple(kept.shape)
+        self.count = checks.tensor(state["count"], "misclassification counts", torch.int32, shape).clone()
+        self.seen = checks.tensor(state["seen"], "seen samples", torch.bool, shape).clone()
+        self.was_right = checks.tensor(state["was_right"], "last predictions", torch.bool, shape).clone()
         self._pending = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sparcl.checkpoint import checks
 from sparcl.errors import ConfigError
 from sparcl.nn.layers import Prunable
 from sparcl.sparsity.importance import Losses, cgi, importance_gradients, lowest
@@ -85,4 +86,4 @@ class DGM(MaskSparsifier):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.iteration = int(state["iteration"])
+        self.iteration = checks.integer(state["iteration"], "DGM's iteration")

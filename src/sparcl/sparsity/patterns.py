@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from sparcl.errors import ConfigError
+from sparcl.recorded import Recorded
 
 PATTERNS = ("unstructured", "block")
 
 
 @dataclass(frozen=True)
-class Pattern:
+class Pattern(Recorded):
     """A pattern of activity; `block` = 1 is unstructured."""
 
     block: int = 1

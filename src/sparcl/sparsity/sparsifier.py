@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sparcl import seeds
+from sparcl.checkpoint import checks
 from sparcl.errors import ConfigError
 from sparcl.nn.layers import (
     Prunable,
@@ -32,6 +33,7 @@ from sparcl.nn.layers import (
     fresh_state,
     sparse_layers,
 )
+from sparcl.recorded import Recorded
 from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.patterns import Pattern
 
@@ -44,7 +46,7 @@ def ignore(event: str, figures: dict[str, Any]) -> None:
     del event, figures
 
 
-class Sparsifier:
+class Sparsifier(Recorded):
     """The calls, all of which do nothing: this is also the `dense` sparsifier."""
 
     name = "dense"
@@ -239,5 +241,9 @@ class Moments:
         return {"epochs": self.epochs, "passed": self.passed, "epoch": self.epoch, "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.epochs, self.passed = int(state["epochs"]), int(state["passed"])
-        self.epoch, self.steps = int(state["epoch"]), int(state["steps"])
+        self.epochs, self.steps = (
+            checks.integer(state["epochs"], "epochs", 1),
+            checks.integer(state["steps"], "steps", 1),
+        )
+        self.passed = checks.integer(state["passed"], "passed moments", most=len(self.fractions))
+        self.epoch = checks.integer(state["epoch"], "epoch")

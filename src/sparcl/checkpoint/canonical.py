@@ -1,0 +1,254 @@
+"""Weights, masks and optimizer state in the one form that every backend shares.
+
+A prunable layer is its active weights, `values` [K], their positions in the row-major dense weight, `index` int32 [K]
+ascending, and `chosen`, bool [K] or None: which of them DGM updates. Optimizer state that has a number for each weight
+is kept at the active weights, [K], in the same order. Parameters go by their names in the dense model. What one backend
+saves another loads, and saves again to the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparcl.checkpoint import checks
+from sparcl.checkpoint.tree import State
+from sparcl.errors import CheckpointError
+from sparcl.nn.layers import ELEMENTWISE_OPTIMIZERS, SparseLayer, fresh_state
+
+Layers = Sequence[SparseLayer]
+Fits = Callable[[Tensor, tuple[int, ...]], bool]
+"""Whether ascending positions, int64 [K], of a weight of some shape make up whole blocks of the pattern."""
+
+MAX_INDEX = 2**31 - 1
+OWN = ("params", "initial_lr", "decoupled_weight_decay")
+"""Keys of a parameter group that an optimizer's constructor does not take."""
+
+
+def capture(model: nn.Module, layers: Layers, optimizer: torch.optim.Optimizer) -> State:
+    """The state of a model, its masks and its optimizer.
+
+    Raises:
+        CheckpointError: a layer with more positions than int32 counts, or optimizer state that is no plain value.
+    """
+    names = parameter_names(model, layers)
+    sparse = {id(layer.parameter): layer for layer in layers}
+    state = {}
+    for parameter, name in names.items():
+        if entries := optimizer.state.get(parameter):
+            layer = sparse.get(id(parameter))
+            state[name] = {key: _at_active(value, layer) for key, value in entries.items()}
+    return {
+        "model": dict(_dense(model, layers)),
+        "layers": {layer.name: _layer_state(layer) for layer in layers},
+        "optimizer": {
+            "kind": type(optimizer).__name__,
+            "groups": [
+                {**{k: v for k, v in group.items() if k != "params"}, "params": [names[p] for p in group["params"]]}
+                for group in optimizer.param_groups
+            ],
+            "state": state,
+        },
+    }
+
+
+def parameter_names(model: nn.Module, layers: Layers) -> dict[nn.Parameter, str]:
+    """Each parameter's name in the dense model, whatever a compact layer calls its values."""
+    sparse = {id(layer.parameter): f"{layer.name}.weight" for layer in layers}
+    return {p: sparse.get(id(p), name) for name, p in model.named_parameters()}
+
+
+def _dense(model: nn.Module, layers: Layers) -> Iterator[tuple[str, Tensor]]:
+    """Parameters of no prunable layer, and the buffers that a state dict has (running statistics), by name."""
+    sparse = {id(layer.parameter) for layer in layers}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in sparse:
+            yield name, parameter.detach()
+    inside = {layer.name for layer in layers}
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set and path not in inside:
+                yield (f"{path}.{name}" if path else name), buffer.detach()
+
+
+def _layer_state(layer: SparseLayer) -> State:
+    if math.prod(layer.shape) > MAX_INDEX:
+        raise CheckpointError(f"layer {layer.name} has more than {MAX_INDEX} weights; a checkpoint cannot index them")
+    return {
+        "shape": list(layer.shape),
+        "index": layer.index.to(torch.int32),
+        "values": layer.gather(layer.parameter),
+        "chosen": layer.chosen,
+    }
+
+
+def _at_active(value: Any, layer: SparseLayer | None) -> Any:
+    """Optimizer state at the active weights, where it is elementwise."""
+    if layer is not None and isinstance(value, Tensor) and value.shape == layer.parameter.shape:
+        return layer.gather(value)
+    return value
+
+
+def restore(
+    model: nn.Module, layers: Layers, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], fits: Fits
+) -> None:
+    """Give a model, its masks and its optimizer the state that `capture` took, on whatever backend.
+
+    All of it is checked before any of it is used.
+
+    Raises:
+        CheckpointError: it is of another model, optimizer or pattern, or not well formed.
+    """
+    dense = dict(_dense(model, layers))
+    checks.keys(state["model"], dense, "the model's state")
+    for name, tensor in dense.items():
+        checks.tensor(state["model"][name], name, tensor.dtype, tuple(tensor.shape))
+    checks.keys(state["layers"], [layer.name for layer in layers], "the list of prunable layers")
+    for layer in layers:
+        _check_layer(layer, state["layers"][layer.name], fits)
+    templates = _check_optimizer(model, layers, optimizer, state)
+
+    with torch.no_grad():
+        for name, tensor in dense.items():
+            tensor.copy_(state["model"][name])
+        for layer in layers:
+            _set_layer(layer, state["layers"][layer.name])
+    _set_optimizer(model, layers, optimizer, state["optimizer"], templates)
+
+
+def _check_layer(layer: SparseLayer, state: Any, fits: Fits) -> None:
+    what = f"layer {layer.name}"
+    checks.keys(state, ("shape", "index", "values", "chosen"), what)
+    if state["shape"] != list(layer.shape):
+        raise CheckpointError(f"{what} has shape {list(layer.shape)}, in the checkpoint {state['shape']!r:.80}")
+    index = checks.tensor(state["index"], f"{what}: index", torch.int32, (None,))
+    checks.within(index, f"{what}: index", 0, math.prod(layer.shape) - 1)
+    if not len(index) or not bool((index[1:] > index[:-1]).all()):
+        raise CheckpointError(f"{what}: index in the checkpoint is not ascending (or empty)")
+    if not fits(index.long(), layer.shape):
+        raise CheckpointError(f"{what}: index in the checkpoint is not of the sparsifier's pattern")
+    checks.tensor(state["values"], f"{what}: values", layer.parameter.dtype, (len(index),))
+    if state["chosen"] is not None:
+        checks.tensor(state["chosen"], f"{what}: chosen", torch.bool, (len(index),))
+
+
+def _check_optimizer(
+    model: nn.Module, layers: Layers, optimizer: torch.optim.Optimizer, whole: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Check groups and state; returns, by parameter, fresh state of the kind that the optimizer makes."""
+    state = checks.keys(whole["optimizer"], ("kind", "groups", "state"), "the optimizer's state")
+    if state["kind"] != type(optimizer).__name__:
+        raise CheckpointError(f"the optimizer is {type(optimizer).__name__}, in the checkpoint {state['kind']!r:.60}")
+    names = parameter_names(model, layers)
+    if not isinstance(state["groups"], list) or len(state["groups"]) != len(optimizer.param_groups):
+        raise CheckpointError(
+            f"the optimizer has {len(optimizer.param_groups)} parameter group(s), not as many as saved"
+        )
+    for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
+        checks.keys(saved, group, "an optimizer's parameter group")
+        if saved["params"] != [names[p] for p in group["params"]]:
+            raise CheckpointError("the optimizer's parameters are not those of the checkpoint, in their order")
+        for key, value in saved.items():
+            if key != "params" and not _alike(value, group[key]):
+                raise CheckpointError(f"the optimizer's {key} in the checkpoint is {value!r:.40}")
+    known = {name: parameter for parameter, name in names.items()}
+    counts = {f"{layer.name}.weight": len(whole["layers"][layer.name]["index"]) for layer in layers}
+    templates = {}
+    for name, entries in checks.keys(state["state"], state["state"], "the optimizer's state").items():
+        if name not in known:
+            raise CheckpointError(f"the optimizer's state in the checkpoint is of the unknown parameter {name!r:.80}")
+        with checks.refusing("the optimizer's state"):
+            templates[name] = _template(optimizer, state["groups"], known[name], counts.get(name), entries)
+        for key, like in templates[name].items():
+            if isinstance(like, Tensor):
+                checks.tensor(entries[key], f"optimizer state {name}: {key}", like.dtype, tuple(like.shape))
+            elif not _alike(entries[key], like):
+                raise CheckpointError(f"optimizer state {name}: {key} in the checkpoint is {entries[key]!r:.40}")
+    return templates
+
+
+def _alike(value: Any, like: Any) -> bool:
+    """Whether a saved option can stand for the present one: a number for a number, and so on."""
+    if isinstance(like, Tensor) or isinstance(value, Tensor):
+        return isinstance(value, Tensor) and isinstance(like, Tensor) and value.shape == like.shape
+    if isinstance(like, bool) or like is None or isinstance(value, bool) or value is None:
+        return value is None or isinstance(value, bool)
+    if isinstance(like, tuple | list):
+        return isinstance(value, list | tuple) and len(value) == len(like) and all(map(_alike, value, like))
+    if isinstance(like, int | float):
+        return isinstance(value, int | float) and math.isfinite(value)
+    return type(value) is type(like)
+
+
+def _template(
+    optimizer: torch.optim.Optimizer, groups: list[State], parameter: nn.Parameter, active: int | None, entries: Any
+) -> dict[str, Any]:
+    """What the optimizer keeps for a parameter (of `active` active weights), found by one step on a stand-in of zeros.
+
+    An optimizer that is not elementwise is not asked: its state is taken as it is, with the types that it has.
+    """
+    if not isinstance(optimizer, ELEMENTWISE_OPTIMIZERS):
+        return dict(checks.keys(entries, entries, "the optimizer's state"))
+    of = next(i for i, g in enumerate(optimizer.param_groups) if any(p is parameter for p in g["params"]))
+    options = {key: _as(value, optimizer.param_groups[of][key]) for key, value in groups[of].items() if key not in OWN}
+    shape = parameter.shape if active is None else (active,)
+    stand_in = nn.Parameter(torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
+    stand_in.grad = torch.zeros_like(stand_in)
+    fresh = type(optimizer)([stand_in], **options)
+    fresh.step()
+    template = dict(fresh.state[stand_in])
+    checks.keys(entries, template, "the optimizer's state")
+    return template
+
+
+def _as(value: Any, like: Any) -> Any:
+    """An option as the optimizer has it: JSON knows no tuples."""
+    return tuple(value) if isinstance(like, tuple) else value
+
+
+def _set_layer(layer: SparseLayer, state: Mapping[str, Any]) -> None:
+    parameter = layer.parameter
+    index = state["index"].long().to(parameter.device)
+    layer.set_index(index)
+    layer.parameter.copy_(_spread(layer, state["values"], 0.0))
+    layer.set_chosen(None if state["chosen"] is None else state["chosen"].to(parameter.device))
+
+
+def _spread(layer: SparseLayer, active: Tensor, elsewhere: float) -> Tensor:
+    """A tensor laid out like the layer's parameter, with `active` [K] at the active weights."""
+    parameter = layer.parameter
+    if parameter.shape != layer.shape:  # compact: the active weights and nothing else
+        return active.to(parameter.device)
+    full = torch.full((parameter.numel(),), elsewhere, dtype=active.dtype, device=parameter.device)
+    full[layer.index] = active.to(parameter.device)
+    return full.view(parameter.shape)
+
+
+def _set_optimizer(
+    model: nn.Module,
+    layers: Layers,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    templates: Mapping[str, Mapping[str, Any]],
+) -> None:
+    sparse = {id(layer.parameter): layer for layer in layers}
+    for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
+        for key, value in saved.items():
+            if key != "params":
+                group[key] = _as(value, group[key])
+    optimizer.state.clear()
+    for parameter, name in parameter_names(model, layers).items():
+        layer = sparse.get(id(parameter))
+        if name not in state["state"]:
+            continue
+        for key, value in state["state"][name].items():
+            like = templates[name][key]
+            if isinstance(value, Tensor):
+                if layer is not None and value.dim() == 1:
+                    value = _spread(layer, value, fresh_state(optimizer, parameter, key))
+                value = value.to(like.device).clone()
+            optimizer.state[parameter][key] = value

@@ -1,0 +1,39 @@
+"""Where training stands inside a task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparcl.checkpoint import checks
+from sparcl.errors import CheckpointError
+
+
+@dataclass
+class Position:
+    """Where training stands inside a task: the next step is `step` of `epoch`, on `order[cursor:]`."""
+
+    task: int
+    epoch: int = 0
+    step: int = 0
+    cursor: int = 0
+    order: Tensor | None = None  # int64, the epoch's samples; None before the epoch has begun
+    batch: int = 0  # samples a step: the batch size, or all that is left of a small task
+    planned_steps: int = 0
+    data: str | None = None  # fingerprint of the task's samples, once a checkpoint has asked for it
+
+    def check(self, learned: int, epochs: int) -> None:
+        """Refuse a loaded position that training could never have reached."""
+        if self.task != learned:
+            raise CheckpointError("the position in the checkpoint is not inside the next task")
+        if self.data is not None and not isinstance(self.data, str):
+            raise CheckpointError("the position in the checkpoint has no fingerprint of the data")
+        checks.integer(self.epoch, "epoch", most=epochs)
+        for name in ("step", "cursor", "planned_steps"):
+            checks.integer(getattr(self, name), name)
+        checks.integer(self.batch, "batch", 0 if self.order is None else 1)
+        if self.order is not None:
+            checks.within(checks.tensor(self.order, "order", torch.int64, (None,)), "order", 0, 1 << 40)
+            checks.integer(self.cursor, "cursor", most=len(self.order))

@@ -1,0 +1,41 @@
+"""Objects that remember the arguments they were made with, so that a checkpoint can make them again."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Self
+
+
+class Recorded:
+    """A base whose instances know their class's name and arguments: `made_with`."""
+
+    made_with: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        made = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(made, *args, **kwargs)  # a copy is made without arguments
+        object.__setattr__(made, "made_with", dict(list(bound.arguments.items())[1:]))
+        return made
+
+    def recipe(self) -> dict[str, Any] | None:
+        """{"kind": class name, "arguments": {...}}, or None where an argument is no plain value (a function, ...)."""
+        arguments = {name: plain(value) for name, value in self.made_with.items()}
+        if any(value is NotImplemented for value in arguments.values()):
+            return None
+        return {"kind": type(self).__name__, "arguments": arguments}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it; NotImplemented where it has none."""
+    if isinstance(value, Recorded):
+        recipe = value.recipe()
+        return NotImplemented if recipe is None else recipe
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        items = [plain(item) for item in value]
+        return NotImplemented if any(item is NotImplemented for item in items) else items
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        entries = {key: plain(item) for key, item in value.items()}
+        return NotImplemented if any(item is NotImplemented for item in entries.values()) else entries
+    return NotImplemented
