@@ -3,84 +3,103 @@
 namespace sparcl {
 namespace {
 
+// Columns [begin, end) of a packed row exist in the source, the others are padding.
+struct Existing {
+  int begin, end;
+};
+
+SPARCL_INLINE Existing existing(int first, int step, int width, int columns) {
+  Existing e;
+  e.begin = first < 0 ? (-first + step - 1) / step : 0;
+  e.end = first >= width ? 0 : (width - first + step - 1) / step;
+  e.begin = smaller(e.begin, columns);
+  e.end = smaller(e.end, columns);
+  if (e.end < e.begin) e.end = e.begin;
+  return e;
+}
+
+// Rows are fetched this many channels ahead: they lie far apart, which no prefetcher of a processor foresees.
+constexpr int kAhead = SPARCL_AHEAD;
+
 // One row of one phase: columns q of the source columns first + q * step, zero where there is none.
-SPARCL_INLINE void pack_row(const Pack& p, const float* source, int first, float* to) {
-  const int step = p.column_step;
-  int begin = first < 0 ? (-first + step - 1) / step : 0;
-  int end = first >= p.width ? 0 : (p.width - first + step - 1) / step;
-  if (begin > p.columns) begin = p.columns;
-  if (end > p.columns) end = p.columns;
-  if (end < begin) end = begin;
-  for (int q = 0; q < begin; ++q) store(to + q * V, vec{});
-  for (int q = end; q < p.columns; ++q) store(to + q * V, vec{});
-  const float* from = source + static_cast<long>(first) * p.column_stride;
-  const long stride = step * p.column_stride;
+SPARCL_INLINE void pack_row(const Pack& p, const float* source, int first, Existing e, bool ahead, float* to) {
+  for (int q = 0; q < e.begin; ++q) store(to + q * V, vec{});
+  for (int q = e.end; q < p.columns; ++q) store(to + q * V, vec{});
+  const long stride = p.column_step * p.column_stride;
+  const float* from = source + first * p.column_stride;
   if (p.lanes == V && p.tail_column < 0) {
-    for (int q = begin; q < end; ++q) store(to + q * V, load(from + q * stride));
+    if (ahead)
+      for (int q = e.begin; q < e.end; ++q) __builtin_prefetch(from + q * stride + kAhead * p.channel_stride);
+    for (int q = e.begin; q < e.end; ++q) store(to + q * V, load(from + q * stride));
     return;
   }
-  for (int q = begin; q < end; ++q) {
-    const int lanes = first + q * step == p.tail_column ? p.tail_lanes : p.lanes;
+  for (int q = e.begin; q < e.end; ++q) {
+    const int lanes = first + q * p.column_step == p.tail_column ? p.tail_lanes : p.lanes;
     store(to + q * V, load_some(from + q * stride, lanes));
   }
 }
 
 void pack(const Pack& p) {
-  float* to = p.packed;
-  const long row_floats = static_cast<long>(p.columns) * V;
+  constexpr int kPhases = 8;  // the usual strides have their edges worked out once
+  Existing edges[kPhases];
+  for (int px = 0; px < smaller(p.column_phases, kPhases); ++px)
+    edges[px] = existing(p.column + px, p.column_step, p.width, p.columns);
+  float* phase = p.packed;
   for (int c = 0; c < p.channels; ++c)
     for (int py = 0; py < p.row_phases; ++py)
-      for (int px = 0; px < p.column_phases; ++px)
-        for (int r = 0; r < p.rows; ++r, to += row_floats) {
+      for (int px = 0; px < p.column_phases; ++px, phase += p.packed_phase) {
+        const Existing e = px < kPhases ? edges[px] : existing(p.column + px, p.column_step, p.width, p.columns);
+        for (int r = 0; r < p.rows; ++r) {
           const int y = p.row + py + r * p.row_step;
+          float* to = phase + r * p.packed_row;
           if (y < 0 || y >= p.height)
-            memset(to, 0, sizeof(float) * static_cast<unsigned long>(row_floats));
+            for (int q = 0; q < p.columns; ++q) store(to + q * V, vec{});
           else
-            pack_row(p, p.source + c * p.channel_stride + y * p.row_stride, p.column + px, to);
-        }
-}
-
-// The inner loop: one nonzero multiplies every position of the tile. U nonzeros are in flight where the tile alone
-// would leave the multipliers waiting for each other.
-template <int R, int C, int G, int U>
-SPARCL_INLINE void accumulate(const float* x, long row, const uint32_t* offsets, const float* const (&values)[G], int n,
-                              vec (&sums)[G][R * C]) {
-  vec more[U][G][R * C];
-  SPARCL_UNROLL
-  for (int u = 1; u < U; ++u)
-    SPARCL_UNROLL
-    for (int g = 0; g < G; ++g)
-      SPARCL_UNROLL
-      for (int t = 0; t < R * C; ++t) more[u][g][t] = vec{};
-  int k = 0;
-  if (U > 1)
-    for (; k + U <= n; k += U) {
-      SPARCL_UNROLL
-      for (int u = 0; u < U; ++u) {
-        const float* p = x + offsets[k + u];
-        SPARCL_UNROLL
-        for (int t = 0; t < R * C; ++t) {
-          const vec v = load(p + (t / C) * row + (t % C) * V);
-          SPARCL_UNROLL
-          for (int g = 0; g < G; ++g) (u ? more[u][g][t] : sums[g][t]) += values[g][k + u] * v;
+            pack_row(p, p.source + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels, to);
         }
       }
-    }
-  for (; k < n; ++k) {
-    const float* p = x + offsets[k];
-    SPARCL_UNROLL
-    for (int t = 0; t < R * C; ++t) {
-      const vec v = load(p + (t / C) * row + (t % C) * V);
-      SPARCL_UNROLL
-      for (int g = 0; g < G; ++g) sums[g][t] += values[g][k] * v;
-    }
-  }
+}
+
+// One nonzero of G channels multiplies every position of the tile.
+template <int R, int C, int G>
+SPARCL_INLINE void multiply(const float* x, long row, const float* values, vec (&sums)[G][R * C]) {
+  vec w[G];
   SPARCL_UNROLL
-  for (int u = 1; u < U; ++u)
+  for (int g = 0; g < G; ++g) w[g] = fill(values[g]);
+  SPARCL_UNROLL
+  for (int r = 0; r < R; ++r) {
+    asm("" : "+r"(x));  // one pointer a row: left alone, GCC keeps sixteen addresses and moves them through vector registers
     SPARCL_UNROLL
-    for (int g = 0; g < G; ++g)
+    for (int c = 0; c < C; ++c) {
+      const vec v = load(x + c * V);
       SPARCL_UNROLL
-      for (int t = 0; t < R * C; ++t) sums[g][t] += more[u][g][t];
+      for (int g = 0; g < G; ++g) sums[g][r * C + c] += w[g] * v;
+    }
+    x += row;
+  }
+}
+
+// The inner loop, over the nonzeros of a list. U of them are in flight where the tile alone would leave the multipliers
+// waiting for each other.
+template <int R, int C, int G, int U>
+SPARCL_INLINE void accumulate(const float* x, long row, const uint32_t* offsets, const float* values, int n,
+                              vec (&sums)[G][R * C]) {
+  int k = 0;
+  if constexpr (U > 1) {
+    vec more[U - 1][G][R * C] = {};
+    for (; k + U <= n; k += U) {
+      multiply<R, C, G>(x + offsets[k], row, values + k * G, sums);
+      SPARCL_UNROLL
+      for (int u = 1; u < U; ++u) multiply<R, C, G>(x + offsets[k + u], row, values + (k + u) * G, more[u - 1]);
+    }
+    SPARCL_UNROLL
+    for (int u = 0; u < U - 1; ++u)
+      SPARCL_UNROLL
+      for (int g = 0; g < G; ++g)
+        SPARCL_UNROLL
+        for (int t = 0; t < R * C; ++t) sums[g][t] += more[u][g][t];
+  }
+  for (; k < n; ++k) multiply<R, C, G>(x + offsets[k], row, values + k * G, sums);
 }
 
 template <int R, int C>
@@ -105,12 +124,10 @@ long convolve_tile(const Convolve& a) {
   constexpr int T = R * C;
   constexpr int U = G * T >= 8 ? 1 : 8 / (G * T);
   long visited = 0;
-  for (int c = a.first; c + G <= a.last; c += G) {
-    const float* values[G];
-    SPARCL_UNROLL
-    for (int g = 0; g < G; ++g) values[g] = a.values + a.bounds[(c + g) * a.bounds_stride];
-    const int begin = a.bounds[c * a.bounds_stride];
-    const int n = a.bounds[c * a.bounds_stride + 1] - begin;
+  for (int i = 0; i < a.lists.count; ++i) {
+    const int c = a.lists.sequence[i];
+    const long begin = a.lists.start[i];
+    const int n = static_cast<int>(a.lists.start[i + 1] - begin);
     if (n == 0 && a.load_partial && a.store_partial) continue;
     float* partial = a.partial + static_cast<long>(c) * T * V;
     vec sums[G][T];
@@ -119,7 +136,7 @@ long convolve_tile(const Convolve& a) {
       SPARCL_UNROLL
       for (int t = 0; t < T; ++t)
         sums[g][t] = a.load_partial ? load(partial + (g * T + t) * V) : fill(a.bias ? a.bias[c + g] : 0.0f);
-    accumulate<R, C, G, U>(a.packed, a.packed_row, a.offsets + begin, values, n, sums);
+    accumulate<R, C, G, U>(a.packed, a.packed_row, a.lists.offsets + begin, a.values + begin * G, n, sums);
     if (a.store_partial) {
       SPARCL_UNROLL
       for (int g = 0; g < G; ++g)

@@ -25,38 +25,42 @@ struct Pack {
   int row_step, column_step;        // stride
   int row_phases, column_phases;    // phases that are read at all
   int rows, columns;                // of each phase in the packed tile
+  long packed_row, packed_phase;    // floats from one to the next; zeros at their edges may be shared
   float* packed;
 };
 
-// Convolves one packed tile, over one block of input channels, for output channels [first, last).
+// The lists that are walked over one packed tile, for one block of input channels. List i belongs to channels sequence[i] ..
+// sequence[i] + G - 1, which share its offsets; its entries are [start[i], start[i + 1]), entry k has G values at k * G.
+struct ListView {
+  const int32_t *sequence, *start;
+  int count;
+  const uint32_t* offsets;  // floats from `packed`
+};
+
+// Convolves one packed tile.
 struct Convolve {
   const float* packed;
   long packed_row;  // floats between two rows of a phase
-  const uint32_t* offsets;  // [K] floats from `packed`
-  const float* values;      // [K] in the order of the offsets
-  const int32_t* bounds;    // list of channel c is [bounds[c * bounds_stride], bounds[c * bounds_stride + 1])
-  long bounds_stride;
-  int first, last;
-  float* partial;  // [last][rows * columns][V], the sums between two blocks
+  ListView lists;
+  const float* values;
+  float* partial;  // [channel][rows * columns][V], the sums between two blocks
   bool load_partial, store_partial;
-  const float* bias;  // [last], or null
+  const float* bias;  // [channel], or null
   float* out;         // channel 0, the tile's first position, lane 0 of the chunk
   long out_channel, out_row, out_column;
   int rows, columns;  // positions that exist
   int lanes, tail_column, tail_lanes;
 };
 
-// Adds one tile's share to the weight gradients of the lists of output channels [first, last).
+// Adds one tile's share to the weight gradients of those lists whose channels lie in [first, last).
 struct WeightGradient {
   const float* packed;
   long packed_row;
   const float* gradient;  // [last - first][rows * columns][V], packed
   int rows, columns;
-  const uint32_t* offsets;
-  const int32_t* bounds;
-  long bounds_stride;
+  ListView lists;
   int first, last;
-  float* sums;  // [K] in the order of the offsets
+  float* sums;  // where the values would be
 };
 
 // One channel of a fused BatchNorm: y = relu(x * scale + shift + residual).

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <cstdlib>
 
 #include "parallel.h"
 
@@ -10,11 +11,15 @@ namespace sparcl {
 namespace {
 
 // What an input tile may fill of the first cache (48 KB where measured), and a group of tiles of the second (1 MB).
-constexpr long kFirstCache = 32 * 1024, kSecondCache = 512 * 1024;
+long env(const char*n,long d){const char*v=getenv(n);return v?atol(v):d;}
+#define kFirstCache env("SP_L1",32768)
+#define kSecondCache env("SP_L2",524288)
 // A list shorter than this within a block of channels costs more in sums carried from block to block than the first cache gives.
-constexpr long kShortList = 6;
+#define kShortList env("SP_SHORT",6)
 // Parts of the positions whose weight gradients are summed apart. Fixed, so that the bits do not depend on the threads.
 constexpr long kParts = 4;
+// Nonzeros that are put in order, or back, at a time.
+constexpr long kSpan = 16384;
 
 int ceil_div(long a, long b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -58,8 +63,8 @@ void Pass::choose_tiles(const Lists& lists, bool gradient_of_weights) {
     if (cost < best) best = cost, micro_ = s, tile_ = shapes[s];
   }
   if (gradient_of_weights) {  // the loop over positions is not unrolled: any shape will do
-    tile_.rows = std::min(grid_rows_, 4);
-    tile_.columns = std::min(grid_columns_, std::max(4, 16 / tile_.rows));
+    tile_.rows = std::min(grid_rows_, (int)env("SP_WR",4));
+    tile_.columns = std::min(grid_columns_, std::max((int)env("SP_WC",4), 16 / tile_.rows));
   }
   const long vector_bytes = 4L * unit_->lanes;
   const auto phase_rows = [&](int rows) { return rows + row_span_ / shape_.row_step; };
@@ -68,7 +73,7 @@ void Pass::choose_tiles(const Lists& lists, bool gradient_of_weights) {
     return vector_bytes * row_phases_ * column_phases_ * phase_rows(rows) * phase_columns(columns);
   };
   const long taken = std::max<long>(1, static_cast<long>(lists.key.size()) / std::max(1, lists.channels));
-  const long for_length = (kShortList * shape_.in_channels + taken - 1) / taken;
+  const long for_length = ((gradient_of_weights?env("SP_WSHORT",1000):env("SP_SHORT",1000)) * shape_.in_channels + taken - 1) / taken;
   long channels = std::max(kFirstCache / channel_bytes(tile_.rows, tile_.columns), for_length);
   if (lists.block > 1) channels = shape_.in_channels;  // each load serves several sums: the second cache is fast enough
   block_channels_ = static_cast<int>(std::min<long>(std::max<long>(1, channels), shape_.in_channels));
@@ -89,7 +94,28 @@ void Pass::choose_tiles(const Lists& lists, bool gradient_of_weights) {
   tile_columns_ = ceil_div(all_columns, group_columns_);
   packed_rows_ = phase_rows(group_rows_ * tile_.rows);
   packed_columns_ = phase_columns(group_columns_ * tile_.columns);
-  packed_channel_ = static_cast<long>(row_phases_) * column_phases_ * packed_rows_ * packed_columns_ * unit_->lanes;
+  lay_out();
+}
+
+// Distances in a packed tile. One that holds the whole image has zeros at both ends of every row: the last ones of a row can be
+// the first ones of the next, and likewise the last rows of a channel. For 4x4 images that is 25 vectors instead of 36.
+void Pass::lay_out() {
+  int columns = packed_columns_, rows = packed_rows_;
+  if (row_phases_ * column_phases_ == 1 && shape_.row_step * shape_.column_step == 1) {
+    const int left = std::max(0, -column_min_), right = packed_columns_ - left - shape_.in_width;
+    if (tile_columns_ == 1) columns -= std::max(0, std::min(left, right));
+    const int top = std::max(0, -row_min_), bottom = packed_rows_ - top - shape_.in_height;
+    if (tile_rows_ == 1) rows -= std::max(0, std::min(top, bottom));
+  }
+  packed_row_ = static_cast<long>(columns) * unit_->lanes;
+  packed_phase_ = rows * packed_row_;
+  packed_channel_ = packed_phase_ * row_phases_ * column_phases_;
+}
+
+// Of a packed group: all input channels, or one block of them. Shared edges leave the last one's hanging over.
+long Pass::packed_floats(bool all) const {
+  const long overhang = static_cast<long>(packed_rows_) * packed_columns_ * unit_->lanes;
+  return packed_channel_ * (all ? shape_.in_channels : block_channels_) + overhang;
 }
 
 Pass::Order Pass::order(const Lists& lists) const {
@@ -99,25 +125,46 @@ Pass::Order Pass::order(const Lists& lists) const {
     for (int t = 0; t < taps; ++t) {
       const int r = shape_.taps[t].row - row_min_, q = shape_.taps[t].column - column_min_;
       const long phase = static_cast<long>(r % shape_.row_step) * column_phases_ + q % shape_.column_step;
-      const long place = (phase * packed_rows_ + r / shape_.row_step) * packed_columns_ + q / shape_.column_step;
       table[static_cast<size_t>(c) * taps + t] =
-          static_cast<uint32_t>((c % block_channels_) * packed_channel_ + place * unit_->lanes);
+          static_cast<uint32_t>((c % block_channels_) * packed_channel_ + phase * packed_phase_ +
+                                r / shape_.row_step * packed_row_ + q / shape_.column_step * unit_->lanes);
     }
   Order order;
-  order.block = lists.block;
-  order.offsets.resize(lists.key.size());
-  for (size_t k = 0; k < lists.key.size(); ++k) order.offsets[k] = table[static_cast<size_t>(lists.key[k])];
-  order.bounds.resize(static_cast<size_t>(lists.channels) * (blocks_ + 1));
-  for (int c = 0; c < lists.channels; ++c) {
-    const int32_t* key = lists.key.data();
-    int32_t* bounds = &order.bounds[static_cast<size_t>(c) * (blocks_ + 1)];
-    bounds[0] = lists.start[c];
-    for (int b = 1; b < blocks_; ++b)
-      bounds[b] = static_cast<int32_t>(
-          std::lower_bound(key + bounds[b - 1], key + lists.start[c + 1], b * block_channels_ * taps) - key);
-    bounds[blocks_] = lists.start[c + 1];
-  }
+  const int G = order.block = lists.block;
+  const int32_t* key = lists.key.data();
+  std::vector<int32_t> at(lists.start.begin(), lists.start.end() - 1), end(at);  // what each list has left, and in this block
+  order.start.push_back(0);
+  order.offsets.reserve(lists.key.size() / G);
+  order.canonical.reserve(lists.key.size());
+  for (int b = 0; b < blocks_; ++b)
+    for (const Output& output : shape_.outputs) {
+      const int32_t limit = static_cast<int32_t>(std::min<long>((b + 1L) * block_channels_, shape_.in_channels) * taps);
+      for (int c = output.first; c < output.first + output.count; ++c)
+        end[c] = static_cast<int32_t>(std::lower_bound(key + at[c], key + lists.start[c + 1], limit) - key);
+      const auto begin = static_cast<long>(order.sequence.size());
+      for (int c = 0; c < output.count; c += G) order.sequence.push_back(c);
+      const auto length = [&](int32_t c) { return end[output.first + c] - at[output.first + c]; };
+      std::stable_sort(order.sequence.begin() + begin, order.sequence.end(),
+                       [&](int32_t c, int32_t d) { return length(c) < length(d); });
+      for (auto c = order.sequence.begin() + begin; c != order.sequence.end(); ++c) {
+        const int32_t first = output.first + *c;
+        for (int32_t k = at[first]; k < end[first]; ++k) {
+          order.offsets.push_back(table[static_cast<size_t>(key[k])]);
+          for (int g = 0; g < G; ++g) {
+            const int32_t same = k - at[first] + at[first + g];
+            order.canonical.push_back(lists.canonical.empty() ? same : lists.canonical[same]);
+          }
+        }
+        order.start.push_back(static_cast<int32_t>(order.offsets.size()));
+      }
+      for (int c = output.first; c < output.first + output.count; ++c) at[c] = end[c];
+    }
   return order;
+}
+
+ListView Pass::view(const Order& order, int block, const Output& output) const {
+  const long list = (static_cast<long>(block) * channels_ + output.first) / order.block;
+  return {order.sequence.data() + list, order.start.data() + list, output.count / order.block, order.offsets.data()};
 }
 
 Pass::Place Pass::place(const Walk& walk, long item) const {
@@ -150,6 +197,8 @@ void Pass::pack_input(const Walk& walk, const Place& place, const float* x, int 
   p.column_phases = column_phases_;
   p.rows = packed_rows_;
   p.columns = packed_columns_;
+  p.packed_row = packed_row_;
+  p.packed_phase = packed_phase_;
   p.packed = to;
   unit_->pack(p);
 }
@@ -159,15 +208,13 @@ long long Pass::convolve_item(const Walk& walk, long item, const float* values, 
   const Place at = place(walk, item);
   const int V = unit_->lanes, T = tile_.rows * tile_.columns;
   const bool at_once = group_rows_ * group_columns_ > 1;  // else each block is packed just before it is used
-  float* packed = scratch(0, packed_channel_ * (at_once ? shape_.in_channels : block_channels_));
+  float* packed = scratch(0, packed_floats(at_once));
   float* partial = blocks_ > 1 ? scratch(1, static_cast<long>(channels_) * T * V) : nullptr;
   if (at_once) pack_input(walk, at, x, 0, shape_.in_channels, packed);
 
   Convolve a;
-  a.packed_row = static_cast<long>(packed_columns_) * V;
-  a.offsets = order_.offsets.data();
+  a.packed_row = packed_row_;
   a.values = values;
-  a.bounds_stride = blocks_ + 1;
   a.out_column = shape_.out_column_step * walk.batch;
   const long out_row = walk.flat && walk.tail ? (shape_.out_width - 1) * walk.batch + walk.tail : shape_.out_width * walk.batch;
   a.out_row = shape_.out_row_step * out_row;
@@ -183,16 +230,14 @@ long long Pass::convolve_item(const Walk& walk, long item, const float* values, 
         const int first = b * block_channels_, count = std::min(block_channels_, shape_.in_channels - first);
         if (!at_once) pack_input(walk, at, x, first, count, packed);
         a.packed = packed + (at_once ? first * packed_channel_ : 0) +
-                   (static_cast<long>(i) * tile_.rows * packed_columns_ + static_cast<long>(j) * tile_.columns) * V;
+                   i * tile_.rows * packed_row_ + static_cast<long>(j) * tile_.columns * V;
         a.load_partial = b > 0;
         a.store_partial = b + 1 < blocks_;
         for (const Output& output : shape_.outputs) {
           a.rows = std::min(tile_.rows, output.rows - row);
           a.columns = std::min(tile_.columns, output.columns - column);
           if (a.rows <= 0 || a.columns <= 0) continue;
-          a.bounds = order_.bounds.data() + static_cast<long>(output.first) * (blocks_ + 1) + b;
-          a.first = 0;
-          a.last = output.count;
+          a.lists = view(order_, b, output);
           a.partial = partial ? partial + static_cast<long>(output.first) * T * V : nullptr;
           a.bias = bias;
           a.out = out + (output.row * out_row) + static_cast<long>(row) * a.out_row + output.column * walk.batch +
@@ -211,8 +256,15 @@ long long Pass::convolve_item(const Walk& walk, long item, const float* values, 
 long long Pass::convolve(const Walk& walk, const float* values, const float* bias, const float* x, float* out,
                          int threads) const {
   std::atomic<long long> done{0};
+  const long nonzeros = order_.nonzeros();
+  float* ordered = scratch(2, nonzeros);
+  const int32_t* canonical = order_.canonical.data();
+  parallel_for(threads, ceil_div(nonzeros, kSpan), [&](long span) {
+    const long last = std::min(nonzeros, (span + 1) * kSpan);
+    for (long k = span * kSpan; k < last; ++k) ordered[k] = values[canonical[k]];
+  });
   parallel_for(threads, tiles() * walk.chunks, [&](long item) {
-    done.fetch_add(convolve_item(walk, item, values, bias, x, out), std::memory_order_relaxed);
+    done.fetch_add(convolve_item(walk, item, ordered, bias, x, out), std::memory_order_relaxed);
   });
   return done.load();
 }
@@ -221,9 +273,10 @@ long long Pass::weight_gradient_item(const Walk& walk, const Order& order, const
                                      const float* x, const float* gy, float* sums) const {
   const int V = unit_->lanes;
   const long cells = static_cast<long>(tile_.rows) * tile_.columns;
-  float* packed = scratch(0, packed_channel_ * shape_.in_channels);
+  const bool at_once = group_rows_ * group_columns_ > 1;
+  float* packed = scratch(0, packed_floats(at_once));
   float* gradient = scratch(1, (last - first) * cells * V);
-  pack_input(walk, at, x, 0, shape_.in_channels, packed);
+  if (at_once) pack_input(walk, at, x, 0, shape_.in_channels, packed);
   const Output& output = shape_.outputs[0];
   const long out_row = walk.flat && walk.tail ? (output.columns - 1) * walk.batch + walk.tail : output.columns * walk.batch;
 
@@ -241,15 +294,15 @@ long long Pass::weight_gradient_item(const Walk& walk, const Order& order, const
   g.row_step = g.column_step = g.row_phases = g.column_phases = 1;
   g.rows = tile_.rows;
   g.columns = tile_.columns;
+  g.packed_row = static_cast<long>(tile_.columns) * V;
+  g.packed_phase = cells * V;
   g.packed = gradient;
 
   WeightGradient a;
-  a.packed_row = static_cast<long>(packed_columns_) * V;
+  a.packed_row = packed_row_;
   a.gradient = gradient;
   a.rows = tile_.rows;
   a.columns = tile_.columns;
-  a.offsets = order.offsets.data();
-  a.bounds_stride = blocks_ + 1;
   a.first = first;
   a.last = last;
   a.sums = sums;
@@ -264,38 +317,42 @@ long long Pass::weight_gradient_item(const Walk& walk, const Order& order, const
       const bool tail = walk.tail && g.column + columns == output.columns;
       const long counted = rows * ((columns - tail) * static_cast<long>(at.lanes) + (tail ? walk.tail : 0));
       for (int b = 0; b < blocks_; ++b) {
-        a.packed = packed + static_cast<long>(b) * block_channels_ * packed_channel_ +
-                   (static_cast<long>(i) * tile_.rows * packed_columns_ + static_cast<long>(j) * tile_.columns) * V;
-        a.bounds = order.bounds.data() + b;
+        const int begin = b * block_channels_;
+        if (!at_once) pack_input(walk, at, x, begin, std::min(block_channels_, shape_.in_channels - begin), packed);
+        a.packed = packed + (at_once ? begin * packed_channel_ : 0) +
+                   i * tile_.rows * packed_row_ + static_cast<long>(j) * tile_.columns * V;
+        a.lists = view(order, b, output);
         done += static_cast<long long>(unit_->weight_gradient(order.block, a)) * counted;
       }
     }
   return done;
 }
 
-long long Pass::weight_gradient(const Walk& walk, const Order& order, const float* x, const float* gy, float* sums,
+long long Pass::weight_gradient(const Walk& walk, const Order& order, const float* x, const float* gy, float* gvalues,
                                 int threads) const {
-  const long items = tiles() * walk.chunks, parts = std::min(items, kParts);
-  const long nonzeros = static_cast<long>(order.offsets.size());
+  const long items = tiles() * walk.chunks, parts = std::min(items, kParts), nonzeros = order.nonzeros();
   // Fewer parts than threads: the lists are divided as well, which changes no sum.
   const long slices = std::max<long>(1, std::min<long>(threads > parts ? ceil_div(threads, parts) : 1, channels_ / 4));
-  std::vector<float> more(static_cast<size_t>((parts - 1) * nonzeros));
-  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(nonzeros));
+  float* sums = scratch(2, parts * nonzeros);
+  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(parts * nonzeros));
   std::atomic<long long> done{0};
   parallel_for(threads, parts * slices, [&](long work) {
     const long part = work / slices, slice = work % slices;
     const int first = static_cast<int>(channels_ / 4 * slice / slices * 4);
     const int last = slice + 1 == slices ? channels_ : static_cast<int>(channels_ / 4 * (slice + 1) / slices * 4);
-    float* to = part == 0 ? sums : more.data() + (part - 1) * nonzeros;
     long long own = 0;
     for (long item = items * part / parts; item < items * (part + 1) / parts; ++item)
-      own += weight_gradient_item(walk, order, place(walk, item), first, last, x, gy, to);
+      own += weight_gradient_item(walk, order, place(walk, item), first, last, x, gy, sums + part * nonzeros);
     done.fetch_add(own, std::memory_order_relaxed);
   });
-  constexpr long kSpan = 16384;
+  const int32_t* canonical = order.canonical.data();
   parallel_for(threads, ceil_div(nonzeros, kSpan), [&](long span) {
-    const long from = span * kSpan, count = std::min(kSpan, nonzeros - from);
-    for (long part = 1; part < parts; ++part) unit_->add_scaled(more.data() + (part - 1) * nonzeros + from, sums + from, count, 1.0f);
+    const long last = std::min(nonzeros, (span + 1) * kSpan);
+    for (long k = span * kSpan; k < last; ++k) {
+      float sum = sums[k];
+      for (long part = 1; part < parts; ++part) sum += sums[part * nonzeros + k];
+      gvalues[canonical[k]] = sum;
+    }
   });
   return done.load();
 }

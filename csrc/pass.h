@@ -49,30 +49,38 @@ class Pass {
  public:
   Pass(const Kernels& unit, const PassShape& shape, const Lists& lists, bool gradient_of_weights);
 
-  // Offsets and bounds of other lists over the same tiles (the chosen nonzeros).
+  // The lists in the order in which they are walked, so that memory is read in one stream: block of input channels after
+  // block, in each the outputs, in each the channels by the length of their lists, so that the processor foresees where a
+  // list ends (a wrong guess costs as much as two nonzeros).
   struct Order {
     int block;
-    std::vector<uint32_t> offsets;  // [K]
-    std::vector<int32_t> bounds;    // [channels][blocks + 1]
+    std::vector<int32_t> sequence;   // [blocks][channels / block] first channel of the list, within its output
+    std::vector<int32_t> start;      // [blocks * channels / block + 1]
+    std::vector<uint32_t> offsets;   // [K / block]
+    std::vector<int32_t> canonical;  // [K / block][block] place in `values`
+    long nonzeros() const { return static_cast<long>(canonical.size()); }
   };
   Order order(const Lists& lists) const;
 
   long tiles() const { return static_cast<long>(tile_rows_) * tile_columns_; }
 
-  // values: in the order of the lists. Returns the multiply-adds.
+  // Both return the multiply-adds.
   long long convolve(const Walk& walk, const float* values, const float* bias, const float* x, float* out, int threads) const;
-  // sums: one for each nonzero, in the order of the lists of `order`.
-  long long weight_gradient(const Walk& walk, const Order& order, const float* x, const float* gy, float* sums,
+  // Writes gvalues at the nonzeros of `order`, and nowhere else.
+  long long weight_gradient(const Walk& walk, const Order& order, const float* x, const float* gy, float* gvalues,
                             int threads) const;
 
  private:
   struct Place;  // of a tile
+  ListView view(const Order& order, int block, const Output& output) const;
   Place place(const Walk& walk, long item) const;
   void pack_input(const Walk& walk, const Place& place, const float* x, int first, int count, float* to) const;
   long long convolve_item(const Walk& walk, long item, const float* values, const float* bias, const float* x,
                           float* out) const;
   long long weight_gradient_item(const Walk& walk, const Order& order, const Place& place, int first, int last,
                                  const float* x, const float* gy, float* sums) const;
+  void lay_out();
+  long packed_floats(bool all) const;
   void choose_tiles(const Lists& lists, bool gradient_of_weights);
 
   const Kernels* unit_;
@@ -87,7 +95,7 @@ class Pass {
   int group_rows_, group_columns_;     // register tiles packed together
   int tile_rows_, tile_columns_;       // groups in the grid
   int packed_rows_, packed_columns_;   // of each phase of a group
-  long packed_channel_;                // floats
+  long packed_row_, packed_phase_, packed_channel_;  // floats from one to the next
   int block_channels_, blocks_;        // input channels walked together
   Order order_;
 };

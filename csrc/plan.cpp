@@ -234,14 +234,7 @@ void ConvPlan::input_gradient(const float* values, const float* gy, const Extent
     return;
   }
   const auto g = geometry(input);
-  float* ordered = scratch(2, nonzeros());
-  constexpr long kSpan = 65536;
-  const int32_t* from = transposed_.canonical.data();
-  parallel_for(threads, (nonzeros() + kSpan - 1) / kSpan, [&](long span) {
-    const long last = std::min(nonzeros(), (span + 1) * kSpan);
-    for (long k = span * kSpan; k < last; ++k) ordered[k] = values[from[k]];
-  });
-  input_gradient_done += g->input_gradient->convolve(g->walk, ordered, nullptr, gy, gx, threads);
+  input_gradient_done += g->input_gradient->convolve(g->walk, values, nullptr, gy, gx, threads);
 }
 
 void ConvPlan::weight_gradient(const float* x, const float* gy, const Extent& input, float* gvalues, int threads) {
@@ -265,14 +258,8 @@ void ConvPlan::weight_gradient(const float* x, const float* gy, const Extent& in
     }
     order = g->chosen_order;
   }
-  if (!chosen) {
-    weight_gradient_done += g->weight_gradient->weight_gradient(g->walk, *order, x, gy, gvalues, threads);
-    return;
-  }
-  std::vector<float> sums(order->offsets.size());
-  weight_gradient_done += g->weight_gradient->weight_gradient(g->walk, *order, x, gy, sums.data(), threads);
-  if (bytes) std::memset(gvalues, 0, bytes);
-  for (size_t k = 0; k < sums.size(); ++k) gvalues[chosen->canonical[k]] = sums[k];
+  if (chosen && bytes) std::memset(gvalues, 0, bytes);
+  weight_gradient_done += g->weight_gradient->weight_gradient(g->walk, *order, x, gy, gvalues, threads);
 }
 
 Counters counters() { return {forward_done.load(), input_gradient_done.load(), weight_gradient_done.load()}; }

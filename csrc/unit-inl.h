@@ -3,8 +3,13 @@
 // units: a linker that merged them could hand AVX-512 code to a processor that has none.
 #include <string.h>
 
+#include <utility>
+
 #include "kernels.h"
 
+#ifndef SPARCL_AHEAD
+#define SPARCL_AHEAD 2
+#endif
 #define SPARCL_INLINE inline __attribute__((always_inline))
 #define SPARCL_UNROLL _Pragma("GCC unroll 32")
 

@@ -4,80 +4,123 @@
 namespace sparcl {
 namespace {
 
-// Adds up the lanes of B vectors (B a power of two): to[b] += sum of x[b]. A tree, so the order is fixed.
-template <int B>
-SPARCL_INLINE void add_lanes(const vec (&x)[B], float* to, long stride) {
-  for (int b = 0; b < B; ++b) {
+// One level of the tree that adds up the lanes of many vectors at once. Each vector holds groups of W lanes, one group for
+// each sum under way; the result holds the groups of a, then those of b, of W / 2 lanes each.
+template <int W, int... I>
+SPARCL_INLINE vec join(vec a, vec b, std::integer_sequence<int, I...>) {
+  constexpr int H = V / 2, L = W / 2;
+  return __builtin_shufflevector(a, b, (I / H * V + I % H / L * W + I % L)...) +
+         __builtin_shufflevector(a, b, (I / H * V + I % H / L * W + I % L + L)...);
+}
+
+// to[b] += the sum of the lanes of x[b] for b < count <= B; B <= V, a power of two. The order is that of the tree.
+template <int W, int B, int N>
+SPARCL_INLINE void add_lanes(const vec (&x)[N], float* to, int count) {
+  if constexpr (W == 1) {
     float t[V];
-    store(t, x[b]);
+    store(t, x[0]);
     SPARCL_UNROLL
-    for (int w = V / 2; w >= 1; w /= 2)
-      SPARCL_UNROLL
-      for (int l = 0; l < w; ++l) t[l] += t[l + w];
-    to[b * stride] += t[0];
+    for (int b = 0; b < B; ++b)
+      if (b < count) to[b] += t[b];
+  } else {
+    constexpr int M = N > 1 ? N / 2 : 1;
+    vec y[M];
+    SPARCL_UNROLL
+    for (int i = 0; i < M; ++i) y[i] = join<W>(x[N > 1 ? 2 * i : 0], x[N > 1 ? 2 * i + 1 : 0], std::make_integer_sequence<int, V>());
+    add_lanes<W / 2, B>(y, to, count);
   }
 }
 
-template <int B, int G>
-SPARCL_INLINE void dot(const WeightGradient& a, const float* gradient, const uint32_t* offsets, float* const (&to)[G]) {
+// B nonzeros of G channels over all positions of the tile, C of a row unrolled. Where B * G sums alone would leave the
+// multipliers waiting for each other, U positions have sums of their own.
+template <int B, int G, int C>
+SPARCL_INLINE void dot(const WeightGradient& a, const float* gradient, const uint32_t* offsets, float* to) {
+  constexpr int U = C == 1 || B * G >= 6 ? 1 : B * G >= 3 ? 2 : 4;
   const long plane = static_cast<long>(a.rows) * a.columns * V;
-  vec sums[G][B];
-  SPARCL_UNROLL
-  for (int g = 0; g < G; ++g)
-    SPARCL_UNROLL
-    for (int b = 0; b < B; ++b) sums[g][b] = vec{};
+  vec sums[U][G][B] = {};
   const float* x[B];
   SPARCL_UNROLL
   for (int b = 0; b < B; ++b) x[b] = a.packed + offsets[b];
   for (int r = 0; r < a.rows; ++r) {
-    const long at = r * a.packed_row;
-    for (int c = 0; c < a.columns; ++c, gradient += V) {
-      vec v[G];
+    long at = r * a.packed_row;
+    for (int q = 0; q < a.columns; q += C, at += C * V, gradient += C * V) {
       SPARCL_UNROLL
-      for (int g = 0; g < G; ++g) v[g] = load(gradient + g * plane);
-      SPARCL_UNROLL
-      for (int b = 0; b < B; ++b) {
-        const vec xb = load(x[b] + at + c * V);
+      for (int c = 0; c < C; ++c) {
+        vec v[G];
         SPARCL_UNROLL
-        for (int g = 0; g < G; ++g) sums[g][b] += v[g] * xb;
+        for (int g = 0; g < G; ++g) v[g] = load(gradient + g * plane + c * V);
+        SPARCL_UNROLL
+        for (int b = 0; b < B; ++b) {
+          const vec xb = load(x[b] + at + c * V);
+          SPARCL_UNROLL
+          for (int g = 0; g < G; ++g) sums[c % U][g][b] += v[g] * xb;
+        }
       }
     }
   }
+  constexpr int S = B * G, P = S <= 1 ? 1 : S <= 2 ? 2 : S <= 4 || V == 4 ? 4 : S <= 8 || V == 8 ? 8 : 16;  // summed together
   SPARCL_UNROLL
-  for (int g = 0; g < G; ++g) add_lanes<B>(sums[g], to[g], 1);
+  for (int s = 0; s < S; s += P) {
+    vec part[P];
+    SPARCL_UNROLL
+    for (int i = 0; i < P; ++i) {
+      const int b = (s + i) / G, g = (s + i) % G;
+      part[i] = vec{};
+      if (s + i < S) {
+        part[i] = sums[0][g][b];
+        SPARCL_UNROLL
+        for (int u = 1; u < U; ++u) part[i] += sums[u][g][b];
+      }
+    }
+    add_lanes<V, P>(part, to + s, smaller(P, S - s));
+  }
 }
 
-template <int G>
+template <int B, int G, int C>
+SPARCL_INLINE void dot_some(const WeightGradient& a, const float* gradient, const uint32_t* offsets, float* to, int count) {
+  if constexpr (B > 0) {
+    if (count == B) return dot<B, G, C>(a, gradient, offsets, to);
+    dot_some<B - 1, G, C>(a, gradient, offsets, to, count);
+  }
+}
+
+template <int G, int C>
 long weight_gradient_lists(const WeightGradient& a) {
   constexpr int B = G == 1 ? 8 : 4;
   const long plane = static_cast<long>(a.rows) * a.columns * V;
   long visited = 0;
-  for (int c = a.first; c + G <= a.last; c += G) {
-    const int begin = a.bounds[c * a.bounds_stride];
-    const int n = a.bounds[c * a.bounds_stride + 1] - begin;
+  for (int i = 0; i < a.lists.count; ++i) {
+    const int c = a.lists.sequence[i];
+    if (c < a.first || c >= a.last) continue;
+    const long begin = a.lists.start[i];
+    const int n = static_cast<int>(a.lists.start[i + 1] - begin);
     const float* gradient = a.gradient + (c - a.first) * plane;
-    const uint32_t* offsets = a.offsets + begin;
-    float* to[G];
-    SPARCL_UNROLL
-    for (int g = 0; g < G; ++g) to[g] = a.sums + a.bounds[(c + g) * a.bounds_stride];
-    auto advance = [&](int by) {
-      offsets += by;
-      for (int g = 0; g < G; ++g) to[g] += by;
-    };
-    int k = 0;
-    for (; k + B <= n; k += B, advance(B)) dot<B, G>(a, gradient, offsets, to);
-    if (B > 4 && n - k >= 4) dot<4, G>(a, gradient, offsets, to), advance(4), k += 4;
-    if (n - k >= 2) dot<2, G>(a, gradient, offsets, to), advance(2), k += 2;
-    if (n - k >= 1) dot<1, G>(a, gradient, offsets, to);
+    const uint32_t* offsets = a.lists.offsets + begin;
+    float* to = a.sums + begin * G;
+    int left = n;
+    for (; left >= 2 * B; left -= B, offsets += B, to += B * G) dot<B, G, C>(a, gradient, offsets, to);
+    if (left > B) {  // two halves rather than a full group and a rest too short to keep the multipliers busy
+      const int half = (left + 1) / 2;
+      dot_some<B, G, C>(a, gradient, offsets, to, half);
+      offsets += half;
+      to += half * G;
+      left -= half;
+    }
+    dot_some<B, G, C>(a, gradient, offsets, to, left);
     visited += static_cast<long>(n) * G;
   }
   return visited;
 }
 
+template <int G>
+long weight_gradient_block(const WeightGradient& a) {
+  return a.columns % 4 == 0 ? weight_gradient_lists<G, 4>(a) : weight_gradient_lists<G, 1>(a);
+}
+
 long weight_gradient(int block, const WeightGradient& a) {
-  if (block == 4) return weight_gradient_lists<4>(a);
-  if (block == 2) return weight_gradient_lists<2>(a);
-  return weight_gradient_lists<1>(a);
+  if (block == 4) return weight_gradient_block<4>(a);
+  if (block == 2) return weight_gradient_block<2>(a);
+  return weight_gradient_block<1>(a);
 }
 
 }  // namespace
