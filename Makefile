@@ -18,7 +18,11 @@ $(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 install: $(READY)  ## environment with everything that developers need, the compiled part built
 
 demo: $(READY)  ## train SparCL-DER++ and dense DER++ on embedded digits, side by side (no network, under two minutes)
-	$(BIN)/sparcl demo --out runs/demo
+	rm -rf runs/demo
+	$(BIN)/sparcl run seq-digits --method derpp --sparsifier dense --out runs/demo/dense
+	$(BIN)/sparcl run seq-digits --method derpp --sparsity 0.90 --out runs/demo/sparcl
+	$(BIN)/sparcl report runs/demo
+	$(BIN)/sparcl report runs/demo --format html --out runs/demo/report.html
 
 test: $(READY)  ## all tests but those marked slow
 	$(BIN)/python -m pytest
@@ -39,5 +43,6 @@ clean:  ## remove the environment, builds and caches
 
 -include csrc/portability.mk
 -include tests/robustness/robustness.mk
+-include tests/slurm/slurm.mk
 -include tests/slurm/slurm.mk
 -include experiments/experiments.mk

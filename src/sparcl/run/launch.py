@@ -203,14 +203,23 @@ class Cluster:
         if not jobs:
             return
         self.executor.update_parameters(cpus_per_task=max(job.threads for job in jobs))
-        with self.executor.batch():
-            submitted = [(job, self.executor.submit(Attempt(job))) for job in jobs]
+        submitted = self._submit(jobs)
         try:
             self._wait(submitted, started, done)
         except BaseException:
             for _, handle in submitted:
                 handle.cancel()
             raise
+
+    def _submit(self, jobs: Sequence[Job]) -> list[tuple[Job, Any]]:
+        """As one array job; what the cluster refuses (a partition, a limit) is the user's to mend."""
+        import submitit
+
+        try:
+            with self.executor.batch():
+                return [(job, self.executor.submit(Attempt(job))) for job in jobs]
+        except submitit.core.utils.FailedJobError as error:
+            raise ConfigError(f"the cluster refuses these jobs: {str(error).strip().splitlines()[-1]}") from None
 
     def _wait(self, submitted: list[tuple[Job, Any]], started: Started, done: Done) -> None:
         waiting, begun = list(submitted), set()
