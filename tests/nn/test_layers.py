@@ -162,3 +162,12 @@ def test_a_masked_model_computes_with_the_active_weights_alone() -> None:
     expected[:, 0] = model.hidden.weight[0, 0] * x[:, 0]
     expected[:, 1] = model.hidden.weight[1, 1] * x[:, 1]
     torch.testing.assert_close(F.linear(x, model.hidden.weight), expected)
+
+
+def test_a_frozen_layer_and_a_bare_string_are_refused():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match="list"):
+        sparse_layers(model, "1")
+    model[1].weight.requires_grad_(False)
+    with pytest.raises(ConfigError, match="requires_grad"):
+        sparse_layers(model)

@@ -137,7 +137,7 @@ def sparse_layers(model: nn.Module, prunable: Prunable = None) -> list[SparseLay
     A layer keeps one `SparseLayer` for life, so TDM and DGM that are attached one by one see the same masks.
 
     Raises:
-        ConfigError: no layer is prunable, or a name matches none.
+        ConfigError: no layer is prunable, a name matches none, or a layer's weight is not trained.
     """
     layers: list[SparseLayer] = []
     for name in prunable_names(model, prunable):
@@ -150,6 +150,9 @@ def sparse_layers(model: nn.Module, prunable: Prunable = None) -> list[SparseLay
             handle = module  # a compact module is its own SparseLayer
         handle.name = name  # as this model calls it, another may share the layer
         layers.append(cast(SparseLayer, handle))
+    for layer in layers:
+        if not layer.parameter.requires_grad:
+            raise ConfigError(f"layer {layer.name} is not trained (requires_grad is False): leave it out of `prunable`")
     return layers
 
 
@@ -164,6 +167,8 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
     if prunable is None:
         inner = list(candidates)[1:-1]
         names = [name for name in inner if not _stays_dense(candidates[name])]
+    elif isinstance(prunable, str):
+        raise ConfigError(f"`prunable` is a list of names or patterns, not one string: use [{prunable!r}]")
     elif callable(prunable):
         names = [name for name, module in candidates.items() if prunable(name, module)]
     else:

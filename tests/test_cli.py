@@ -1,0 +1,137 @@
+"""The command: one line and exit code 2 for all that is the user's to mend, nothing left behind; records for the rest."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparcl.cli import _main
+
+QUICK = ["--epochs", "1", "--width", "4", "--limit-per-class", "40"]
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Run, expecting a refusal; the one line it printed."""
+    assert _main(list(arguments)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("sparcl: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run"], "seq-cifar10"),
+        (["run", "seq-cifar11"], "seq-cifar10"),
+        (["run", "seq-digits", "--method", "derp"], "derpp"),
+        (["run", "seq-digits", "--sparsifier", "sparkle"], "sparcl"),
+        (["run", "seq-digits", "--model", "vgg"], "resnet18"),
+        (["run", "seq-digits", "--backend", "gpu"], "native"),
+        (["run", "seq-digits", "--sparsity", "1.5"], "0 to 0.99"),
+        (["run", "seq-digits", "--sparsity", "nan"], "0 to 0.99"),
+        (["run", "seq-digits", "--sparsity", "much"], "valid number"),
+        (["run", "seq-digits", "--buffer-size", "0"], "1 or more"),
+        (["run", "seq-digits", "--buffer-size", "1"], "2 or more"),
+        (["run", "seq-digits", "--method", "finetune", "--buffer-size", "9"], "no buffer"),
+        (["run", "seq-digits", "--prunable", "nothing*"], "matches none"),
+        (["run", "seq-digits", "--option", "alpha"], "NAME=NUMBER"),
+        (["run", "seq-digits", "--option", "delta=1"], "alpha"),
+        (["run", "seq-digits", "--pattern", "block", "--width", "6"], "divisible by 4"),
+        (["run", "seq-digits", "--epochs", "0"], "1 or more"),
+        (["run", "seq-digits", "--classes-per-task", "3"], "1, 2, 5"),
+        (["run", "seq-digits", "--classes-per-task", "1", "--limit-per-class", "1"], "at least 2"),
+        (["run", "seq-digits", "--resize", "9"], "folder"),
+        (["run", "seq-digits", "--checkpoint-every", "often"], "60s"),
+        (["run", "seq-digits", "--scenario", "domain-il"], "class-il"),
+        (["run", "seq-digits", "--method", "packnet", "--sparsifier", "dense", "--scenario", "class-il"], "task-il"),
+        (["run", "folder"], "data"),
+        (["run", "folder", "--data", "absent"], "absent"),
+        (["run", "seq-digits", "--nonsense"], "--nonsense"),
+        (["run", "--config", "absent.toml"], "does not exist"),
+        (["walk"], "walk"),
+        (["report"], "runs"),
+        (["report", "absent", "--format", "pdf"], "markdown"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_is_allowed(capsys, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    assert says.lower() in refused(capsys, *arguments).lower()
+    assert list(tmp_path.iterdir()) == [], "something was left behind"
+
+
+def test_a_loss_that_becomes_nan_says_where_and_leaves_nothing(capsys, tmp_path):
+    out = tmp_path / "run"
+    line = refused(capsys, "run", "seq-digits", *QUICK, "--lr", "1e30", "--sparsifier", "dense", "--out", str(out))
+    assert "task 1, epoch 1, step" in line
+    assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "one"
+    assert _main(["run", "seq-digits", *QUICK, "--backend", "reference", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_run_leaves_its_records(finished):
+    assert {"config.toml", "events.jsonl", "result.json", "model.safetensors"} <= {p.name for p in finished.iterdir()}
+    result = json.loads((finished / "result.json").read_text())
+    for key in (
+        "benchmark method sparsifier backend seed model_sha256 class_il task_il forgetting backward_transfer"
+        " forward_transfer accuracy_matrix sparsity samples flops seconds memory environment"
+    ).split():
+        assert key in result, key
+    assert set(result["flops"]) == {"executed", "paper", "dense"}
+    assert result["sparsity"]["weights"] == pytest.approx(0.90, abs=0.01)
+    assert result["samples"]["removed"] > 0
+    assert 0 < result["flops"]["executed"] < result["flops"]["dense"]
+    assert len(result["accuracy_matrix"]["class_il"]) == 5
+
+
+def test_tdm_ddr_and_dgm_fire_in_every_task_of_one_epoch(finished):
+    events = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
+    for task in range(5):
+        fired = {e["event"] for e in events if e["task"] == task}
+        assert {"tdm.update", "dgm.choose", "ddr.remove"} <= fired, task
+        assert ("tdm.expand" in fired) == (task > 0)
+
+
+def test_its_config_runs_again_to_the_same_result(finished, tmp_path):
+    out = tmp_path / "again"
+    assert _main(["run", "--config", str(finished / "config.toml"), "--out", str(out)]) == 0
+    first, second = (json.loads((d / "result.json").read_text()) for d in (finished, out))
+    for varies in ("seconds", "memory"):
+        del first[varies], second[varies]
+    assert first == second
+
+
+def test_a_used_directory_is_refused_and_a_finished_one_stays(capsys, finished):
+    before = {p.name: p.read_bytes() for p in finished.iterdir() if p.is_file()}
+    assert "--resume" in refused(capsys, "run", "seq-digits", *QUICK, "--out", str(finished))
+    assert _main(["run", "seq-digits", *QUICK, "--backend", "reference", "--out", str(finished), "--resume"]) == 0
+    assert before == {p.name: p.read_bytes() for p in finished.iterdir() if p.is_file()}
+
+
+def test_joint_is_evaluated_on_the_tasks_apart(tmp_path):
+    out = tmp_path / "joint"
+    assert _main(["run", "seq-digits", *QUICK, "--method", "joint", "--sparsifier", "dense", "--out", str(out)]) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert len(result["accuracy_matrix"]["class_il"][0]) == 5
+    assert result["forgetting"] is None
+
+
+def test_info_names_what_can_be_named(capsys):
+    assert _main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert "seq-digits" in said
+    assert "derpp" in said
+
+
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_the_installed_command_helps(arguments):
+    done = subprocess.run([sys.executable, "-m", "sparcl", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "run" in done.stdout
