@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <cstdlib>
 
 #include "parallel.h"
 
@@ -11,11 +10,12 @@ namespace sparcl {
 namespace {
 
 // What an input tile may fill of the first cache (48 KB where measured), and a group of tiles of the second (1 MB).
-long env(const char*n,long d){const char*v=getenv(n);return v?atol(v):d;}
-#define kFirstCache env("SP_L1",32768)
-#define kSecondCache env("SP_L2",524288)
-// A list shorter than this within a block of channels costs more in sums carried from block to block than the first cache gives.
-#define kShortList env("SP_SHORT",6)
+constexpr long kFirstCache = 24 * 1024, kSecondCache = 512 * 1024;
+// Nonzeros that a list should have within a block of channels: with fewer, carrying sums from block to block (of the weight
+// gradient: adding up lanes) costs more than the first cache gives.
+constexpr long kShortList = 10, kShortDot = 6;
+// The register tile of the weight gradient is only a loop over positions, so it may be longer.
+constexpr int kDotRows = 4, kDotColumns = 8;
 // Parts of the positions whose weight gradients are summed apart. Fixed, so that the bits do not depend on the threads.
 constexpr long kParts = 4;
 // Nonzeros that are put in order, or back, at a time.
@@ -63,8 +63,8 @@ void Pass::choose_tiles(const Lists& lists, bool gradient_of_weights) {
     if (cost < best) best = cost, micro_ = s, tile_ = shapes[s];
   }
   if (gradient_of_weights) {  // the loop over positions is not unrolled: any shape will do
-    tile_.rows = std::min(grid_rows_, (int)env("SP_WR",4));
-    tile_.columns = std::min(grid_columns_, std::max((int)env("SP_WC",4), 16 / tile_.rows));
+    tile_.rows = std::min(grid_rows_, kDotRows);
+    tile_.columns = std::min(grid_columns_, std::max(kDotColumns, 16 / tile_.rows));
   }
   const long vector_bytes = 4L * unit_->lanes;
   const auto phase_rows = [&](int rows) { return rows + row_span_ / shape_.row_step; };
@@ -73,7 +73,7 @@ void Pass::choose_tiles(const Lists& lists, bool gradient_of_weights) {
     return vector_bytes * row_phases_ * column_phases_ * phase_rows(rows) * phase_columns(columns);
   };
   const long taken = std::max<long>(1, static_cast<long>(lists.key.size()) / std::max(1, lists.channels));
-  const long for_length = ((gradient_of_weights?env("SP_WSHORT",1000):env("SP_SHORT",1000)) * shape_.in_channels + taken - 1) / taken;
+  const long for_length = ((gradient_of_weights ? kShortDot : kShortList) * shape_.in_channels + taken - 1) / taken;
   long channels = std::max(kFirstCache / channel_bytes(tile_.rows, tile_.columns), for_length);
   if (lists.block > 1) channels = shape_.in_channels;  // each load serves several sums: the second cache is fast enough
   block_channels_ = static_cast<int>(std::min<long>(std::max<long>(1, channels), shape_.in_channels));
