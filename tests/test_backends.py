@@ -1,0 +1,235 @@
+"""The native backend against the reference backend: the same training, masks, counts and records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from nn.native import needs_native
+from torch import Tensor, nn
+from toys import Net, blobs
+
+import sparcl
+from sparcl import kernels, methods, sparsity, streams
+from sparcl.errors import ConfigError
+from sparcl.learner import Learner
+from sparcl.nn import ConvNet, auto, convert
+from sparcl.nn.compact import CompactLayer
+from sparcl.sparsity import Losses, Pattern, Sparsifier
+
+pytestmark = needs_native
+
+BACKENDS = ("reference", "native")
+
+
+def digits_accuracy(backend: str, seed: int) -> float:
+    """Class-IL after seq-digits, SparCL-DER++ at .9."""
+    torch.manual_seed(seed)
+    learner = Learner(
+        ConvNet(10, 1, width=16),
+        methods.DERpp(100),
+        sparcl.SparCL(0.9),
+        lr=0.1,
+        epochs=3,
+        batch_size=16,
+        seed=seed,
+        backend=backend,
+    )
+    for task in streams.seq_digits():
+        learner.learn(task)
+    assert learner.backend == backend
+    class_il = learner.evaluate().class_il
+    assert class_il is not None
+    return sum(class_il) / len(class_il)
+
+
+def test_whole_training_is_as_accurate_on_both_backends() -> None:
+    """Rounding sets two runs apart within some steps; their means over three seeds must stay within noise."""
+    reference, native = ([digits_accuracy(backend, seed) for seed in range(3)] for backend in BACKENDS)
+    spread = max(torch.tensor(reference).std().item(), torch.tensor(native).std().item())
+    assert sum(native) / 3 > 30.0
+    assert abs(sum(native) - sum(reference)) / 3 <= 2 * spread + 3.0
+
+
+class Pull:
+    """A loss whose gradient at weight i of a layer is `direction[i]`, whatever computes the layer."""
+
+    def __init__(self, sparsifier: Sparsifier, seed: int) -> None:
+        self.sparsifier, self.generator = sparsifier, torch.Generator().manual_seed(seed)
+
+    def __call__(self) -> Tensor:
+        total = torch.zeros(())
+        for layer in self.sparsifier.layers:
+            direction = torch.randn(layer.shape, generator=self.generator).flatten()
+            if isinstance(layer, CompactLayer):
+                total = total + (layer.parameter * direction[layer.index]).sum()
+            else:
+                total = total + (layer.parameter.flatten() * direction).sum()
+        return total
+
+
+def masks_of(backend: str, sparsifier: Sparsifier) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+    """Positions, choice and weights of each layer after two tasks under known gradients."""
+    model = Net()
+    if backend == "native":
+        convert.to_native(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    sparsifier.attach(model, optimizer, seed=3)
+    pull, replay = Pull(sparsifier, 1), Pull(sparsifier, 2)
+    seen = []
+    for task in range(2):
+        sparsifier.begin_task(task, samples=100, epochs=10, losses=Losses(pull, replay))
+        for epoch in range(10):
+            sparsifier.begin_epoch(epoch, 2)
+            for step in range(2):
+                sparsifier.begin_step(step)
+                optimizer.zero_grad()
+                pull().backward()
+                sparsifier.after_backward()
+                optimizer.step()
+                sparsifier.after_step()
+                seen += [(la.index, la.chosen, la.gather(la.parameter)) for la in sparsifier.layers]
+        sparsifier.end_task()
+    return seen
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sparcl.SparCL(0.75, gradients=0.3),
+        lambda: sparcl.SparCL(0.75, pattern="block", block_size=4),
+        lambda: sparsity.TDM(0.5, pattern=Pattern(2)),
+        lambda: sparsity.SPARSIFIERS["set"](0.75),
+        lambda: sparsity.SPARSIFIERS["static"](0.75),
+    ],
+    ids=["sparcl", "sparcl-block", "tdm-block2", "set", "static"],
+)
+def test_the_same_masks_and_weights_to_the_bit_under_the_same_gradients(make: object) -> None:
+    reference, native = (masks_of(backend, make()) for backend in BACKENDS)  # type: ignore[operator]
+    assert len(reference) == len(native) > 0
+    for (index, chosen, values), (index_n, chosen_n, values_n) in zip(reference, native, strict=True):
+        assert torch.equal(index, index_n)
+        assert (chosen is None) == (chosen_n is None)
+        assert chosen is None or torch.equal(chosen, chosen_n)
+        assert torch.equal(values, values_n)
+
+
+@pytest.mark.parametrize("name", list(sparsity.SPARSIFIERS))
+@pytest.mark.parametrize("method", ["derpp", "er", "agem", "icarl", "fdr", "er-ace"])
+def test_every_sparsifier_and_method_runs_natively(name: str, method: str) -> None:
+    made = Sparsifier() if name == "dense" else sparsity.SPARSIFIERS[name](0.8)
+    stream = blobs()
+    learner = Learner(Net(), methods.find(method)(), made, epochs=2, batch_size=10, backend="native")
+    for task in stream:
+        learner.learn(task)
+    assert learner.evaluate(stream.tasks).task_il
+    for layer in learner.sparsifier.layers:
+        assert isinstance(layer, CompactLayer)
+        assert len(layer.values) == len(layer.index) < torch.Size(layer.shape).numel()
+
+
+def test_two_native_runs_with_one_seed_are_the_same_to_the_bit_on_any_number_of_threads() -> None:
+    states = []
+    for threads in (1, 1, 2):
+        torch.set_num_threads(threads)
+        learner = Learner(Net(), methods.DERpp(20), sparcl.SparCL(0.5), epochs=2, batch_size=8, backend="native")
+        for task in blobs():
+            learner.learn(task)
+        states.append(convert.dense_state_dict(learner.model))
+    torch.set_num_threads(1)
+    for other in states[1:]:
+        assert all(torch.equal(states[0][name], other[name]) for name in other)
+
+
+def test_no_dense_tensor_of_a_sparse_layer_is_left() -> None:
+    make = lambda parameters: torch.optim.Adam(parameters, lr=0.01)  # noqa: E731
+    learner = Learner(ConvNet(4, 2, width=16), sparsifier=sparcl.SparCL(0.9), optimizer=make, backend="native")
+    learner.learn(blobs().tasks[0])
+    sizes = {torch.Size(layer.shape).numel() for layer in learner.sparsifier.layers}
+    held = [*learner.model.parameters(), *learner.model.buffers()]
+    held += [p.grad for p in learner.model.parameters() if p.grad is not None]
+    held += [t for state in learner.optimizer.state.values() for t in state.values()]
+    assert not sizes & {tensor.numel() for tensor in held}
+
+
+def test_the_chosen_gradients_alone_are_computed() -> None:
+    learner = Learner(
+        ConvNet(4, 2, width=8), sparsifier=sparcl.SparCL(0.5, gradients=0.4), epochs=1, batch_size=10, backend="native"
+    )
+    learner.learn(blobs().tasks[0])
+    x = torch.randn(7, 2, 6, 6)
+    loss = learner.model(x).square().sum()
+    kernels.reset_counters()
+    loss.backward()
+    positions = {"3": 36, "6": 9, "9": 9}
+    chosen = sum(int(la.chosen.sum()) * positions[la.name] for la in learner.sparsifier.layers if la.chosen is not None)
+    stem = 2 * 8 * 9 * 36
+    assert kernels.counters()["weight_gradient"] == 7 * (chosen + stem)
+
+
+def test_native_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="for the CPU"):
+        Learner(Net(), sparsifier=sparcl.SparCL(), device="meta", backend="native")
+    with pytest.raises(ConfigError, match="auto, native, reference"):
+        Learner(Net(), backend="quick")
+    monkeypatch.setattr(kernels, "why_unavailable", lambda: "the compiled part of sparcl is missing")
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    with pytest.raises(ConfigError, match="compiled part of sparcl is missing"):
+        Learner(Net(), sparsifier=sparcl.SparCL(), backend="native")
+    assert Learner(Net(), sparsifier=sparcl.SparCL()).backend == "reference"  # auto falls back
+
+
+def test_auto_leaves_what_is_not_pruned_to_pytorch() -> None:
+    assert Learner(Net()).backend == "reference"
+    assert Learner(Net(), sparsifier=sparsity.DDR()).backend == "reference"
+    assert Learner(Net().double(), sparsifier=sparcl.SparCL()).backend == "reference"
+
+
+def test_auto_measures_and_a_recorded_choice_is_replayed() -> None:
+    learner = Learner(Net(), sparsifier=sparcl.SparCL(0.5), backend="auto")
+    assert set(learner.layer_choice) == {"grouped", "conv", "hidden"}
+    assert set(learner.layer_choice.values()) <= set(convert.CHOICES)
+    choice = {"grouped": "dense", "conv": "native", "hidden": "dense"}
+    replayed = Learner(Net(), sparsifier=sparcl.SparCL(0.5), backend="auto", layer_choice=choice)
+    assert replayed.layer_choice == choice
+    kinds = {la.name: "native" if isinstance(la, CompactLayer) else "dense" for la in replayed.sparsifier.layers}
+    assert kinds == choice
+    replayed.learn(blobs().tasks[0])
+    sparsity_reached = [len(la.index) / torch.Size(la.shape).numel() for la in replayed.sparsifier.layers]
+    assert sparsity_reached == pytest.approx([0.5, 0.5, 0.5], abs=0.02)
+
+
+def test_auto_chooses_dense_where_it_is_faster_by_the_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {nn.Linear: 1.0, auto.CompactLinear: 1.2, auto.BatchLastConv2d: 1.0, auto.CompactConv2d: 1.3}
+    monkeypatch.setattr(auto, "_seconds", lambda layer, _: seconds[type(layer)])
+    chosen = auto.measure(Net(), None, 0.5, 1, 4, (2, 6, 6))
+    assert chosen == {"grouped": "dense", "conv": "dense", "hidden": "native"}
+
+
+def test_measuring_leaves_no_trace() -> None:
+    model = Net()
+    before, drawn = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    auto.measure(model, None, 0.1, 4, 4, (2, 6, 6))
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert [type(m) for m in model.children()][:2] == [nn.Conv2d, nn.BatchNorm2d]
+
+
+def test_a_run_records_what_really_ran(tmp_path: Path) -> None:
+    from sparcl.cli import _main
+
+    arguments = ["run", "seq-digits", "--epochs", "1", "--limit-per-class", "20", "--width", "8", "--threads", "1"]
+    for backend in BACKENDS:
+        assert _main([*arguments, "--backend", backend, "--out", str(tmp_path / backend)]) == 0
+    results = {b: json.loads((tmp_path / b / "result.json").read_text()) for b in BACKENDS}
+    assert results["native"]["backend"] == {
+        "name": "native",
+        "native": ["3", "6", "9"],
+        "reference": [],
+        "isa": kernels.isa(),
+    }
+    assert results["reference"]["backend"]["reference"] == ["3", "6", "9"]
+    assert results["native"]["flops"]["executed"] == results["reference"]["flops"]["executed"]
