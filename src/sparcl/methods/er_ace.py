@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparcl.methods.method import Batch, RehearsalMethod, only
+from sparcl.methods.method import Batch, RehearsalMethod
 
 
 class ERACE(RehearsalMethod):
@@ -19,8 +19,8 @@ class ERACE(RehearsalMethod):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self.host.model(batch.inputs)
-        present = tuple(torch.unique(batch.labels).tolist())
-        loss = F.cross_entropy(only(logits, present), batch.labels)
+        absent = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device).index_fill(0, batch.labels, False)
+        loss = F.cross_entropy(logits.masked_fill(absent, float("-inf")), batch.labels)
         if (remembered := self.replay_importance_loss()) is not None:
             loss = loss + remembered
         return loss, logits

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparcl.checkpoint import checks
+from sparcl.errors import CheckpointError
 from sparcl.methods.method import Batch, Method
 from sparcl.methods.respond import evaluating
 from sparcl.streams.task import Task
@@ -70,6 +72,15 @@ class EWC(Method):
         return {name: {str(i): t for i, t in enumerate(tensors)} for name, tensors in parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        device = self.host.device
-        self.fisher = [state["fisher"][str(i)].to(device) for i in range(len(state["fisher"]))]
-        self.anchor = [state["anchor"][str(i)].to(device) for i in range(len(state["anchor"]))]
+        self.fisher, self.anchor = (self._of_parameters(state[name], name) for name in ("fisher", "anchor"))
+        if len(self.fisher) != len(self.anchor):
+            raise CheckpointError("EWC's fisher and anchor in the checkpoint differ in length")
+
+    def _of_parameters(self, tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+        """A tensor for each parameter or, in the first task, none."""
+        expected = {str(i): p for i, p in enumerate(self._parameters())} if tensors else {}
+        checks.keys(tensors, expected, f"EWC's {name}")
+        return [
+            checks.tensor(tensors[i], f"EWC's {name}", p.dtype, tuple(p.shape)).to(p.device)
+            for i, p in expected.items()
+        ]

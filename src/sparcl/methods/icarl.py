@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparcl.checkpoint import checks
 from sparcl.methods.balanced import BalancedBuffer
 from sparcl.methods.method import Batch, RehearsalMethod, only
-from sparcl.methods.respond import classifier_inputs, features_of, logits_of
+from sparcl.methods.respond import check_answers, classifier_inputs, features_of, loaded_answers, logits_of
 from sparcl.streams.task import Task
 
 
@@ -42,6 +43,7 @@ class ICaRL(RehearsalMethod):
             self.recorded = logits_of(self.host.model, task.train.inputs, task, self.host.device)
 
     def resume_task(self, task: Task) -> None:
+        check_answers(self.recorded, task)
         self.seen = [*self.old, *task.classes]
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -115,9 +117,8 @@ class ICaRL(RehearsalMethod):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.old, self._means = [int(k) for k in state["old"]], None
-        recorded = state.get("recorded")
-        self.recorded = None if recorded is None else recorded.to(self.host.device)
+        self.old, self._means = [checks.integer(k, "a class") for k in state["old"]], None
+        self.recorded = loaded_answers(state.get("recorded"), self.host.device)
 
 
 def herding(features: Tensor, count: int) -> Tensor:

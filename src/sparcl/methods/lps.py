@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparcl.checkpoint import checks
 from sparcl.errors import ConfigError
 from sparcl.methods.method import Batch, Host
 from sparcl.methods.partition import LEARN_SHARE, PartitionMethod
@@ -144,8 +145,19 @@ class LPS(PartitionMethod):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        device, self.round = self.host.device, int(state["round"])
-        self.admm = {a: {k: v.to(device) for k, v in by.items()} for a, by in state["admm"].items()}
-        self.parts = {t: {k: v.to(device) for k, v in by.items()} for t, by in state["parts"].items()}
+        self.round = checks.integer(state["round"], "the round of ADMM", most=STAGES * ROUNDS)
+        self.admm = {letter: self._by_layer(by, torch.float32) for letter, by in state["admm"].items()}
+        self.parts = {t: self._by_layer(by, torch.bool) for t, by in state["parts"].items()}
+        checks.keys(self.admm, () if self.packed else "mZUYK", "the ADMM state of LPS")
+        checks.keys(self.parts, [str(t) for t in range(self.present - (not self.packed))], "what LPS tasks share")
         for m in self.admm.get("m", {}).values():
             m.requires_grad_()
+
+    def _by_layer(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        checks.keys(tensors, list(self.keys.values()), "a layer's part in LPS")
+        return {
+            k: checks.tensor(tensors[k], "a layer's part in LPS", dtype, tuple(self.parameters[i].shape)).to(
+                self.host.device
+            )
+            for i, k in self.keys.items()
+        }

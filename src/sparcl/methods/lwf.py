@@ -8,8 +8,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparcl.checkpoint import checks
 from sparcl.methods.method import Batch, Method, only
-from sparcl.methods.respond import logits_of
+from sparcl.methods.respond import check_answers, loaded_answers, logits_of
 from sparcl.streams.task import Task
 
 
@@ -36,6 +37,9 @@ class LwF(Method):
         if self.old:
             self.recorded = logits_of(self.host.model, task.train.inputs, task, self.host.device)
 
+    def resume_task(self, task: Task) -> None:
+        check_answers(self.recorded, task)
+
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self.host.model(batch.inputs)
         loss = F.cross_entropy(only(logits, (*self.old, *batch.task.classes)), batch.labels)
@@ -51,9 +55,8 @@ class LwF(Method):
         return {"old": self.old, **({} if self.recorded is None else {"recorded": self.recorded})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.old = [int(k) for k in state["old"]]
-        recorded = state.get("recorded")
-        self.recorded = None if recorded is None else recorded.to(self.host.device)
+        self.old = [checks.integer(k, "a class") for k in state["old"]]
+        self.recorded = loaded_answers(state.get("recorded"), self.host.device)
 
 
 def distillation(logits: Tensor, before: Tensor, temperature: float) -> Tensor:

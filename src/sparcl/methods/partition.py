@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparcl.checkpoint import checks
 from sparcl.errors import ConfigError
 from sparcl.methods.method import Batch, Host, Method, only
 from sparcl.methods.respond import classifier
@@ -141,5 +142,8 @@ class PartitionMethod(Method):
         return {"present": self.present, "packed": self.packed, "owner": owner}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.present, self.packed = int(state["present"]), bool(state["packed"])
-        self.owner = [state["owner"][str(i)].to(self.host.device) for i in range(len(self.parameters))]
+        self.present, self.packed = checks.integer(state["present"], "the task's number"), bool(state["packed"])
+        self.owner = [
+            checks.tensor(state["owner"][str(i)], "a weight's task", torch.int16, tuple(p.shape)).to(p.device)
+            for i, p in enumerate(self.parameters)
+        ]

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparcl.checkpoint import checks
+from sparcl.errors import CheckpointError
 from sparcl.nn.layers import is_weighted
 from sparcl.streams.task import Task
 
@@ -34,6 +36,22 @@ def features_of(model: nn.Module, inputs: Tensor, task: Task, device: torch.devi
             model(batch)
             features.append(nn.functional.normalize(seen.pop().flatten(1), dim=1))
     return torch.cat(features)
+
+
+def loaded_answers(value: Any, device: torch.device) -> Tensor | None:
+    """Recorded logits [N, C] from a checkpoint, or None where there were none."""
+    if value is None:
+        return None
+    return checks.tensor(value, "the recorded answers", torch.float32, (None, None)).to(device)
+
+
+def check_answers(recorded: Tensor | None, task: Task) -> None:
+    """Raise CheckpointError unless recorded answers, if there are any, are one for each sample of the task."""
+    if recorded is not None and len(recorded) != len(task.train):
+        raise CheckpointError(
+            f"the checkpoint holds recorded answers to {len(recorded)} samples, but task {task.index + 1} has"
+            f" {len(task.train)}"
+        )
 
 
 @contextmanager

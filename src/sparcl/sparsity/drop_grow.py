@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparcl.checkpoint import checks
 from sparcl.errors import ConfigError
 from sparcl.nn.layers import Prunable
 from sparcl.sparsity.importance import Losses, lowest
@@ -116,4 +117,6 @@ class DropGrow(Static):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.iteration, self.steps, self.epochs = int(state["iteration"]), int(state["steps"]), int(state["epochs"])
+        self.iteration = checks.integer(state["iteration"], f"{self.name}'s iteration")
+        self.steps = checks.integer(state["steps"], f"{self.name}'s steps")
+        self.epochs = checks.integer(state["epochs"], f"{self.name}'s epochs")
