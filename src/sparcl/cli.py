@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from sparcl.errors import ConfigError, SparclError
+from sparcl.errors import ConfigError, SparclError, Stopped
 
 app = typer.Typer(
     add_completion=False,
@@ -168,6 +168,8 @@ def _main(arguments: list[str]) -> int:
         return _refuse(str(error))
     except ParserError as error:
         return _refuse(error.format_message())  # type: ignore[attr-defined]
+    except Stopped as stop:
+        return 128 + stop.signal
     except (typer.Abort, KeyboardInterrupt):
         return 130
     return int(code or 0)

@@ -17,5 +17,13 @@ class TrainingError(SparclError):
     """Training cannot go on: a loss or a gradient that is NaN or infinite."""
 
 
+class Stopped(Exception):
+    """A signal asked the run to stop; not an error. The command exits with 128 + `signal`."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+
+
 class CheckpointError(SparclError):
     """A checkpoint or a run directory that is missing, damaged, locked or does not fit."""

@@ -42,15 +42,14 @@ class Checkpointer:
 
     def __init__(self, every: Interval, save: Callable[[], object]) -> None:
         self.every, self.save = every, save
-        self.done()
+        self._restart()
 
     def __call__(self, event: str, figures: dict[str, Any]) -> None:
         del figures
         if event == "step.end":
             self.steps += 1
             if self.due():
-                self.save()
-                self.done()
+                self.now()
 
     def due(self) -> bool:
         """Whether the interval has passed since the last checkpoint."""
@@ -58,6 +57,10 @@ class Checkpointer:
             return self.steps >= self.every.steps
         return time.monotonic() - self.since >= (self.every.seconds or 0.0)
 
-    def done(self) -> None:
-        """A checkpoint was written just now."""
+    def now(self) -> None:
+        """Save, and count anew."""
+        self.save()
+        self._restart()
+
+    def _restart(self) -> None:
         self.steps, self.since = 0, time.monotonic()

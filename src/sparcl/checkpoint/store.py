@@ -37,11 +37,16 @@ class Loaded:
 
 
 class Store:
-    """The checkpoints in one folder."""
+    """The checkpoints in one folder.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: made at the first save.
+        good: one that was loaded from it and is known to be whole; default: what `latest` says.
+    """
+
+    def __init__(self, folder: Path, good: str | None = None) -> None:
         self.folder = folder
-        self._good: str | None = None  # written or loaded by us, so known to be whole
+        self._good = good
 
     def save(self, step: int, state: State) -> Path:
         """Write a checkpoint and make it the latest; the one before it stays, older ones go.

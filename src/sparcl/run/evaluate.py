@@ -28,6 +28,9 @@ class AccuracyMatrix:
         self._rows: list[Accuracy] = []
         self._baseline: Accuracy | None = None
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     @property
     def has_baseline(self) -> bool:
         """Whether the untrained network has been evaluated."""

@@ -7,11 +7,13 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from torch import Tensor
 
+from sparcl.checkpoint import disk
 from sparcl.errors import CheckpointError
+from sparcl.run.lock import LOCK
 
 RECORDED = ("task.", "epoch.", "tdm.", "dgm.", "ddr.", "evaluate.", "run.", "static.", "set.", "snip.", "rigl.")
 """Events that go into events.jsonl, by the start of their names; those of every step do not."""
@@ -28,26 +30,48 @@ class RunDirectory:
         self.path = path
         self.config, self.events = path / "config.toml", path / "events.jsonl"
         self.result, self.model = path / "result.json", path / "model.safetensors"
+        self.checkpoints = path / "checkpoint"
         if path.exists() and not path.is_dir():
             raise CheckpointError(f"run directory {path} is a file; name a directory with --out")
 
     @property
     def used(self) -> bool:
         """Whether a run has begun here."""
-        return self.path.is_dir() and any(self.path.iterdir())
+        return self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir())
 
     @property
     def finished(self) -> bool:
         return self.result.exists()
 
+    def read_result(self) -> dict[str, Any]:
+        """The result of a finished run."""
+        try:
+            result: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            detail = " ".join(str(error).split())[:120]
+            raise CheckpointError(f"{self.result} is damaged ({detail}): remove it and --resume") from None
+        return result
+
 
 class EventLog:
-    """events.jsonl: one JSON object a line, each with the position in training at which it happened."""
+    """events.jsonl: one JSON object a line, each with the position in training at which it happened.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: IO[str] = path.open("a", encoding="utf-8")
-        self._started = time.monotonic()
+    Args:
+        path: the file.
+        keep: bytes of it that belong to the checkpoint that the run goes on from; what was written after it goes,
+            notes of earlier resumes excepted.
+        elapsed: seconds that the run had taken by then.
+    """
+
+    def __init__(self, path: Path, keep: int = 0, elapsed: float = 0.0) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        with open(self._descriptor, "rb", closefd=False) as file:
+            content = file.read()
+        kept = content[: content[:keep].rfind(b"\n") + 1]
+        os.ftruncate(self._descriptor, len(kept))
+        resumes = [line for line in content[len(kept) :].splitlines(keepends=True) if _is_resume(line)]
+        disk.write_all(self._descriptor, b"".join(resumes))
+        self._started = time.monotonic() - elapsed
         self.position = {"task": 0, "epoch": 0, "step": 0}
 
     def __call__(self, event: str, figures: dict[str, Any]) -> None:
@@ -64,11 +88,19 @@ class EventLog:
     def write(self, event: str, figures: dict[str, Any]) -> None:
         """Append one line; it reaches the file system at once."""
         line = {"event": event, **self.position, **figures, "seconds": round(time.monotonic() - self._started, 3)}
-        self._file.write(json.dumps(line, default=_plain) + "\n")
-        self._file.flush()
+        disk.write_all(self._descriptor, (json.dumps(line, default=_plain) + "\n").encode())
+
+    def sync(self) -> int:
+        """Make what was written safe; returns the length of the file, for the checkpoint."""
+        os.fsync(self._descriptor)
+        return os.fstat(self._descriptor).st_size
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._descriptor)
+
+
+def _is_resume(line: bytes) -> bool:
+    return line.startswith(b'{"event": "run.resume"') and line.endswith(b"}\n")
 
 
 def _plain(value: object) -> object:
@@ -87,10 +119,5 @@ def finite(value: Any) -> Any:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or leave the old one: to a temporary name, synced, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a whole file or leave the old one; what this returns from has reached the disk."""
+    disk.replace_file(path, [text.encode()])

@@ -14,22 +14,26 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import sparcl
 from sparcl import kernels
+from sparcl.checkpoint import Checkpointer, Interval, Loaded, Store, checks, disk
+from sparcl.checkpoint.files import safetensors_parts
 from sparcl.config import Experiment
 from sparcl.cost.clock import Clock
 from sparcl.cost.flops import Ledger
-from sparcl.cost.memory import memory
-from sparcl.errors import ConfigError, SparclError
+from sparcl.cost.memory import memory, peak_rss_bytes
+from sparcl.errors import CheckpointError, ConfigError, SparclError, Stopped
 from sparcl.learner import Learner
 from sparcl.nn.convert import backends, dense_state_dict
 from sparcl.run import build
 from sparcl.run.evaluate import AccuracyMatrix
+from sparcl.run.lock import locked
 from sparcl.run.progress import Progress, summary
 from sparcl.run.record import EventLog, RunDirectory, finite, write_atomically
+from sparcl.run.resume import check_data, check_labels, computed_with, resumed, run_part, settings
+from sparcl.run.signals import StopRequest
 from sparcl.streams.task import Stream
 
 
@@ -40,27 +44,48 @@ def execute(
 
     Raises:
         SparclError: anything the user can mend; no new run directory is left behind unless it holds a checkpoint.
+        Stopped: a signal came; a checkpoint holds everything up to the last step.
     """
     experiment = experiment.resolve()
+    every = Interval.parse(checkpoint_every)
     directory = RunDirectory(out or Path("runs") / experiment.name)
-    if directory.used and not resume:
-        raise ConfigError(f"run directory {directory.path} is in use: add --resume to go on, or choose another --out")
-    if directory.finished:
-        console.print(f"{directory.path} is finished; nothing to do")
-        result: dict[str, Any] = json.loads(directory.result.read_text(encoding="utf-8"))
-        return result
-    if experiment.threads is not None:
-        torch.set_num_threads(experiment.threads)
-    stream = build.stream(experiment, _reading(console))
-    run = Run(experiment, stream, directory, console)
-    with _nothing_left_behind(directory):
-        return run.execute()
+    if directory.finished and resume:
+        console.print(f"{directory.path} is finished; nothing to do", highlight=False)
+        return directory.read_result()
+    with locked(directory.path) as made, _nothing_left_behind(directory, made), StopRequest() as stop:
+        if directory.used and not resume:
+            raise ConfigError(
+                f"run directory {directory.path} is in use: add --resume to go on, or choose another --out"
+            )
+        loaded = Store(directory.checkpoints).load() if resume else None
+        part = None if loaded is None else run_part(loaded)
+        if part is not None:
+            experiment = resumed(experiment, part)
+        if experiment.threads is not None:
+            torch.set_num_threads(experiment.threads)
+        stream = build.stream(experiment, _reading(console))
+        if part is not None:
+            check_data(stream, part)
+        run = Run(experiment, stream, directory, console, every, stop)
+        if loaded is not None:
+            run.restore(loaded)
+        elif resume:
+            console.print(f"no checkpoint in {directory.path}: starting from the beginning", highlight=False)
+        return run.execute(resume)
 
 
 class Run:
     """One run: the Learner, and those who look on."""
 
-    def __init__(self, experiment: Experiment, stream: Stream, directory: RunDirectory, console: Console) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        stream: Stream,
+        directory: RunDirectory,
+        console: Console,
+        every: Interval,
+        stop: StopRequest,
+    ) -> None:
         self.experiment, self.stream, self.directory, self.console = experiment, stream, directory, console
         self.learner = build.learner(experiment, stream)
         self.experiment = dataclasses.replace(experiment, layer_choice=self.learner.layer_choice)
@@ -70,30 +95,98 @@ class Run:
         self.matrix = AccuracyMatrix(len(stream))
         assert experiment.epochs is not None
         self.progress = Progress(console, len(self.training_stream), experiment.epochs)
-        self.learner.observers += [self.clock, self.ledger, self.progress]
+        self.stop, self.store = stop, Store(directory.checkpoints)
+        self.checkpointer = Checkpointer(every, self._checkpoint)
+        self.loaded: Loaded | None = None
+        self.peak_rss_bytes = 0
 
-    def execute(self) -> dict[str, Any]:
+    def restore(self, loaded: Loaded) -> None:
+        """Go on from a checkpoint, to the same bits.
+
+        Raises:
+            CheckpointError: it does not fit this run.
+        """
+        for line in loaded.damaged:
+            self.console.print(f"{line}; using {loaded.name}", highlight=False, soft_wrap=True)
+        self.loaded, self.store = loaded, Store(self.directory.checkpoints, loaded.name)
+        part = run_part(loaded)
+        if (was := part["computed_with"]) != (now := computed_with()):
+            changed = ", ".join(f"{name} {was[name]} -> {now[name]}" for name in now if was[name] != now[name])
+            self.console.print(f"{changed}: the last bits may differ from the run's so far", highlight=False)
+        self.learner.restore({name: value for name, value in loaded.state.items() if name != "run"})
+        check_labels(self.learner, self.stream)
+        with checks.refusing("what the run has counted"):
+            self.ledger.load_state_dict(part["ledger"])
+            self.clock.load_state_dict(part["clock"])
+            self.matrix.load_state_dict(part["matrix"])
+            self.peak_rss_bytes = checks.integer(part["peak_rss_bytes"], "peak RSS")
+        position = self.learner.position
+        if position is not None:
+            self.progress.resume_at(position.task, position.epoch)
+
+    def execute(self, resume: bool = False) -> dict[str, Any]:
         """Learn every task, evaluating on all of them after each, and write the records."""
-        self.directory.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory.config, self.experiment.to_toml())
-        log = EventLog(self.directory.events)
-        self.learner.observers.append(log)
+        self.log = self._open_log(resume)
+        self.learner.observers += [self.clock, self.ledger, self.progress, self.log, self.stop, self.checkpointer]
         try:
             with self.progress:
-                if not self.matrix.has_baseline:
-                    self.matrix.set_baseline(self.learner.evaluate(self.stream.tasks))
-                for task in self.training_stream.tasks[self.learner.learned :]:
-                    self.learner.learn(task)
-                    self._evaluate(log)
+                self._learn()
             result = self.result()
             self._save_model()
-            log.write("run.end", {"class_il": result["class_il"], "task_il": result["task_il"]})
+            self.log.write("run.end", {"class_il": result["class_il"], "task_il": result["task_il"]})
+        except Stopped:
+            name = self._checkpoint().name
+            self.console.print(f"stopped; {name} is saved: go on with --resume", highlight=False)
+            raise
         finally:
-            log.close()
+            self.log.close()
         write_atomically(self.directory.result, json.dumps(finite(result), indent=2) + "\n")
         self.console.print(summary([result]))
         self.console.print(f"records in {self.directory.path}", highlight=False)
         return result
+
+    def _open_log(self, resume: bool) -> EventLog:
+        if self.loaded is None:
+            log = EventLog(self.directory.events)
+        else:
+            log = EventLog(self.directory.events, run_part(self.loaded)["events"], self.clock.seconds()["total"])
+            position = self.learner.position
+            log.position = {"task": self.learner.learned, "epoch": 0, "step": 0}
+            if position is not None:
+                log.position |= {"epoch": position.epoch, "step": position.step}
+        if resume:
+            damaged = [] if self.loaded is None else list(self.loaded.damaged)
+            log.write("run.resume", {"step": self.learner.steps, "damaged": damaged})
+        return log
+
+    def _learn(self) -> None:
+        """All tasks that are left, each with its evaluation, and a checkpoint at the end."""
+        self.stop.training = True
+        if not self.matrix.has_baseline:
+            self.matrix.set_baseline(self.learner.evaluate(self.stream.tasks))
+        if len(self.matrix) < self.learner.learned:  # the run was stopped before or in this evaluation
+            self._evaluate(self.log)
+        for task in self.training_stream.tasks[self.learner.learned :]:
+            self.learner.learn(task)
+            self._evaluate(self.log)
+            if self.checkpointer.due():
+                self.checkpointer.now()
+        self._checkpoint()
+
+    def _checkpoint(self) -> Path:
+        """Write everything that is needed to go on from here."""
+        run = {
+            "experiment": settings(self.experiment),
+            "fingerprint": self.stream.fingerprint,
+            "ledger": self.ledger.state_dict(),
+            "clock": self.clock.state_dict(),
+            "matrix": self.matrix.state_dict(),
+            "events": self.log.sync(),
+            "peak_rss_bytes": max(self.peak_rss_bytes, peak_rss_bytes() or 0),
+            "computed_with": computed_with(),
+        }
+        return self.store.save(self.learner.steps, {**self.learner.checkpoint_state(), "run": run})
 
     def _evaluate(self, log: EventLog) -> None:
         accuracy = self.learner.evaluate(self.stream.tasks)
@@ -112,13 +205,12 @@ class Run:
 
     def _save_model(self) -> None:
         state = dense_state(self.learner.model)
-        temporary = self.directory.model.with_name(".model.tmp")
-        save_file(state, temporary)
-        temporary.replace(self.directory.model)
+        disk.replace_file(self.directory.model, safetensors_parts(state))
 
     def result(self) -> dict[str, Any]:
         """The contents of result.json (DESIGN: the contract of the run directory)."""
         learner, metrics = self.learner, self.matrix.metrics()
+        held = memory(learner.model, learner.optimizer, learner.sparsifier.layers, learner.method.buffer)
         return {
             "benchmark": self.experiment.stream,
             "method": self.experiment.method,
@@ -132,7 +224,7 @@ class Run:
             "samples": {"seen": self.ledger.samples_seen, "removed": self.ledger.samples_removed},
             "flops": self.ledger.totals(),
             "seconds": self.clock.seconds(),
-            "memory": memory(learner.model, learner.optimizer, learner.sparsifier.layers, learner.method.buffer),
+            "memory": {**held, "peak_rss_bytes": max(self.peak_rss_bytes, held["peak_rss_bytes"] or 0) or None},
             "environment": environment(learner.device),
         }
 
@@ -210,12 +302,16 @@ def _reading(console: Console) -> Any:
 
 
 @contextmanager
-def _nothing_left_behind(directory: RunDirectory) -> Iterator[None]:
-    """Remove a run directory that this run made if it is refused before there is anything worth keeping."""
-    new = not directory.path.exists()
+def _nothing_left_behind(directory: RunDirectory, made: bool) -> Iterator[None]:
+    """Remove a run directory that this run made if it ends before there is anything worth keeping.
+
+    A full disk, or one that fails, is the user's to mend as well: one line, and the last checkpoint as it was.
+    """
     try:
         yield
-    except SparclError:
-        if new and not (directory.path / "checkpoint").exists():
+    except (SparclError, OSError, Stopped, KeyboardInterrupt) as error:
+        if made and Store(directory.checkpoints).empty:
             shutil.rmtree(directory.path, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"run directory {directory.path}: {error.strerror or error}") from error
         raise

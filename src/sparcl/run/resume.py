@@ -1,0 +1,86 @@
+"""What a run adds to the Learner's checkpoint, and what must be the same for it to go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sparcl.checkpoint import Loaded, checks
+from sparcl.config import Experiment
+from sparcl.errors import CheckpointError, SparclError
+from sparcl.learner import Learner
+from sparcl.streams.task import Stream
+
+PARTS = ("experiment", "fingerprint", "ledger", "clock", "matrix", "events", "peak_rss_bytes", "computed_with")
+
+MAY_DIFFER = ("data", "layer_choice")
+"""Settings that may change: where the data lies (what it is may not), and what the checkpoint itself decides."""
+
+
+def settings(experiment: Experiment) -> dict[str, Any]:
+    """An experiment's settings as JSON values."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(experiment)))
+    return values
+
+
+def computed_with() -> dict[str, Any]:
+    """What the bits of a run depend on beside its settings."""
+    return {"threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def run_part(loaded: Loaded) -> Mapping[str, Any]:
+    """The run's own part of a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint was saved by a Learner alone, or is not well formed.
+    """
+    part = loaded.state.get("run")
+    if part is None:
+        raise CheckpointError(f"checkpoint {loaded.name} is of a Learner alone; only `sparcl run` goes on from its own")
+    checks.keys(part, PARTS, "the run")
+    checks.integer(part["events"], "the length of events.jsonl")
+    checks.keys(part["computed_with"], ("threads", "torch"), "what the run was computed with")
+    return checks.keys(part, PARTS, "the run")
+
+
+def resumed(experiment: Experiment, part: Mapping[str, Any]) -> Experiment:
+    """The experiment as the checkpoint continues it: with the layers' choice of that time.
+
+    Raises:
+        CheckpointError: a setting differs; it is named, with both values.
+    """
+    ours, saved = settings(experiment), part["experiment"]
+    checks.keys(saved, ours, "the configuration")
+    for name, value in ours.items():
+        if name not in MAY_DIFFER and saved[name] != value:
+            raise CheckpointError(
+                f"cannot resume with a changed configuration: {name} is {value!r:.80} here, but {saved[name]!r:.80}"
+                " in the checkpoint"
+            )
+    try:
+        return dataclasses.replace(experiment, layer_choice=saved["layer_choice"])
+    except (SparclError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the layer choice in the checkpoint is not allowed: {error}") from None
+
+
+def check_labels(learner: Learner, stream: Stream) -> None:
+    """Refuse remembered samples that are not of this stream's classes or shape."""
+    buffer = learner.method.buffer
+    if buffer is None or buffer.inputs is None or buffer.labels is None:
+        return
+    checks.within(buffer.labels, "the buffer's labels", 0, stream.n_classes - 1)
+    inputs = stream.tasks[0].train.inputs
+    checks.tensor(buffer.inputs, "the buffer's inputs", inputs.dtype, (None, *inputs.shape[1:]))
+
+
+def check_data(stream: Stream, part: Mapping[str, Any]) -> None:
+    """Refuse other data than that of the checkpoint."""
+    if part["fingerprint"] != stream.fingerprint:
+        raise CheckpointError(
+            f"cannot resume with other data: its fingerprint is {stream.fingerprint[:12]} here, but"
+            f" {str(part['fingerprint'])[:12]} in the checkpoint"
+        )
