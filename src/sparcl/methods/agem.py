@@ -19,6 +19,7 @@ class AGEM(RehearsalMethod):
     """
 
     name = "agem"
+    replays_alone = True
 
     def __init__(self, buffer_size: int = 200, *, single_head: bool = False) -> None:
         super().__init__(buffer_size, single_head=single_head)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparcl.errors import ConfigError
 from sparcl.methods.method import Batch, RehearsalMethod
 
 
@@ -20,13 +19,10 @@ class DER(RehearsalMethod):
 
     name = "der"
     stores_logits = True
+    replays_alone = True
 
     def __init__(self, buffer_size: int = 200, *, alpha: float = 0.3, single_head: bool = False) -> None:
         super().__init__(buffer_size, single_head=single_head)
-        if buffer_size < 2:
-            raise ConfigError(
-                f"buffer size {buffer_size} is not allowed for {self.name}: it replays alone, use 2 or more"
-            )
         self.alpha = alpha
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ class FDR(RehearsalMethod):
 
     name = "fdr"
     stores_logits = True
+    replays_alone = True
 
     def __init__(self, buffer_size: int = 200, *, alpha: float = 0.3, single_head: bool = False) -> None:
         super().__init__(buffer_size, single_head=single_head)

@@ -163,12 +163,18 @@ class RehearsalMethod(Method):
     """
 
     stores_logits: ClassVar[bool] = False
+    replays_alone: ClassVar[bool] = False
+    """Whether remembered samples have a forward pass of their own: batch statistics then need two of them."""
 
     def __init__(self, buffer_size: int = 200, *, single_head: bool = False) -> None:
         super().__init__(single_head=single_head)
         if buffer_size < 1:
             raise ConfigError(
                 f"buffer size {buffer_size} is not allowed for {self.name}: a replay method needs 1 or more"
+            )
+        if self.replays_alone and buffer_size < 2:
+            raise ConfigError(
+                f"buffer size {buffer_size} is not allowed for {self.name}: it replays alone, use 2 or more"
             )
         self.buffer: ReservoirBuffer = ReservoirBuffer(buffer_size)
 
