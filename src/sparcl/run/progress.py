@@ -73,33 +73,25 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-def _flops(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    return "–" if value is None else f"{value:.2f} %"
 
 
-def summary(results: list[dict[str, Any]]) -> Table:
-    """Runs side by side, a row each, from their results."""
-    table = Table(title=results[0]["benchmark"] if results else None)
-    for heading in ("method", "sparsifier", "sparsity", "Class-IL %", "Task-IL %", "forgetting"):
-        table.add_column(heading, justify="left" if heading in ("method", "sparsifier") else "right")
-    for heading in ("FLOPs executed", "of dense", "FLOPs paper", "train s"):
-        table.add_column(heading, justify="right")
-    for r in results:
-        executed, dense = r["flops"]["executed"], r["flops"]["dense"]
-        table.add_row(
-            r["method"],
-            r["sparsifier"],
-            f"{r['sparsity']['weights']:.2f}",
-            _percent(r["class_il"]),
-            _percent(r["task_il"]),
-            _percent(r["forgetting"]),
-            _flops(executed),
-            f"{executed / dense:.1%}" if dense else "–",
-            _flops(r["flops"]["paper"]),
-            f"{r['seconds']['train']:.1f}",
-        )
+def summary(result: dict[str, Any]) -> Table:
+    """What a run came to, from its result."""
+    flops, sparsity, memory = result["flops"], result["sparsity"], result["memory"]
+    share = f" ({flops['executed'] / flops['dense']:.1%} of dense)" if flops["dense"] else ""
+    peak = memory["peak_rss_bytes"]
+    table = Table(title=f"{result['benchmark']}: {result['method']}, {result['sparsifier']}", show_header=False)
+    table.add_row("Class-IL / Task-IL", f"{_percent(result['class_il'])} / {_percent(result['task_il'])}")
+    table.add_row("forgetting", _percent(result["forgetting"]))
+    table.add_row(
+        "backward / forward transfer", " / ".join(_percent(result[f"{d}_transfer"]) for d in ("backward", "forward"))
+    )
+    table.add_row("sparsity of weights / gradients", f"{sparsity['weights']:.3f} / {sparsity['gradients']:.3f}")
+    table.add_row("samples trained on / removed", f"{result['samples']['seen']:,} / {result['samples']['removed']:,}")
+    table.add_row("training FLOPs executed", f"{flops['executed']:.3g}{share}")
+    table.add_row("training FLOPs, paper convention", f"{flops['paper']:.3g}")
+    table.add_row("seconds training / in all", f"{result['seconds']['train']:.1f} / {result['seconds']['total']:.1f}")
+    table.add_row("peak memory", "–" if peak is None else f"{peak / 2**20:.0f} MiB")
     return table

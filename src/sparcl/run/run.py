@@ -142,7 +142,7 @@ class Run:
         finally:
             self.log.close()
         write_atomically(self.directory.result, json.dumps(finite(result), indent=2) + "\n")
-        self.console.print(summary([result]))
+        self.console.print(summary(result))
         self.console.print(f"records in {self.directory.path}", highlight=False)
         return result
 
