@@ -1,0 +1,142 @@
+"""BatchNorm, pooling and the change of layout against PyTorch in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import assert_close
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparcl.errors import ConfigError
+from sparcl.kernels import layout, ops
+
+pytestmark = pytest.mark.usefixtures("isa")  # each test once for each instruction set
+many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+shapes = st.tuples(st.sampled_from((1, 7, 12, 32, 33)), st.integers(1, 6), st.integers(1, 9), st.integers(1, 9))
+
+
+def wide(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach().double().requires_grad_(x.is_floating_point())
+
+
+@many
+@given(
+    shape=shapes,
+    training=st.booleans(),
+    relu=st.booleans(),
+    with_residual=st.booleans(),
+    affine=st.booleans(),
+    mean=st.sampled_from((0.0, 100.0)),
+    seed=st.integers(0, 2**31),
+)
+def test_batch_norm(
+    shape: tuple[int, int, int, int],
+    training: bool,
+    relu: bool,
+    with_residual: bool,
+    affine: bool,
+    mean: float,
+    seed: int,
+) -> None:
+    if shape[0] * shape[2] * shape[3] < 8:
+        shape = (8, *shape[1:])  # the variance of a few values has no stable gradient in any precision
+    torch.manual_seed(seed)
+    channels = shape[1]
+    x = (torch.randn(shape) * 2 + mean).requires_grad_()
+    residual = torch.randn(shape, requires_grad=True) if with_residual else None
+    weight = torch.randn(channels, requires_grad=True) if affine else None
+    bias = torch.randn(channels, requires_grad=True) if affine else None
+    running = [torch.randn(channels), torch.rand(channels) + 0.5]
+    wide_running = [r.double() for r in running]
+    y = ops.batch_norm(x, weight, bias, *running, training, 0.1, 1e-5, residual, relu)
+    inputs = [wide(t) for t in (x, residual, weight, bias)]
+    want = F.batch_norm(inputs[0], *wide_running, inputs[2], inputs[3], training, 0.1, 1e-5)
+    want = want if residual is None else want + inputs[1]
+    want = F.relu(want) if relu else want
+    assert_close(y, want)
+    for ours, theirs in zip(running, wide_running, strict=True):
+        assert_close(ours, theirs)
+    # The sign at the kink of the ReLU may differ by rounding: leave such elements out of the gradient.
+    gy = torch.randn(shape) * (want.detach().abs() > 1e-3)
+    y.backward(gy)
+    want.backward(gy.double())
+    for ours, theirs in zip((x, residual, weight, bias), inputs, strict=True):
+        if ours is not None:
+            # Gradients that cancel are as exact as what cancels: the incoming gradient, or its sum over a channel.
+            parts = gy.abs().max() if ours.dim() == 4 else gy.abs().sum() / channels
+            error = (ours.grad.double() - theirs.grad).abs().max()
+            assert error <= 1e-4 * max(theirs.grad.abs().max(), parts)
+
+
+def test_batch_norm_refuses_what_it_cannot_compute() -> None:
+    with pytest.raises(ConfigError, match="more than one value"):
+        ops.batch_norm(torch.zeros(1, 3, 1, 1), None, None, None, None, True)
+    with pytest.raises(ConfigError, match="residual must have shape"):
+        ops.batch_norm(torch.zeros(2, 3, 1, 1), None, None, None, None, True, residual=torch.zeros(2, 3, 2, 1))
+    with pytest.raises(ConfigError, match=r"torch.float32, not torch.float64"):
+        ops.batch_norm(torch.zeros(2, 3, 1, 1).double(), None, None, None, None, True)
+
+
+@many
+@given(
+    shape=shapes,
+    size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    pad=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_pooling(
+    shape: tuple[int, int, int, int], size: tuple[int, int], stride: tuple[int, int], pad: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    padding = (size[0] // 2, size[1] // 2) if pad else (0, 0)
+    x = torch.randn(shape, requires_grad=True)
+    same = wide(x)
+    if all(shape[2 + a] + 2 * padding[a] >= size[a] for a in (0, 1)):
+        y, want = ops.max_pool(x, size, stride, padding), F.max_pool2d(same, size, stride, padding)
+        check_with_gradient(x, same, y, want)
+    if shape[2] >= size[0] and shape[3] >= size[1]:
+        check_with_gradient(x, same, ops.average_pool(x, size, stride), F.avg_pool2d(same, size, stride))
+    check_with_gradient(x, same, ops.adaptive_average_pool(x, (1, 1)), F.adaptive_avg_pool2d(same, (1, 1)))
+
+
+def check_with_gradient(x: Tensor, same: Tensor, y: Tensor, want: Tensor) -> None:
+    assert layout.is_batch_last(y)
+    assert_close(y, want)
+    gy = torch.randn(y.shape)
+    (gx,), (wide_gx,) = torch.autograd.grad(y, x, gy), torch.autograd.grad(want, same, gy.double())
+    assert_close(gx, wide_gx)
+
+
+def test_pooling_refuses_windows_that_do_not_fit() -> None:
+    x = torch.zeros(2, 3, 4, 4)
+    for size, stride, padding in [((5, 1), (1, 1), (0, 0)), ((2, 2), (1, 1), (2, 0)), ((0, 1), (1, 1), (0, 0))]:
+        with pytest.raises(ConfigError, match="pooling"):
+            ops.max_pool(x, size, stride, padding)
+
+
+@many
+@given(shape=shapes, seed=st.integers(0, 2**31))
+def test_layout(shape: tuple[int, int, int, int], seed: int) -> None:
+    torch.manual_seed(seed)
+    for x in (torch.randn(shape), torch.randn(shape[:2]), torch.randn(shape).transpose(2, 3)):
+        y = layout.to_batch_last(x)
+        assert layout.is_batch_last(y)
+        assert torch.equal(x, y)
+        assert torch.equal(layout.from_batch_last(y), x)
+        assert layout.to_batch_last(y) is y
+
+
+def test_strides_of_axes_of_size_one_say_nothing() -> None:
+    x = torch.empty(8, 1, 3, 1).as_strided((8, 1, 3, 1), (1, 77, 8, 5))
+    assert layout.is_batch_last(x)
+    assert not layout.is_batch_last(torch.empty(8, 2, 3, 1))
+
+
+def test_a_change_of_layout_has_a_gradient() -> None:
+    x = torch.randn(4, 3, 2, 2, requires_grad=True)
+    (layout.to_batch_last(x) * torch.arange(4.0)[:, None, None, None]).sum().backward()
+    assert torch.equal(x.grad, torch.arange(4.0)[:, None, None, None].expand(4, 3, 2, 2))
