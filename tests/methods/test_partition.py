@@ -41,6 +41,21 @@ def test_the_outputs_of_old_tasks_stay_bit_for_bit(make: Make, optimizer: str) -
 
 
 @pytest.mark.parametrize("make", [PackNet, LPS])
+def test_a_task_without_a_part_is_answered_by_the_network_as_it_is(make: Make) -> None:
+    first, second = blobs()
+    learner = Learner(Net(), make(), batch_size=10)
+    model = learner.model.eval()
+    x = second.test.inputs
+    untrained = learner.method.predict(x, second)
+    torch.testing.assert_close(untrained[:, 2:], model(x)[:, 2:].detach())
+    assert torch.isinf(untrained[:, :2]).all()
+    learner.learn(first)
+    model.eval()
+    later = learner.method.predict(x, second)
+    torch.testing.assert_close(later[:, 2:], model(x)[:, 2:].detach())
+
+
+@pytest.mark.parametrize("make", [PackNet, LPS])
 def test_each_task_keeps_exactly_its_share_of_what_is_free(make: Make) -> None:
     stream, method = blobs(3), make(pruned=0.6)
     learner = Learner(Net(6), method, epochs=2, batch_size=10)

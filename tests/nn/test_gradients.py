@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from native import needs_native
 from torch import Tensor, nn
 from toys import Net
 
+from sparcl.nn.convert import to_native
 from sparcl.nn.gradients import dense_gradients
 from sparcl.nn.layers import sparse_layers
 
@@ -57,3 +61,19 @@ def test_a_loss_that_fails_leaves_no_hooks_behind() -> None:
         dense_gradients(model, layers, lambda: torch.tensor(1 / 0))
     assert not model._forward_pre_hooks
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@needs_native
+def test_compact_layers_answer_as_the_reference_does() -> None:
+    reference = Net()
+    native = to_native(copy.deepcopy(reference))
+    x = torch.randn(9, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    found = []
+    for model in (reference, native):
+        layers = sparse_layers(model)
+        for layer in layers:
+            layer.set_index(torch.arange(1, len(layer.index), 4))
+        found.append(dense_gradients(model, layers, lambda model=model: model(x).square().mean())[0])
+    assert all(layer.parameter.dim() == 1 for layer in layers)
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

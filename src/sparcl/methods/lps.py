@@ -85,7 +85,7 @@ class LPS(PartitionMethod):
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits with the older tasks' weights times m or, once packed, those that are shared."""
         weights = {}
-        for i, k in self.keys.items():
+        for i, k in self.keys.items() if self.present else ():  # no task has begun: the network as it is
             old = (self.owner[i] > 0) & (self.owner[i] < self.present)
             mask = self.parts[str(self.present - 1)][k].to(inputs.dtype) if self.packed else self.admm["m"][k]
             weights[self.names[i]] = self.parameters[i] * torch.where(old, mask, 1.0)
