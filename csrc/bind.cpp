@@ -147,6 +147,18 @@ void batch_norm(const Array& x, const MaybeArray& residual, const MaybeArray& ga
     norm_forward_eval(n, rm, rv, m, r, to, threads);
 }
 
+void batch_norm_apply(const Array& x, const MaybeArray& gamma, const MaybeArray& beta, const Array& mean, const Array& rstd,
+                      const Output& y, bool relu, int threads) {
+  check_threads(threads);
+  const Extent e = extent_of(x, "x");
+  const std::vector<long> whole = shape_of(e), channel = {e.channels};
+  const Norm n = norm_of(e, floats(x, whole, "x"), nullptr, floats(gamma, channel, "gamma"), floats(beta, channel, "beta"), 0.0f, relu);
+  const float *m = floats(mean, channel, "mean"), *r = floats(rstd, channel, "rstd");
+  float* to = floats(y, whole, "y");
+  nb::gil_scoped_release release;
+  norm_apply(n, m, r, to, threads);
+}
+
 void batch_norm_backward(const Array& x, const MaybeArray& y, const Array& gy, const MaybeArray& gamma, const MaybeArray& beta,
                          const Array& mean, const Array& rstd, const std::optional<Output>& gx,
                          const std::optional<Output>& gresidual, const std::optional<Output>& ggamma,
@@ -237,6 +249,7 @@ void transpose_of(const Array& x, const Output& y, int threads) {
 
 NB_MODULE(_native, m) {
   using namespace nb::literals;
+  nb::set_leak_warnings(false);  // a model that lives until the interpreter ends is no leak
   nb::class_<ConvPlan>(m, "ConvPlan")
       .def(nb::new_(&make_plan), "index"_a, "weight_shape"_a, "stride"_a, "padding"_a, "dilation"_a, "groups"_a, "block"_a)
       .def_prop_ro("nonzeros", &ConvPlan::nonzeros)
@@ -251,6 +264,8 @@ NB_MODULE(_native, m) {
       }, "height"_a, "width"_a);
   m.def("batch_norm", &batch_norm, "x"_a, "residual"_a.none(), "gamma"_a.none(), "beta"_a.none(), "running_mean"_a.none(),
         "running_var"_a.none(), "mean"_a, "rstd"_a, "y"_a, "training"_a, "momentum"_a, "eps"_a, "relu"_a, "threads"_a);
+  m.def("batch_norm_apply", &batch_norm_apply, "x"_a, "gamma"_a.none(), "beta"_a.none(), "mean"_a, "rstd"_a, "y"_a, "relu"_a,
+        "threads"_a);
   m.def("batch_norm_backward", &batch_norm_backward, "x"_a, "y"_a.none(), "gy"_a, "gamma"_a.none(), "beta"_a.none(), "mean"_a,
         "rstd"_a, "gx"_a.none(), "gresidual"_a.none(), "ggamma"_a.none(), "gbeta"_a.none(), "training"_a, "relu"_a, "threads"_a);
   m.def("bias_gradient", &bias_gradient_of, "gy"_a, "gbias"_a, "threads"_a);

@@ -63,6 +63,15 @@ void norm_forward_eval(const Norm& n, const float* running_mean, const float* ru
   });
 }
 
+void norm_apply(const Norm& n, const float* mean, const float* rstd, float* y, int threads) {
+  const Kernels& unit = kernels();
+  parallel_for(threads, n.channels, [&](long c) {
+    const long at = c * n.count;
+    const Scale s = scale_of(n, c, mean[c], rstd[c]);
+    unit.norm_forward(n.x + at, nullptr, y + at, n.count, s.scale, s.shift, n.relu);
+  });
+}
+
 void norm_backward(const Norm& n, bool training, const float* mean, const float* rstd, const float* y, const float* gy, float* gx,
                    float* gresidual, float* ggamma, float* gbeta, int threads) {
   const Kernels& unit = kernels();

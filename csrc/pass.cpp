@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 
 #include "parallel.h"
 
@@ -334,7 +333,7 @@ long long Pass::weight_gradient(const Walk& walk, const Order& order, const floa
   // Fewer parts than threads: the lists are divided as well, which changes no sum.
   const long slices = std::max<long>(1, std::min<long>(threads > parts ? ceil_div(threads, parts) : 1, channels_ / 4));
   float* sums = scratch(2, parts * nonzeros);
-  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(parts * nonzeros));
+  std::fill(sums, sums + parts * nonzeros, 0.0f);
   std::atomic<long long> done{0};
   parallel_for(threads, parts * slices, [&](long work) {
     const long part = work / slices, slice = work % slices;

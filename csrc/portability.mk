@@ -1,0 +1,56 @@
+# The kernels away from this processor: the same cases replayed natively on each instruction set, under sanitizers, on an
+# emulated ARMv8 and on an emulated x86-64 that has no AVX. Needs g++-aarch64-linux-gnu and qemu-user.
+# Included by the Makefile at the root.
+
+, := ,
+REPLAY := build/replay
+REPLAY_CASES := $(REPLAY)/cases.bin
+REPLAY_COMMON := csrc/replay.cpp csrc/dispatch.cpp csrc/layers.cpp csrc/parallel.cpp csrc/pass.cpp csrc/plan.cpp csrc/unit_plain.cpp
+REPLAY_SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+REPLAY_FLAGS := -std=c++17 -Icsrc -Wall -Wextra -ffp-contract=fast -fno-math-errno -pthread
+AVX2 := -mavx2 -mfma
+AVX512 := -mavx512f -mavx512dq -mavx512vl -mavx512bw -mfma -mprefer-vector-width=512
+CXX_AARCH64 ?= aarch64-linux-gnu-g++
+QEMU_AARCH64 ?= qemu-aarch64
+QEMU_X86_64 ?= qemu-x86_64
+
+.PHONY: test-portability test-native test-sanitized test-aarch64 test-no-avx
+
+test-portability: test-native test-sanitized test-aarch64 test-no-avx  ## replay 680 cases on every instruction set and emulator
+
+$(REPLAY_CASES): tests/kernels/write_cases.py tests/kernels/cases.py | $(READY)
+	mkdir -p $(REPLAY)
+	$(BIN)/python tests/kernels/write_cases.py $@
+
+# $(call x86,NAME,FLAGS): a replay program with all x86-64 units
+define x86
+	mkdir -p $(REPLAY)
+	$(CXX) $(REPLAY_FLAGS) $(2) $(AVX2) -c csrc/unit_avx2.cpp -o $(REPLAY)/$(1)-avx2.o
+	$(CXX) $(REPLAY_FLAGS) $(2) $(AVX512) -c csrc/unit_avx512.cpp -o $(REPLAY)/$(1)-avx512.o
+	$(CXX) $(REPLAY_FLAGS) $(2) $(REPLAY_COMMON) $(REPLAY)/$(1)-avx2.o $(REPLAY)/$(1)-avx512.o -o $(REPLAY)/$(1)
+endef
+
+$(REPLAY)/native: $(REPLAY_SOURCES)
+	$(call x86,native,-O3)
+
+$(REPLAY)/sanitized: $(REPLAY_SOURCES)
+	$(call x86,sanitized,-O1 -g -fsanitize=address$(,)undefined -fno-sanitize-recover=all)
+
+$(REPLAY)/aarch64: $(REPLAY_SOURCES)
+	mkdir -p $(REPLAY)
+	$(CXX_AARCH64) $(REPLAY_FLAGS) -O3 $(REPLAY_COMMON) csrc/unit_neon.cpp -o $@
+
+# What this processor has, best first; the emulated ones need no list.
+test-native: $(REPLAY)/native $(REPLAY_CASES)  ## the cases on each instruction set of this processor
+	for isa in $$($(BIN)/python -c "from sparcl import kernels; print(*kernels.available_isas())"); do \
+		SPARCL_ISA=$$isa $< $(REPLAY_CASES) || exit 1; done
+
+test-sanitized: $(REPLAY)/sanitized $(REPLAY_CASES)  ## the cases under AddressSanitizer and UndefinedBehaviorSanitizer
+	for isa in $$($(BIN)/python -c "from sparcl import kernels; print(*kernels.available_isas())"); do \
+		SPARCL_ISA=$$isa $< $(REPLAY_CASES) || exit 1; done
+
+test-aarch64: $(REPLAY)/aarch64 $(REPLAY_CASES)  ## the cases on an emulated ARMv8.0
+	for isa in neon plain; do SPARCL_ISA=$$isa $(QEMU_AARCH64) -L /usr/aarch64-linux-gnu -cpu cortex-a53 $< $(REPLAY_CASES) || exit 1; done
+
+test-no-avx: $(REPLAY)/native $(REPLAY_CASES)  ## the cases on an emulated x86-64 without AVX: no illegal instruction
+	$(QEMU_X86_64) -cpu Nehalem $< $(REPLAY_CASES)
