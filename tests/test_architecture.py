@@ -25,13 +25,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sparsity": {"nn", "kernels"},
     "methods": {"sparsity", "streams", "nn", "kernels"},
     "saving": CORE | {"checkpoint", "position"},
-    "learner": CORE | {"saving", "position", "checkpoint"},
+    "accuracy": CORE,
+    "losses": {"position"},
+    "learner": CORE | {"accuracy", "losses", "saving", "position", "checkpoint"},
     "cost": CORE,
     "report": set(),
     "checkpoint": CORE,
     "config": CORE,
-    "run": CORE | {"learner", "cost", "report", "checkpoint", "config", "sparcl"},
-    "cli": CORE | {"learner", "cost", "report", "checkpoint", "config", "run", "sparcl"},
+    "run": CORE | {"accuracy", "learner", "cost", "report", "checkpoint", "config", "sparcl"},
+    "cli": CORE | {"accuracy", "learner", "cost", "report", "checkpoint", "config", "run", "sparcl"},
     "__main__": {"cli"},
 }
 """What each part may import of the others, beside itself and the leaves; `sparcl` is the package itself."""

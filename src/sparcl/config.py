@@ -91,7 +91,7 @@ class Experiment:
     seed: int = 0
     threads: int | None = None
     layer_choice: dict[str, str] = field(default_factory=dict)
-    """What `auto` chose for each layer, as measured when the run began (native or dense); replayed, not measured anew."""
+    """What `auto` measured for each layer when the run began (native or dense): replayed, not measured anew."""
 
     def __post_init__(self) -> None:
         for label, value, allowed in (
@@ -245,18 +245,21 @@ def _default(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
 
 
+PLAIN_TYPES: dict[str, list[type]] = {
+    "str": [str],
+    "int": [int],
+    "float": [float, int],
+    "bool": [bool],
+    "tuple": [list, tuple],
+    "dict": [dict],
+}
+
+
 def _check_type(source: str, key: str, annotation: str, value: object) -> None:
     allowed: list[type] = []
     for part in annotation.split("|"):
         kind = part.strip().split("[")[0]
-        allowed += {
-            "str": [str],
-            "int": [int],
-            "float": [float, int],
-            "bool": [bool],
-            "tuple": [list, tuple],
-            "dict": [dict],
-        }.get(kind, [])
+        allowed += PLAIN_TYPES.get(kind, [])
     right = type(value) in allowed
     if right and isinstance(value, list | tuple):
         right = all(isinstance(item, str) for item in value)

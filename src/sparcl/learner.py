@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from sparcl import saving, seeds
+from sparcl.accuracy import Accuracy, accuracy_on
 from sparcl.checkpoint import Checkpointer, Interval, Store, checks
 from sparcl.checkpoint.store import open_folder
-from sparcl.errors import CheckpointError, ConfigError, DataError, TrainingError
+from sparcl.errors import CheckpointError, ConfigError, DataError
+from sparcl.losses import LossWatch
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
 from sparcl.nn import auto, convert
@@ -34,23 +35,6 @@ from sparcl.streams.task import Task
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Observer = Callable[[str, dict[str, Any]], None]
 """Told of all that happens: an event's name and its figures. Observers look on and change nothing."""
-
-EVALUATION_BATCH = 256
-LOSS_CHECK_INTERVAL = 50
-"""On an accelerator losses are looked at once in so many steps, so that no step waits for the device."""
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Accuracy on each of several tasks, percent; `class_il` is None for a method that needs the task identity."""
-
-    class_il: tuple[float, ...] | None
-    task_il: tuple[float, ...]
-
-    def __str__(self) -> str:
-        mean = sum(self.task_il) / len(self.task_il)
-        head = "" if self.class_il is None else f"Class-IL {sum(self.class_il) / len(self.class_il):.2f} %, "
-        return f"{head}Task-IL {mean:.2f} % (mean of {len(self.task_il)} tasks)"
 
 
 class Learner:
@@ -132,14 +116,12 @@ class Learner:
         self.optimizer = make(self.model.parameters())
         self.sparsifier.attach(self.model, self.optimizer, seed)
         self.sparsifier.notify = self.tell
-        self.order_generator = seeds.generator(seed, "order")
-        self.augment_generator = seeds.generator(seed, "augment")
-        self.importance_generator = seeds.generator(seed, "importance")
+        self.generators = seeds.Generators(seed, self.device)
         self.method.attach(
             Host(
                 model=self.model,
                 augment=self._augment,
-                generator=seeds.generator(seed, "method"),
+                generator=self.generators.method,
                 device=self.device,
                 replay_batch_size=replay_batch_size or batch_size,
                 mask_gradients=self._mask_gradients,
@@ -148,7 +130,7 @@ class Learner:
         self.tasks: list[Task] = []
         self.position: Position | None = None
         self.learned = self.steps = 0
-        self._unchecked: list[Tensor] = []
+        self.watch_loss = LossWatch()
 
     def tell(self, event: str, figures: dict[str, Any]) -> None:
         """Pass an event on to the observers."""
@@ -175,7 +157,7 @@ class Learner:
             self._begin_epoch(position)
             while position.order is not None and position.cursor + position.batch <= len(position.order):
                 self._step(position)
-            self._check_losses(position)
+            self.watch_loss.settle(position)
             position.epoch, position.step, position.cursor, position.order = position.epoch + 1, 0, 0, None
             self.tell("epoch.end", {"task": position.task, "epoch": position.epoch - 1})
         self.sparsifier.end_task()
@@ -224,7 +206,7 @@ class Learner:
         self.model.train()
         if position.order is not None:
             return
-        drawn = torch.randperm(len(self.task.train), generator=self.order_generator)
+        drawn = torch.randperm(len(self.task.train), generator=self.generators.order)
         position.order = self.sparsifier.keep(drawn)
         position.batch = min(self.batch_size, len(position.order))
         position.planned_steps = len(position.order) // position.batch
@@ -250,7 +232,7 @@ class Learner:
         batch = self._assemble(ids)
         self.tell("step.begin", {"samples": len(ids)})
         loss, logits = self.method.loss(batch)
-        self._check_loss(loss, position)
+        self.watch_loss(loss, position)
         self.sparsifier.after_forward(ids, logits, batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -295,7 +277,7 @@ class Learner:
         return Batch(ids, raw, self._augment(raw), labels, self.task)
 
     def _augment(self, raw: Tensor) -> Tensor:
-        return self.task.transform.train(raw, self.augment_generator)
+        return self.task.transform.train(raw, self.generators.augment)
 
     # --- importance ---------------------------------------------------------------------------------------------
 
@@ -315,7 +297,7 @@ class Learner:
             return self.method.loss(self._fresh_batch())[0]
 
     def _fresh_batch(self) -> Batch:
-        drawn = torch.randperm(len(self.task.train), generator=self.importance_generator)
+        drawn = torch.randperm(len(self.task.train), generator=self.generators.importance)
         return self._assemble(self.sparsifier.keep(drawn)[: self.batch_size])
 
     @contextlib.contextmanager
@@ -327,31 +309,6 @@ class Learner:
         finally:
             self.tell("importance.end", {})
 
-    # --- what must not go unnoticed -----------------------------------------------------------------------------
-
-    def _check_loss(self, loss: Tensor, position: Position) -> None:
-        if self.device.type == "cpu":
-            if not torch.isfinite(loss):
-                raise self._not_finite(position, 0)
-            return
-        self._unchecked.append(loss.detach())
-        if len(self._unchecked) >= LOSS_CHECK_INTERVAL:
-            self._check_losses(position)
-
-    def _check_losses(self, position: Position) -> None:
-        if self._unchecked:
-            bad = (~torch.isfinite(torch.stack(self._unchecked))).nonzero()
-            behind = len(self._unchecked) - 1
-            self._unchecked = []
-            if len(bad):
-                raise self._not_finite(position, behind - int(bad[0]))
-
-    def _not_finite(self, position: Position, steps_ago: int) -> TrainingError:
-        return TrainingError(
-            f"the loss became NaN or infinite in task {position.task + 1}, epoch {position.epoch + 1},"
-            f" step {position.step + 1 - steps_ago}: lower the learning rate or check the data"
-        )
-
     def where(self) -> str:
         """Where training stands, in words."""
         if (position := self.position) is None:
@@ -362,10 +319,7 @@ class Learner:
 
     @torch.no_grad()
     def evaluate(self, tasks: Sequence[Task] | None = None) -> Accuracy:
-        """Accuracy on the test samples of `tasks` (default: those learned so far), in percent.
-
-        Class-IL: the largest of all logits. Task-IL: the largest of the task's own.
-        """
+        """Accuracy on the test samples of `tasks` (default: those learned so far), in percent."""
         if tasks is None and len(self.tasks) < self.learned:
             raise ConfigError("name the tasks to evaluate on: those before the loaded state were never given")
         tasks = self.tasks if tasks is None else tasks
@@ -374,24 +328,12 @@ class Learner:
         self.tell("evaluate.begin", {})
         self.model.eval()
         try:
-            class_il, task_il = zip(*(self._accuracy(task) for task in tasks), strict=True)
+            pairs = [accuracy_on(t, self.method, self.device, lambda: self.tell("evaluate.batch", {})) for t in tasks]
+            class_il, task_il = zip(*pairs, strict=True)
         finally:
             self.model.train()
             self.tell("evaluate.end", {})
         return Accuracy(class_il if "class-il" in self.method.scenarios else None, task_il)
-
-    def _accuracy(self, task: Task) -> tuple[float, float]:
-        own = torch.tensor(task.classes, device=self.device)
-        right_class = right_task = 0
-        for start in range(0, len(task.test), EVALUATION_BATCH):
-            self.tell("evaluate.batch", {})
-            stop = start + EVALUATION_BATCH
-            inputs = task.transform.test(task.test.inputs[start:stop].to(self.device))
-            labels = task.test.labels[start:stop].to(self.device)
-            logits = self.method.predict(inputs, task)
-            right_class += int((logits.argmax(1) == labels).sum())
-            right_task += int((own[logits[:, own].argmax(1)] == labels).sum())
-        return 100.0 * right_class / len(task.test), 100.0 * right_task / len(task.test)
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -454,7 +396,7 @@ class Learner:
     def checkpoint_state(self) -> dict[str, Any]:
         """All of it: settings, weights, masks, optimizer, memory, generators, position."""
         if self.position is not None:
-            self._check_losses(self.position)
+            self.watch_loss.settle(self.position)
             if self.position.data is None:
                 self.position.data = saving.fingerprint(self.task.train.inputs, self.task.train.labels)
         return saving.capture(self)
@@ -472,21 +414,13 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything beside the weights, masks and optimizer state that is needed to go on to the same bits."""
         position = self.position
-        on_gpu = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
         return {
             "learned": self.learned,
             "steps": self.steps,
             "position": None if position is None else dict(vars(position)),
             "method": self.method.state_dict(),
             "sparsifier": self.sparsifier.state_dict(),
-            "generators": {
-                "order": self.order_generator.get_state(),
-                "augment": self.augment_generator.get_state(),
-                "importance": self.importance_generator.get_state(),
-                "method": self.method.host.generator.get_state(),
-                "torch": torch.get_rng_state(),
-                **on_gpu,
-            },
+            "generators": self.generators.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -498,11 +432,4 @@ class Learner:
             self.position.check(self.learned, self.epochs)
         self.method.load_state_dict(state["method"])
         self.sparsifier.load_state_dict(state["sparsifier"])
-        generators = state["generators"]
-        self.order_generator.set_state(generators["order"])
-        self.augment_generator.set_state(generators["augment"])
-        self.importance_generator.set_state(generators["importance"])
-        self.method.host.generator.set_state(generators["method"])
-        torch.set_rng_state(generators["torch"])
-        if self.device.type == "cuda" and "cuda" in generators:
-            torch.cuda.set_rng_state(generators["cuda"], self.device)
+        self.generators.load_state_dict(state["generators"])

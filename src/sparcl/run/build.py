@@ -17,7 +17,7 @@ from sparcl.sparsity import SPARSIFIERS
 from sparcl.sparsity.patterns import make_pattern
 from sparcl.sparsity.sparcl import SparCL
 from sparcl.sparsity.sparsifier import Sparsifier
-from sparcl.streams.registry import Progress
+from sparcl.streams.files import Progress
 from sparcl.streams.task import Stream
 
 

@@ -1,0 +1,45 @@
+"""Accuracy in the two scenarios: Class-IL (no task identity at test) and Task-IL (logits of other tasks masked)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from sparcl.methods.method import Method
+from sparcl.streams.task import Task
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy on each of several tasks, percent; `class_il` is None for a method that needs the task identity."""
+
+    class_il: tuple[float, ...] | None
+    task_il: tuple[float, ...]
+
+    def __str__(self) -> str:
+        mean = sum(self.task_il) / len(self.task_il)
+        head = "" if self.class_il is None else f"Class-IL {sum(self.class_il) / len(self.class_il):.2f} %, "
+        return f"{head}Task-IL {mean:.2f} % (mean of {len(self.task_il)} tasks)"
+
+
+def accuracy_on(
+    task: Task, method: Method, device: torch.device, before_batch: Callable[[], None]
+) -> tuple[float, float]:
+    """Class-IL and Task-IL accuracy, percent, on a task's test samples; the model is in eval mode.
+
+    Class-IL: the largest of all logits. Task-IL: the largest of the task's own.
+    """
+    own = torch.tensor(task.classes, device=device)
+    right_class = right_task = 0
+    for start in range(0, len(task.test), BATCH):
+        before_batch()
+        inputs = task.transform.test(task.test.inputs[start : start + BATCH].to(device))
+        labels = task.test.labels[start : start + BATCH].to(device)
+        logits = method.predict(inputs, task)
+        right_class += int((logits.argmax(1) == labels).sum())
+        right_task += int((own[logits[:, own].argmax(1)] == labels).sum())
+    return 100.0 * right_class / len(task.test), 100.0 * right_task / len(task.test)
