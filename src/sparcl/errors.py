@@ -17,7 +17,7 @@ class TrainingError(SparclError):
     """Training cannot go on: a loss or a gradient that is NaN or infinite."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 (as KeyboardInterrupt: no error)
     """A signal asked the run to stop; not an error. The command exits with 128 + `signal`."""
 
     def __init__(self, signal: int) -> None:
