@@ -4,12 +4,14 @@
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "arena.h"
 #include "kernels.h"
 #include "layers.h"
 #include "parallel.h"
@@ -245,6 +247,25 @@ void transpose_of(const Array& x, const Output& y, int threads) {
   transpose(from, rows, columns, to, threads);
 }
 
+// An uninitialised tensor of logical shape [N, ...] whose memory is batch-last and comes from the arena.
+nb::ndarray<nb::pytorch, float> empty_batch_last(const std::vector<long>& shape) {
+  if (shape.empty() || shape.size() > 8) refuse("shape must have 1 to 8 axes");
+  size_t sizes[8];
+  int64_t strides[8];
+  size_t count = 1;
+  for (long s : shape) {
+    if (s < 0 || (s > 0 && count > (size_t{1} << 40) / static_cast<size_t>(s))) refuse("shape has an axis that is negative or too large");
+    count *= static_cast<size_t>(s);
+  }
+  int64_t step = shape[0];
+  strides[0] = 1;
+  for (size_t i = shape.size(); i-- > 1; step *= shape[i]) strides[i] = step;
+  for (size_t i = 0; i < shape.size(); ++i) sizes[i] = static_cast<size_t>(shape[i]);
+  void* block = take(count * sizeof(float));
+  nb::capsule owner(block, [](void* b) noexcept { give(b); });
+  return nb::ndarray<nb::pytorch, float>(static_cast<float*>(block), shape.size(), sizes, owner, strides);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -274,6 +295,11 @@ NB_MODULE(_native, m) {
   m.def("max_pool", &max_pool_of, "x"_a, "y"_a, "size"_a, "stride"_a, "padding"_a, "threads"_a);
   m.def("max_pool_backward", &max_pool_backward_of, "x"_a, "gy"_a, "gx"_a, "size"_a, "stride"_a, "padding"_a, "threads"_a);
   m.def("transpose", &transpose_of, "x"_a, "y"_a, "threads"_a);
+  m.def("empty_batch_last", &empty_batch_last, "shape"_a);
+  m.def("arena_use", [] {
+    const ArenaUse use = arena_use();
+    return nb::make_tuple(use.used, use.peak);
+  });
   m.def("counters", [] {
     const Counters c = counters();
     nb::dict d;

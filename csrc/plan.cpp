@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -230,7 +229,7 @@ void ConvPlan::forward(const float* values, const float* bias, const float* x, c
 
 void ConvPlan::input_gradient(const float* values, const float* gy, const Extent& input, float* gx, int threads) {
   if (output_extent(input).count() == 0) {
-    std::memset(gx, 0, sizeof(float) * static_cast<size_t>(input.count()));
+    std::fill(gx, gx + input.count(), 0.0f);
     return;
   }
   const auto g = geometry(input);
@@ -238,9 +237,8 @@ void ConvPlan::input_gradient(const float* values, const float* gy, const Extent
 }
 
 void ConvPlan::weight_gradient(const float* x, const float* gy, const Extent& input, float* gvalues, int threads) {
-  const size_t bytes = sizeof(float) * static_cast<size_t>(nonzeros());
   if (output_extent(input).count() == 0) {
-    if (bytes) std::memset(gvalues, 0, bytes);
+    std::fill(gvalues, gvalues + nonzeros(), 0.0f);
     return;
   }
   const auto g = geometry(input);
@@ -258,7 +256,7 @@ void ConvPlan::weight_gradient(const float* x, const float* gy, const Extent& in
     }
     order = g->chosen_order;
   }
-  if (chosen && bytes) std::memset(gvalues, 0, bytes);
+  if (chosen) std::fill(gvalues, gvalues + nonzeros(), 0.0f);
   weight_gradient_done += g->weight_gradient->weight_gradient(g->walk, *order, x, gy, gvalues, threads);
 }
 
