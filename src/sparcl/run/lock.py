@@ -20,11 +20,14 @@ def locked(directory: Path) -> Iterator[bool]:
     Raises:
         CheckpointError: another process holds it, or it cannot be made.
     """
+    made = False
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         made = _make(directory)
         descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
+        if made:
+            os.rmdir(directory)
         raise CheckpointError(f"run directory {directory} cannot be used: {error.strerror}") from None
     try:
         try:

@@ -1,0 +1,177 @@
+"""`kill -9` at random moments, `--resume`, and again until the run is done; then it must equal one never stopped.
+
+Each attempt is a forked process that runs the real command, so that a hundred of them need not import PyTorch each.
+
+    python tests/robustness/killing.py --kills 100        (`make fault`)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparcl import cli, kernels
+from sparcl.checkpoint import files
+from sparcl.run import run as _loaded_before_forking  # noqa: F401
+from sparcl.streams.digits import read_digits
+
+RUN = ["run", "seq-digits", "--limit-per-class", "60", "--epochs", "3", "--width", "8", "--threads", "1"]
+
+
+def prepare() -> None:
+    """Import now what a run would import: scikit-learn with its digits, and what PyTorch's optimizers bring along."""
+    torch.set_num_threads(1)
+    read_digits()
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+
+
+def backends() -> list[str]:
+    """Those that this machine has."""
+    return ["reference", *(["native"] if kernels.available() else [])]
+
+
+def start(arguments: list[str], output: Path) -> int:
+    """The command in a forked process; its pid."""
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            code = cli._main(arguments)
+            sys.stdout.flush()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def wait(pid: int) -> int:
+    """Exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def wait_at_most(pid: int, seconds: float) -> int | None:
+    """Exit code if it ends within `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    return None
+
+
+@dataclass
+class Attempts:
+    """What happened to one run."""
+
+    kills: int = 0
+    resumed_at: list[int] = field(default_factory=list)
+
+
+def kill_until_done(arguments: list[str], out: Path, rng: random.Random, longest: float, output: Path) -> Attempts:
+    """Start, kill at a random moment within `longest` seconds, resume; until one attempt gets to the end.
+
+    The seconds grow a little with every kill, should the machine have become slower.
+    """
+    attempts = Attempts()
+    while True:
+        resume = ["--resume"] if attempts.kills else []
+        pid = start([*arguments, "--out", str(out), *resume], output)
+        code = wait_at_most(pid, rng.uniform(0, longest * 1.05**attempts.kills))
+        if code is None:
+            os.kill(pid, signal.SIGKILL)
+            code = wait(pid)
+        if code == 0:
+            attempts.resumed_at = [e["step"] for e in events(out) if e["event"] == "run.resume"]
+            return attempts
+        assert code == -signal.SIGKILL, f"exit code {code}: {output.read_text()[-2000:]}"
+        attempts.kills += 1
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+
+
+def newest(out: Path) -> Path:
+    """The latest checkpoint of a run."""
+    folder: Path = out / "checkpoint" / (out / "checkpoint" / "latest").read_text().strip()
+    return folder
+
+
+def lasting(out: Path) -> dict[str, Any]:
+    """All of a run's records that must not depend on how often it was killed: times and peak memory are left out."""
+    result = json.loads((out / "result.json").read_text())
+    del result["seconds"], result["memory"]["peak_rss_bytes"]
+    state = json.loads((newest(out) / files.STATE).read_text())
+    for measured in ("clock", "events", "peak_rss_bytes"):
+        del state["run"][measured]
+    happened = [{k: v for k, v in e.items() if k != "seconds"} for e in events(out) if e["event"] != "run.resume"]
+    return {
+        "result": result,
+        "events": happened,
+        "state": state,
+        "tensors": (newest(out) / files.TENSORS).read_bytes(),
+        "model": (out / "model.safetensors").read_bytes(),
+        "config": (out / "config.toml").read_text(),
+    }
+
+
+def trials(folder: Path, backend: str, seed: int, every: str) -> Iterator[Attempts]:
+    """Killed runs without end, each checked against one that was never stopped."""
+    arguments = [*RUN, "--backend", backend, "--checkpoint-every", every]
+    output, whole = folder / f"{backend}.txt", folder / f"{backend}-whole"
+    began = time.monotonic()
+    code = wait(start([*arguments, "--out", str(whole)], output))
+    assert code == 0, f"exit code {code}: {output.read_text()[-2000:]}"
+    longest = 0.7 * (time.monotonic() - began)
+    expected, rng, number = lasting(whole), random.Random(seed), 0
+    while True:
+        number += 1
+        out = folder / f"{backend}-killed-{number}"
+        attempts = kill_until_done(arguments, out, rng, longest, output)
+        found = lasting(out)
+        for part, value in expected.items():
+            assert found[part] == value, f"{out}: {part} differs after {attempts.kills} kills"
+        yield attempts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Kill runs at random moments; compare with runs never stopped.")
+    parser.add_argument("--kills", type=int, default=100, help="over both backends")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--backend", choices=backends(), nargs="*", default=backends())
+    arguments = parser.parse_args()
+    prepare()
+    names = arguments.backend
+    with tempfile.TemporaryDirectory() as folder:
+        for backend in names:
+            kills, runs, steps = 0, 0, []
+            for attempts in trials(Path(folder), backend, arguments.seed, "3"):
+                kills, runs, steps = kills + attempts.kills, runs + 1, steps + attempts.resumed_at
+                if kills >= -(-arguments.kills // len(names)):
+                    break
+            later = sum(step > 0 for step in steps)
+            print(
+                f"{backend}: {kills} kills over {runs} runs, {len(steps)} resumes noted, {later} of them at a step"
+                f" above zero (largest {max(steps)}); every run equal to the uninterrupted one",
+                flush=True,
+            )
+            assert later > 0
+
+
+if __name__ == "__main__":
+    main()

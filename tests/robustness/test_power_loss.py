@@ -1,0 +1,110 @@
+"""Power loss: whatever prefix of a save reached the disk, less what was not synced, a whole checkpoint is there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from powerloss import Recorder, Step, replays
+
+from sparcl.checkpoint import State, Store
+from sparcl.checkpoint import disk as durable
+
+
+def made(step: int) -> State:
+    return {"step": step, "weights": torch.arange(6.0) + step, "nested": [{"mask": torch.ones(3, dtype=torch.bool)}]}
+
+
+def saves(root: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> list[list[Step]]:
+    """Save at each of `steps`; the recorded operations of each save."""
+    recorder, store, found = Recorder(root), Store(root / "checkpoint"), []
+    for step in steps:
+        with recorder.recording(monkeypatch):
+            store.save(step, made(step))
+        found.append(list(recorder.steps))
+        recorder.steps.clear()
+    return found
+
+
+def test_every_prefix_of_a_save_leaves_the_old_checkpoint_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "real"
+    root.mkdir()
+    # the same step twice (a task's end), and enough of them that old checkpoints are removed
+    recorded = saves(root, monkeypatch, [1, 2, 3, 3, 4])
+    assert {step[0] for step in recorded[2]} == {"create", "write", "sync", "rename", "unlink", "mkdir", "rmdir"}
+    values = [1, 2, 3, 3, 4]
+    seen: set[int] = set()
+    for this in range(1, len(recorded)):
+        before = [step for save in recorded[:this] for step in save]
+        for count, target in replays(before, recorded[this], tmp_path, seeds=4):
+            loaded = Store(target / "checkpoint").load()
+            assert loaded is not None, f"save {this}, after operation {count}: no checkpoint"
+            step = loaded.state["step"]
+            assert step in (values[this - 1], values[this])
+            assert torch.equal(loaded.state["weights"], made(step)["weights"])
+            if count == len(recorded[this]):
+                assert step == values[this], "a save that returned is safe"
+                assert loaded.damaged == ()
+            seen.add(step)
+            Store(target / "checkpoint", loaded.name).save(9, made(9))  # what was cut off does not stand in the way
+            again = Store(target / "checkpoint").load()
+            assert again is not None
+            assert again.state["step"] == 9
+            assert sum(p.name.startswith(".") for p in (target / "checkpoint").iterdir()) == 0, "leftovers stay"
+            shutil.rmtree(target)
+    assert seen == {1, 2, 3, 4}
+
+
+def test_the_first_save_leaves_nothing_or_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "real"
+    root.mkdir()
+    (first,) = saves(root, monkeypatch, [1])
+    outcomes = set()
+    for _, target in replays([], first, tmp_path, seeds=4):
+        store = Store(target / "checkpoint")
+        loaded = store.load() if not store.empty else None
+        outcomes.add(None if loaded is None else loaded.state["step"])
+        shutil.rmtree(target)
+    assert outcomes == {None, 1}
+
+
+@pytest.mark.parametrize("left_out", ["file", "folder"])
+def test_the_replay_would_see_a_missing_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str) -> None:
+    root = tmp_path / "real"
+    root.mkdir()
+    recorded = saves(root, monkeypatch, [1, 2])
+    forgotten = [
+        step
+        for step in recorded[1]
+        if step[0] != "sync" or (Path(step[1]).suffix in (".json", ".safetensors", ".tmp")) != (left_out == "file")
+    ]
+    found = []
+    for count, target in replays(recorded[0], forgotten, tmp_path, seeds=0):
+        try:
+            loaded = Store(target / "checkpoint").load()
+        except Exception:
+            loaded = None
+        safe = loaded is not None and (count < len(forgotten) or loaded.state["step"] == 2) and not loaded.damaged
+        found.append(safe)
+        shutil.rmtree(target)
+    assert not all(found)
+
+
+def test_a_replaced_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "real"
+    root.mkdir()
+    recorder = Recorder(root)
+    with recorder.recording(monkeypatch):
+        durable.replace_file(root / "result.json", [b"old"])
+        durable.sync_folder(root)
+        before = list(recorder.steps)
+        durable.replace_file(root / "result.json", [b"new, and longer"])
+    contents = set()
+    for _, target in replays(before, recorder.steps[len(before) :], tmp_path, seeds=4):
+        contents.add((target / "result.json").read_bytes())
+        shutil.rmtree(target)
+    assert contents == {b"old", b"new, and longer"}
