@@ -32,13 +32,11 @@ def is_batch_last(x: Tensor) -> bool:
 def empty_batch_last(shape: tuple[int, ...]) -> Tensor:
     """An uninitialised float32 tensor of logical `shape` [N, ...] whose memory is batch-last.
 
-    Not made as a view: autograd adds a second gradient in place only to a tensor that owns its memory alone.
+    Not made as a view: autograd adds a second gradient in place only to a tensor that owns its memory alone. The memory
+    is the engine's own (csrc/arena.cpp says why).
     """
-    strides, step = [1] * len(shape), shape[0]
-    for axis in range(len(shape) - 1, 0, -1):
-        strides[axis] = step
-        step *= shape[axis]
-    return torch.empty_strided(shape, strides)
+    y: Tensor = _native.empty_batch_last(shape)
+    return y
 
 
 def memory(x: Tensor) -> Tensor:
@@ -61,7 +59,7 @@ def repacked(x: Tensor) -> Tensor:
     """`x` [N, C, H, W] or [N, F] in batch-last memory; itself where it already is. Not differentiable."""
     if is_batch_last(x):
         return x
-    if _native is None or not x.is_contiguous():
+    if not x.is_contiguous():
         return x.movedim(0, -1).contiguous().movedim(-1, 0)
     y = empty_batch_last(tuple(x.shape))
     rows = x.size(0)

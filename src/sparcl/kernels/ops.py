@@ -6,7 +6,7 @@ Inputs of other strides are repacked once, results are batch-last. Everything ru
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,10 @@ def sparse_conv2d(x: Tensor, values: Tensor, plan: Any, bias: Tensor | None = No
     for name, tensor in (("the values", values), ("the bias", bias)):
         if tensor is not None and tensor.dtype != torch.float32:
             raise ConfigError(f"{name} of a native layer must be torch.float32, not {tensor.dtype}")
-    y: Tensor = _SparseConv2d.apply(x, values, bias, plan)  # type: ignore[no-untyped-call]
+    recipe: Recipe | None = getattr(x, "_sparcl_recipe", None)
+    if recipe is not None and recipe.version != x._version:  # changed in place since
+        recipe = None
+    y: Tensor = _SparseConv2d.apply(x, values, bias, plan, recipe)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -76,9 +79,24 @@ def sparse_linear(x: Tensor, values: Tensor, plan: Any, bias: Tensor | None = No
     return sparse_conv2d(x, values, plan, bias)
 
 
+class Recipe(NamedTuple):
+    """How to make a BatchNorm's result again from its input: a convolution keeps this instead of its own input.
+
+    The BatchNorm keeps that input in any case, so each of the two has one tensor to keep, the same.
+    """
+
+    version: int
+    relu: bool
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    rstd: Tensor
+
+
 class _SparseConv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, plan: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, plan: Any, recipe: Recipe | None) -> Tensor:
         x = repacked(x)
         source = memory(x)
         try:
@@ -88,26 +106,43 @@ class _SparseConv2d(torch.autograd.Function):
             plan.forward(values.detach(), offsets, source, memory(y), torch.get_num_threads())
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        ctx.save_for_backward(x, values)
-        ctx.plan = plan
+        if not ctx.needs_input_grad[1]:  # only the weight gradient asks for x
+            ctx.save_for_backward(values)
+        elif recipe is None:
+            ctx.save_for_backward(values, x)
+        else:
+            ctx.save_for_backward(values, *recipe[2:])
+            ctx.relu = recipe.relu
+        ctx.plan, ctx.shape = plan, tuple(x.shape)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, values = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        values, *kept = ctx.saved_tensors
         gy, threads = memory(repacked(gradient)), torch.get_num_threads()
         gx = gvalues = gbias = None
         if ctx.needs_input_grad[1]:
+            x = kept[0] if len(kept) == 1 else _made_again(*kept, relu=ctx.relu)
             gvalues = torch.empty_like(values)
             ctx.plan.weight_gradient(memory(x), gy, gvalues, threads)
         if ctx.needs_input_grad[0]:
-            gx = empty_batch_last(tuple(x.shape))
+            gx = empty_batch_last(ctx.shape)
             ctx.plan.input_gradient(values.detach(), gy, memory(gx), threads)
         if ctx.needs_input_grad[2]:
             gbias = torch.empty(gy.size(0))
             _native.bias_gradient(gy, gbias, threads)
-        return gx, gvalues, gbias, None
+        return gx, gvalues, gbias, None, None
+
+
+def _made_again(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, *, relu: bool
+) -> Tensor:
+    """A BatchNorm's result, as a `Recipe` says."""
+    y = empty_batch_last(tuple(x.shape))
+    scale, shift = (None if t is None else t.detach() for t in (weight, bias))
+    _native.batch_norm_apply(memory(x), scale, shift, mean, rstd, memory(y), relu, torch.get_num_threads())
+    return y
 
 
 def batch_norm(
@@ -141,9 +176,13 @@ def batch_norm(
         check(residual, "the residual")
         if residual.shape != x.shape:
             raise ConfigError(f"batch_norm: residual must have shape {list(x.shape)}, not {list(residual.shape)}")
+    x = to_batch_last(x)
+    mean, rstd = torch.empty(x.size(1)), torch.empty(x.size(1))
     y: Tensor = _BatchNorm.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, residual, running_mean, running_var, training, momentum, eps, relu
+        x, weight, bias, residual, running_mean, running_var, mean, rstd, training, momentum, eps, relu
     )
+    if residual is None and torch.is_grad_enabled():
+        y._sparcl_recipe = Recipe(y._version, relu, x.detach(), weight, bias, mean, rstd)  # type: ignore[attr-defined]
     return y
 
 
@@ -157,14 +196,14 @@ class _BatchNorm(torch.autograd.Function):
         residual: Tensor | None,
         running_mean: Tensor | None,
         running_var: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
         training: bool,
         momentum: float,
         eps: float,
         relu: bool,
     ) -> Tensor:
-        x = repacked(x)
         y = empty_batch_last(tuple(x.shape))
-        mean, rstd = torch.empty(x.size(1)), torch.empty(x.size(1))
         try:
             _native.batch_norm(
                 memory(x),
@@ -215,7 +254,7 @@ class _BatchNorm(torch.autograd.Function):
             ctx.relu,
             torch.get_num_threads(),
         )
-        return gx, gweight, gbias, gresidual, None, None, None, None, None, None
+        return gx, gweight, gbias, gresidual, *(None,) * 8
 
 
 def average_pool(x: Tensor, size: Pair, stride: Pair | None = None) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sparcl.errors import ConfigError
 from sparcl.kernels import ops
+from sparcl.kernels.allocator import return_freed_memory
 from sparcl.nn.layers import elementwise_state, fresh_state
 
 BLOCKS = (4, 2)
@@ -30,7 +31,7 @@ BLOCKS = (4, 2)
 class CompactLayer(nn.Module, ABC):
     """What a compact convolution and a compact linear layer share: the active weights, and their coming and going.
 
-    Made from a dense layer, all of whose weights are active at first.
+    Made from a dense layer, all of whose weights are active at first and keep their memory.
 
     Attributes:
         name: as the model calls the layer (`SparseLayer`).
@@ -47,7 +48,7 @@ class CompactLayer(nn.Module, ABC):
         weight = dense.weight
         self.name = ""
         self.shape = tuple(weight.shape)
-        self.values = nn.Parameter(weight.detach().reshape(-1).clone(), requires_grad=weight.requires_grad)
+        self.values = nn.Parameter(weight.detach().reshape(-1), requires_grad=weight.requires_grad)
         self.register_buffer("weight_index", torch.arange(weight.numel(), dtype=torch.int32))
         self.bias = dense.bias
         self._chosen: Tensor | None = None
@@ -139,6 +140,7 @@ class CompactLayer(nn.Module, ABC):
     def plan(self) -> Any:
         """What the kernels know of the positions; made at the first use after they changed."""
         if self._plan is None:
+            return_freed_memory()
             self._plan = self._make_plan()
             self.set_chosen(self._chosen)
         return self._plan

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from sparcl import kernels
 from sparcl.errors import ConfigError
-from sparcl.kernels.allocator import keep_freed_memory
 from sparcl.nn.compact import BatchLastConv2d, CompactConv2d, CompactLayer, CompactLinear, has_kernel
 from sparcl.nn.layers import Prunable, prunable_names
 from sparcl.nn.norm import (
@@ -69,7 +68,6 @@ def to_native(model: nn.Module, prunable: Prunable = None, choice: Mapping[str, 
         if isinstance(module, nn.Sequential):
             _merge_relu(module)
     model.register_forward_hook(_ordinary_output)
-    keep_freed_memory()
     return model
 
 
