@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,8 +53,11 @@ def start(arguments: list[str], output: Path) -> int:
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             code = cli._main(arguments)
-            sys.stdout.flush()
+        except Exception:
+            traceback.print_exc()
         finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(code)
     return pid
 

@@ -95,6 +95,6 @@ def read_file(path: Path, limit: int) -> bytes:
                 raise CheckpointError(f"{path} is not a regular file")
             if status.st_size > limit:
                 raise CheckpointError(f"{path} has {status.st_size} bytes; at most {limit} are allowed")
-            return file.read(limit)
+            return file.read(status.st_size)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None

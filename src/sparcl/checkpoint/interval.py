@@ -25,7 +25,7 @@ class Interval:
         Raises:
             ConfigError: anything else, or zero.
         """
-        match = re.fullmatch(r"(\d{1,12})|(\d{1,9}(?:\.\d{1,6})?)s", str(text))
+        match = re.fullmatch(r"([0-9]{1,12})|([0-9]{1,9}(?:\.[0-9]{1,6})?)s", str(text))
         steps, seconds = (None, None) if match is None else match.groups()
         if not float(steps or seconds or 0) > 0:
             raise ConfigError(f"checkpoint interval {text!r} is not allowed; use steps (500) or seconds (60s), above 0")

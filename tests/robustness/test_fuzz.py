@@ -1,0 +1,84 @@
+"""A short, deterministic part of the fuzzing; ten thousand cases with `make fuzz`. And what a hostile pickle gets."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from functools import partial
+from pathlib import Path
+
+import fuzzing
+import pytest
+import torch
+
+import sparcl
+from sparcl import streams
+from sparcl.checkpoint import files
+from sparcl.config import read_toml
+from sparcl.errors import SparclError
+from sparcl.streams.idx import read_idx
+
+
+def test_mutated_files_are_refused_or_loaded_correctly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARCL_CACHE", "/dev/null/no-cache")
+    found = fuzzing.fuzz(300, seed=7, root=tmp_path)
+    assert sum(found.values()) == 300
+    kinds = {kind for kind, _ in found}
+    assert len(kinds) == 6
+    assert all(found[kind, "refused"] for kind in kinds)
+    assert sum(found[kind, "loaded"] for kind in kinds) > 10
+
+
+def test_a_wrong_load_would_be_seen(tmp_path: Path) -> None:
+    checkpoints = fuzzing.Checkpoints(tmp_path)
+    load = checkpoints.raw(random.Random(0))
+    checkpoints.state["settings"]["epochs"] = 99
+    (tmp_path / "case").rename(tmp_path / "mutated")
+    checkpoints._copy()
+    with pytest.raises(AssertionError, match="another state"):
+        load()
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_a_hostile_pickle_executes_nothing_wherever_a_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "executed"
+    bombs = [pickle.dumps(Bomb(mark), protocol) for protocol in (0, 2, 4)]
+    torch.save({"model": Bomb(mark)}, tmp_path / "bomb.pt")
+    bombs.append((tmp_path / "bomb.pt").read_bytes())
+    monkeypatch.setenv("SPARCL_CACHE", str(tmp_path / "cache"))
+    data = fuzzing.Data(tmp_path)
+    good = fuzzing.Checkpoints(tmp_path).good
+    for bomb in bombs:
+        for name in (files.MANIFEST, files.STATE, files.TENSORS):
+            kept = (good / name).read_bytes()
+            (good / name).write_bytes(bomb)
+            with pytest.raises(SparclError):
+                sparcl.Learner.load(good)
+            (good / name).write_bytes(kept)
+        place = tmp_path / "bomb"
+        place.write_bytes(bomb)
+        members = {**data.cifar, "cifar-10-batches-py/data_batch_1": bomb}
+        fuzzing.write_tar(tmp_path / "cifar.tar", members, "w")
+        images = fuzzing.write_folder(tmp_path / "images", {**data.images, "train/c000/0.png": bomb})
+        for read, argument in (
+            (read_idx, place),
+            (read_toml, place),
+            (partial(streams.load, "folder"), images),
+            (partial(streams.load, "seq-cifar10"), place),
+            (partial(streams.load, "seq-cifar10"), tmp_path / "cifar.tar"),
+        ):
+            with pytest.raises(SparclError):
+                read(argument)
+    assert not mark.exists()
