@@ -226,10 +226,11 @@ class Cluster:
         while waiting:
             for entry in list(waiting):
                 job, handle = entry
-                if job.name not in begun and job.log.exists():
+                ended = handle.done()
+                if job.name not in begun and (ended or job.log.exists()):
                     begun.add(job.name)
                     started(job.name)
-                if handle.done():
+                if ended:
                     waiting.remove(entry)
                     done(self._outcome(job, handle))
             time.sleep(POLL_SECONDS)
