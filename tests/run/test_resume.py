@@ -1,0 +1,191 @@
+"""`sparcl run --resume`: what is refused, what is said, what is kept."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparcl import cli, learner, streams
+from sparcl.checkpoint import Store, files
+from sparcl.run.lock import LOCK
+
+RUN = ["run", "seq-digits", "--limit-per-class", "40", "--epochs", "1", "--width", "4", "--threads", "1"]
+ARGUMENTS = [*RUN, "--backend", "reference", "--checkpoint-every", "2"]
+
+
+class Refused(Exception):
+    """Stands for a process that dies at a moment chosen by a test."""
+
+
+def die_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training ends, as if killed, after `step` steps."""
+    real = learner.Learner._step
+
+    def limited(self: learner.Learner, position: Any) -> None:
+        if self.steps == step:
+            raise Refused
+        real(self, position)
+
+    monkeypatch.setattr(learner.Learner, "_step", limited)
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """A run that died after step 5; its newest checkpoint is of step 4."""
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        die_at(5, patch)
+        with pytest.raises(Refused):
+            cli._main([*ARGUMENTS, "--out", str(out)])
+    assert (out / "checkpoint" / "latest").read_text() == "step-4\n"
+    return out
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["--lr", "0.5"], "lr is 0.5 here, but"),
+        (["--method", "er"], "method is 'er' here, but 'derpp'"),
+        (["--seed", "3"], "seed is 3 here, but 0"),
+        (["--threads", "2"], "threads is 2 here, but 1"),
+        (["--limit-per-class", "39"], "limit_per_class is 39 here, but 40"),
+    ],
+)
+def test_a_changed_configuration_is_refused_by_name(
+    killed: Path, changed: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(p.name for p in killed.rglob("*"))
+    capsys.readouterr()
+    assert cli._main([*ARGUMENTS, *changed, "--out", str(killed), "--resume"]) == 2
+    assert said in one_line(capsys)
+    assert sorted(p.name for p in killed.rglob("*")) == before
+
+
+def test_other_data_is_refused(
+    killed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = streams.digits.read_digits
+
+    def brighter() -> Any:
+        arrays = real()
+        arrays.train_inputs[0, 0, 0, 0] ^= 1
+        return arrays
+
+    monkeypatch.setattr(streams.digits, "read_digits", brighter)
+    capsys.readouterr()
+    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 2
+    assert "cannot resume with other data" in one_line(capsys)
+
+
+def test_events_are_cut_back_and_every_resume_is_noted(killed: Path) -> None:
+    kept = (killed / "events.jsonl").read_bytes()
+    with (killed / "events.jsonl").open("ab") as file:
+        file.write(b'{"event": "epoch.end", "task": 77}\n{"event": "torn')
+    for _ in range(2):  # the first resume dies before its first checkpoint
+        with pytest.MonkeyPatch.context() as patch:
+            die_at(5, patch)
+            with pytest.raises(Refused):
+                cli._main([*ARGUMENTS, "--out", str(killed), "--resume"])
+    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
+    found = events(killed)
+    assert [e["step"] for e in found if e["event"] == "run.resume"] == [4, 4, 4]
+    assert not [e for e in found if e.get("task") == 77]
+    assert found[-1]["event"] == "run.end"
+    assert kept.startswith(b"".join((killed / "events.jsonl").read_bytes().splitlines(keepends=True)[:1]))
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_leads_to_the_same_end(
+    killed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (killed / "checkpoint" / "step-4" / files.TENSORS).write_bytes(b"damaged")
+    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "step-4 is damaged" in said
+    assert "using step-2" in said
+    (resumed,) = [e for e in events(killed) if e["event"] == "run.resume"]
+    assert resumed["step"] == 2
+    assert "step-4" in resumed["damaged"][0]
+    assert cli._main([*ARGUMENTS, "--out", str(tmp_path / "whole")]) == 0
+    assert (killed / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_without_a_checkpoint_it_starts_from_the_beginning_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new"
+    assert cli._main([*ARGUMENTS, "--out", str(out), "--resume"]) == 0
+    assert "starting from the beginning" in " ".join(capsys.readouterr().out.split())
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert cli._main([*ARGUMENTS, "--out", str(out), "--resume", "--lr", "0.5"]) == 0  # finished: nothing changes
+    assert "nothing to do" in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert cli._main([*ARGUMENTS, "--out", str(out)]) == 2
+    assert "--resume" in one_line(capsys)
+
+
+def test_a_second_process_is_refused_in_one_line_and_leaves_the_first_alone(
+    killed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(p.name for p in killed.rglob("*"))
+    capsys.readouterr()
+    with (killed / LOCK).open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 2
+        assert "in use by another process" in one_line(capsys)
+    assert sorted(p.name for p in killed.rglob("*")) == before
+    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0  # the lock went with its holder
+
+
+def test_a_loss_that_becomes_nan_keeps_the_last_good_checkpoint(
+    killed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = learner.Learner._assemble
+
+    def poisoned(self: learner.Learner, ids: torch.Tensor) -> Any:
+        batch = real(self, ids)
+        if self.steps == 7:
+            batch.inputs[0] = float("nan")
+        return batch
+
+    monkeypatch.setattr(learner.Learner, "_assemble", poisoned)
+    capsys.readouterr()
+    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 2
+    line = one_line(capsys)
+    assert all(word in line for word in ("NaN", "task ", "epoch ", "step "))
+    loaded = Store(killed / "checkpoint").load()
+    assert loaded is not None
+    assert (loaded.name, loaded.damaged) == ("step-6", ())
+    monkeypatch.undo()
+    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
+
+
+def test_where_no_checkpoint_can_be_used_the_run_is_refused(killed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("step-2", "step-4"):
+        (killed / "checkpoint" / name / files.MANIFEST).write_bytes(b"{")
+    capsys.readouterr()
+    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 2
+    assert "can be used" in one_line(capsys)
+
+
+@pytest.mark.parametrize("every", ["0", "0s", "often", "-5", "60m"])
+def test_a_wrong_interval_is_refused_and_leaves_nothing(
+    tmp_path: Path, every: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*RUN, "--checkpoint-every", every, "--out", str(tmp_path / "out")]
+    assert cli._main(arguments) == 2
+    assert "60s" in one_line(capsys)
+    assert not (tmp_path / "out").exists()
