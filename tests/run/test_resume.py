@@ -18,7 +18,7 @@ RUN = ["run", "seq-digits", "--limit-per-class", "40", "--epochs", "1", "--width
 ARGUMENTS = [*RUN, "--backend", "reference", "--checkpoint-every", "2"]
 
 
-class Refused(Exception):
+class DiedError(Exception):
     """Stands for a process that dies at a moment chosen by a test."""
 
 
@@ -28,7 +28,7 @@ def die_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def limited(self: learner.Learner, position: Any) -> None:
         if self.steps == step:
-            raise Refused
+            raise DiedError
         real(self, position)
 
     monkeypatch.setattr(learner.Learner, "_step", limited)
@@ -40,7 +40,7 @@ def killed(tmp_path: Path) -> Path:
     out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         die_at(5, patch)
-        with pytest.raises(Refused):
+        with pytest.raises(DiedError):
             cli._main([*ARGUMENTS, "--out", str(out)])
     assert (out / "checkpoint" / "latest").read_text() == "step-4\n"
     return out
@@ -98,7 +98,7 @@ def test_events_are_cut_back_and_every_resume_is_noted(killed: Path) -> None:
     for _ in range(2):  # the first resume dies before its first checkpoint
         with pytest.MonkeyPatch.context() as patch:
             die_at(5, patch)
-            with pytest.raises(Refused):
+            with pytest.raises(DiedError):
                 cli._main([*ARGUMENTS, "--out", str(killed), "--resume"])
     assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
     found = events(killed)

@@ -168,3 +168,14 @@ def test_reading_is_bounded_by_what_is_there():
     assert files.read_bounded(io.BytesIO(b"abc"), 3, "x") == b"abc"
     with pytest.raises(DataError, match="x is larger than the 2 bytes"):
         files.read_bounded(io.BytesIO(b"abc"), 2, "x")
+
+
+def test_a_zip_member_without_a_name_is_refused(tmp_path):
+    data = write_zip(tmp_path / "a.zip", {"x": b"1"}).read_bytes()
+    directory = data.index(b"PK\x01\x02")
+    nameless = bytearray(data)
+    nameless[directory + 28 : directory + 30] = b"\0\0"  # length of the name in the central directory
+    nameless[directory + 30 : directory + 32] = b"\1\0"  # what was the name is now its extra field
+    (tmp_path / "a.zip").write_bytes(nameless)
+    with pytest.raises(DataError):
+        list(members(tmp_path / "a.zip", ()))

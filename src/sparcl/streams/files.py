@@ -85,7 +85,7 @@ def members(path: Path, tops: Sequence[str], progress: Progress | None = None) -
     with _one_line(path):
         if _begins(path).startswith(b"PK"):
             with zipfile.ZipFile(path) as archive:
-                files = sum(not info.is_dir() for info in archive.infolist())
+                files = sum(not info.filename.endswith("/") for info in archive.infolist())
                 yield from _counted(_zip_members(path, archive), files, progress)
         else:
             yield from _tar_members(path, progress)
@@ -154,6 +154,8 @@ def _file_member(root: Path, file: Path) -> Member:
 
 
 def _safe_parts(source: Path, name: str) -> tuple[str, ...]:
+    if not name:
+        raise DataError(f"{source} holds a member without a name: refused")
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name:
         raise DataError(f"{source} holds the member {name!r}, whose path leaves the archive: refused")
