@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad arguments or data (exactly one line on stderr), 130 an
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -142,6 +143,49 @@ def info(
     from sparcl.run.info import about
 
     Console().print(table(published_rows()) if flops else about())
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Option(help="resnet18, convnet or mlp")] = "resnet18",
+    width: Annotated[int | None, typer.Option(help="channels of the model's first layer; resnet18: 64")] = None,
+    batch_size: Annotated[int, typer.Option(help="samples a step")] = 32,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: PyTorch's")] = None,
+    sparsity: Annotated[list[float] | None, typer.Option(help="default: 0.75, 0.90 and 0.95")] = None,
+    pattern: Annotated[list[str] | None, typer.Option(help="unstructured or block; default: both")] = None,
+    block_size: Annotated[int, typer.Option(help="output channels that share positions")] = 4,
+    compile_: Annotated[bool, typer.Option("--compile", help="time torch.compile as well (slow to start)")] = False,
+    json_: Annotated[Path | None, typer.Option("--json", help="write the rows to this file")] = None,
+) -> None:
+    """What will I gain on this device? A dense PyTorch training step against a native one, in time and memory.
+
+    The JSON file holds a list of rows: sparsity, pattern, dense_ms, dense_variant, native_ms, speedup, theoretical_gain
+    (multiply-adds of the dense step over those of the sparse one), peak_dense_bytes, peak_native_bytes, isa, threads,
+    batch, width, model.
+    """
+    import torch
+
+    from sparcl.nn import DEFAULT_WIDTH
+    from sparcl.run.bench import as_table, measure_all
+
+    console = Console()
+    rows = measure_all(
+        model=model,
+        width=width or DEFAULT_WIDTH.get(model, 64),
+        batch=batch_size,
+        threads=torch.get_num_threads() if threads is None else threads,
+        sparsities=sparsity or [0.75, 0.90, 0.95],
+        patterns=pattern or ["unstructured", "block"],
+        block_size=block_size,
+        compiled=compile_,
+        tell=lambda what: console.print(what, highlight=False),
+    )
+    if json_ is not None:
+        try:
+            json_.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write {json_}: {error.strerror}") from None
+    console.print(as_table(rows))
 
 
 def _options(pairs: list[str]) -> dict[str, float]:

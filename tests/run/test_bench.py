@@ -1,0 +1,64 @@
+"""`sparcl bench`: rows with a meaning, a table, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sparcl import kernels
+from sparcl.cli import _main
+from sparcl.run import bench
+from sparcl.run.bench import Side
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason=kernels.why_unavailable())
+
+FIELDS = {"sparsity", "pattern", "dense_ms", "dense_variant", "native_ms", "speedup", "peak_dense_bytes"}
+FIELDS |= {"peak_native_bytes", "isa", "threads", "batch", "width"}
+
+
+def test_the_command_measures_and_writes_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "SECONDS", 0.1)
+    file = tmp_path / "rows.json"
+    options = (
+        "--model convnet --width 8 --batch-size 4 --threads 1 --sparsity 0.9 --pattern unstructured --pattern block"
+    )
+    assert _main(["bench", *options.split(), "--pattern", "block", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())
+    assert [(row["sparsity"], row["pattern"]) for row in rows] == [(0.9, "block")]
+    for row in rows:
+        assert set(row) >= FIELDS
+        assert row["speedup"] == pytest.approx(row["dense_ms"] / row["native_ms"])
+        assert row["dense_variant"] in ("nchw", "channels_last")
+        assert row["isa"] == kernels.isa()
+        assert row["peak_native_bytes"] > 0
+        assert row["theoretical_gain"] > 3
+    assert "block" in capsys.readouterr().out
+
+
+def test_the_theoretical_gain_of_resnet18_is_that_of_its_multiply_adds() -> None:
+    """At .95 in sixteen of its layers, less what stem, shortcuts and classifier keep (more so the narrower it is)."""
+    assert 14.0 < Side("native", sparsity=0.95, width=16).theoretical_gain() < 15.0
+    assert Side("native", sparsity=0.0, width=16).theoretical_gain() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model vgg", "resnet18, convnet, mlp"),
+        ("--batch-size 1", "2 or more"),
+        ("--threads 0", "1 or more"),
+        ("--sparsity 1.5", "0 to 0.99"),
+        ("--pattern diagonal", "unstructured, block"),
+    ],
+)
+def test_what_is_not_allowed_is_refused_in_one_line(
+    options: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _main(["bench", *options.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
