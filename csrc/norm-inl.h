@@ -35,7 +35,7 @@ SPARCL_INLINE float chunk_sum(const float* x, long n) {
   for (; i + 4 * V <= n; i += 4 * V)
     SPARCL_UNROLL
     for (int u = 0; u < 4; ++u) s[u] += load(x + i + u * V);
-  each_vector(n - i, [&](long j, int lanes) { s[0] += get(x + i + j, lanes); });
+  each_vector(n - i, [&](long j, int lanes) SPARCL_INLINED { s[0] += get(x + i + j, lanes); });
   return static_cast<float>(lane_sum((s[0] + s[1]) + (s[2] + s[3])));
 }
 
@@ -79,7 +79,7 @@ SPARCL_INLINE vec positive(vec v) { return v < 0.0f ? vec{} : v; }  // NaN passe
 
 template <bool Residual, bool Relu>
 SPARCL_INLINE void norm_forward_as(const float* x, const float* residual, float* y, long count, float scale, float shift) {
-  each_vector(count, [&](long i, int lanes) {
+  each_vector(count, [&](long i, int lanes) SPARCL_INLINED {
     vec v = get(x + i, lanes) * scale + shift;
     if (Residual) v += get(residual + i, lanes);
     if (Relu) v = positive(v);
@@ -94,46 +94,78 @@ void norm_forward(const float* x, const float* residual, float* y, long count, f
   norm_forward_as<false, false>(x, residual, y, count, scale, shift);
 }
 
-// The gradient behind the ReLU. Where the forward result is not at hand its sign is computed again, with the same operations.
+// Where the sign of the forward result comes from: there is no ReLU, it is computed again with the same operations, or the result
+// is at hand. A template argument, as a test for each vector costs as much as the memory it waits for.
+enum class Relu { kNone, kAgain, kResult };
+
+template <Relu R>
 SPARCL_INLINE vec behind_relu(const NormBackward& a, long i, int lanes, vec x) {
   const vec g = get(a.gradient + i, lanes);
-  if (!a.relu) return g;
-  const vec y = a.y ? get(a.y + i, lanes) : x * a.scale + a.shift;
+  if constexpr (R == Relu::kNone) return g;
+  const vec y = R == Relu::kResult ? get(a.y + i, lanes) : x * a.scale + a.shift;
   return y > 0.0f ? g : vec{};
 }
 
-void norm_sums(const NormBackward& a, double* gradient, double* product) {
+template <Relu R>
+void norm_sums_as(const NormBackward& a, double* gradient, double* product) {
   double s = 0, p = 0;
   for (long from = 0; from < a.count; from += kChunk) {
-    vec sums = {}, products = {};
-    each_vector(smaller(kChunk, a.count - from), [&](long i, int lanes) {
+    const long n = smaller(kChunk, a.count - from);
+    vec sums[4] = {}, products[4] = {};
+    const auto add = [&](long i, int lanes, int u) SPARCL_INLINED {
       const vec x = get(a.x + from + i, lanes);
-      const vec g = behind_relu(a, from + i, lanes, x);
-      sums += g;
-      products += g * (x - a.mean);  // lanes that do not exist have g = 0
-    });
-    s += lane_sum(sums);
-    p += lane_sum(products);
+      const vec g = behind_relu<R>(a, from + i, lanes, x);
+      sums[u] += g;
+      products[u] += g * (x - a.mean);  // lanes that do not exist have g = 0
+    };
+    long i = 0;
+    for (; i + 4 * V <= n; i += 4 * V)
+      SPARCL_UNROLL
+      for (int u = 0; u < 4; ++u) add(i + u * V, V, u);
+    each_vector(n - i, [&](long j, int lanes) SPARCL_INLINED { add(i + j, lanes, 0); });
+    s += lane_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    p += lane_sum((products[0] + products[1]) + (products[2] + products[3]));
   }
   *gradient = s;
   *product = p;
 }
 
-void norm_backward(const NormBackward& a) {
-  each_vector(a.count, [&](long i, int lanes) {
+template <Relu R, bool Input, bool Residual>
+void norm_backward_as(const NormBackward& a) {
+  const float slope = a.a, level = a.b, tilt = a.c, mean = a.mean;
+  each_vector(a.count, [&](long i, int lanes) SPARCL_INLINED {
     const vec x = get(a.x + i, lanes);
-    const vec g = behind_relu(a, i, lanes, x);
-    if (a.gresidual) put(a.gresidual + i, g, lanes);
-    if (a.gx) put(a.gx + i, (g * a.a + a.b) + (x - a.mean) * a.c, lanes);
+    const vec g = behind_relu<R>(a, i, lanes, x);
+    if constexpr (Residual) put(a.gresidual + i, g, lanes);
+    if constexpr (Input) put(a.gx + i, (g * slope + level) + (x - mean) * tilt, lanes);
   });
 }
 
+template <Relu R>
+void norm_backward_to(const NormBackward& a) {
+  if (a.gx && a.gresidual) return norm_backward_as<R, true, true>(a);
+  if (a.gx) return norm_backward_as<R, true, false>(a);
+  norm_backward_as<R, false, true>(a);
+}
+
+void norm_sums(const NormBackward& a, double* gradient, double* product) {
+  if (!a.relu) return norm_sums_as<Relu::kNone>(a, gradient, product);
+  if (a.y) return norm_sums_as<Relu::kResult>(a, gradient, product);
+  norm_sums_as<Relu::kAgain>(a, gradient, product);
+}
+
+void norm_backward(const NormBackward& a) {
+  if (!a.relu) return norm_backward_to<Relu::kNone>(a);
+  if (a.y) return norm_backward_to<Relu::kResult>(a);
+  norm_backward_to<Relu::kAgain>(a);
+}
+
 void add_scaled(const float* x, float* y, long count, float scale) {
-  each_vector(count, [&](long i, int lanes) { put(y + i, get(y + i, lanes) + get(x + i, lanes) * scale, lanes); });
+  each_vector(count, [&](long i, int lanes) SPARCL_INLINED { put(y + i, get(y + i, lanes) + get(x + i, lanes) * scale, lanes); });
 }
 
 void maximum(const float* x, float* y, long count) {
-  each_vector(count, [&](long i, int lanes) {
+  each_vector(count, [&](long i, int lanes) SPARCL_INLINED {
     const vec a = get(x + i, lanes), b = get(y + i, lanes);
     put(y + i, (a > b) | (a != a) ? a : b, lanes);
   });

@@ -12,7 +12,7 @@ namespace {
 constexpr long kFirstCache = 24 * 1024, kSecondCache = 512 * 1024;
 // Nonzeros that a list should have within a block of channels: with fewer, carrying sums from block to block (of the weight
 // gradient: adding up lanes) costs more than the first cache gives.
-constexpr long kShortList = 10, kShortDot = 6;
+constexpr long kShortList = 14, kShortDot = 6;
 // The register tile of the weight gradient is only a loop over positions, so it may be longer.
 constexpr int kDotRows = 4, kDotColumns = 8;
 // Parts of the positions whose weight gradients are summed apart. Fixed, so that the bits do not depend on the threads.

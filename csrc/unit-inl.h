@@ -11,6 +11,7 @@
 #define SPARCL_AHEAD 2
 #endif
 #define SPARCL_INLINE inline __attribute__((always_inline))
+#define SPARCL_INLINED __attribute__((always_inline))  // of a lambda
 #define SPARCL_UNROLL _Pragma("GCC unroll 32")
 
 namespace sparcl {
