@@ -23,7 +23,7 @@ def test_the_command_measures_and_writes_rows(
 ) -> None:
     monkeypatch.setattr(bench, "SECONDS", 0.1)
     file = tmp_path / "rows.json"
-    options = (
+    options = "--model convnet --width 8 --batch-size 4 --threads 1 --sparsity 0.9"
         "--model convnet --width 8 --batch-size 4 --threads 1 --sparsity 0.9 --pattern unstructured --pattern block"
     )
     assert _main(["bench", *options.split(), "--pattern", "block", "--json", str(file)]) == 0
