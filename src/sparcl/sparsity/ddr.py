@@ -123,7 +123,7 @@ class DDR(Sparsifier):
         self.generator.set_state(state["generator"])
         self.moments.load_state_dict(state["moments"])
         kept = checks.tensor(state["kept"], "kept samples", torch.bool, (None,))
-        self.removed = checks.integer(state["removed"], "removed samples", most=int((~kept).sum()))
+        self.removed = checks.integer(state["removed"], "removed samples", gone := int((~kept).sum()), gone)
         self.kept, shape = kept.clone(), tuple(kept.shape)
         self.count = checks.tensor(state["count"], "misclassification counts", torch.int32, shape).clone()
         self.seen = checks.tensor(state["seen"], "seen samples", torch.bool, shape).clone()

@@ -1,0 +1,180 @@
+"""`Learner.save` and `Learner.load`: everything comes back, on either backend, to the last bit."""
+
+from __future__ import annotations
+
+import copy
+import filecmp
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toys import Net, blobs
+
+import sparcl
+from sparcl import kernels, saving
+from sparcl.checkpoint import Store, files, tree
+from sparcl.errors import CheckpointError, TrainingError
+from sparcl.methods import ER, DERpp
+from sparcl.nn import ConvNet
+from sparcl.sparsity import RigL
+
+NATIVE = pytest.mark.skipif(not kernels.available(), reason="the compiled part is missing")
+BACKENDS = ["reference", pytest.param("native", marks=NATIVE)]
+ACROSS = [
+    ("reference", "reference"),
+    *(pytest.param(*p, marks=NATIVE) for p in [("native", "reference"), ("reference", "native")]),
+]
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05, initial_accumulator_value=0.1),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+}
+SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 8}
+
+
+def stream() -> sparcl.streams.Stream:
+    return blobs(tasks=2, per_class=24, flip=True)
+
+
+def made(backend: str, optimizer: str = "sgd", pattern: str = "unstructured", **options: Any) -> sparcl.Learner:
+    torch.manual_seed(0)
+    model, sparsifier = ConvNet(4, 2, 8), sparcl.SparCL(0.75, pattern=pattern)
+    make = OPTIMIZERS[optimizer]
+    return sparcl.Learner(model, DERpp(20), sparsifier, optimizer=make, backend=backend, **SETTINGS, **options)
+
+
+def same_files(one: Path, other: Path) -> bool:
+    return all(filecmp.cmp(one / name, other / name, shallow=False) for name in (files.STATE, files.TENSORS))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("pattern", ["unstructured", "block"])
+@pytest.mark.parametrize(("saves", "loads"), ACROSS)
+def test_saved_by_one_backend_loaded_and_saved_by_the_other_is_the_same_bytes(
+    tmp_path: Path, saves: str, loads: str, pattern: str, optimizer: str
+) -> None:
+    first = made(saves, optimizer, pattern, checkpoint_dir=tmp_path / "first", checkpoint_every=17)
+    for task in stream():
+        first.learn(task)
+    (middle,) = [p for p in (tmp_path / "first").iterdir() if p.name == "step-17"]
+    second = sparcl.Learner.load(middle, backend=loads)
+    assert second.position is not None
+    assert (second.position.task, second.steps) == (1, 17)
+    assert same_files(middle, second.save(tmp_path / "second"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loaded_learner_goes_on_to_the_same_bits(tmp_path: Path, backend: str) -> None:
+    whole = made(backend, "adamw", checkpoint_dir=tmp_path / "all", checkpoint_every=5)
+    for task in stream():
+        whole.learn(task)
+    end = whole.save(tmp_path / "end")
+    for folder in sorted((tmp_path / "all").glob("step-*")):
+        resumed = sparcl.Learner.load(folder, backend=backend)
+        for task in stream()[resumed.learned :]:
+            resumed.learn(task)
+        assert same_files(end, resumed.save(tmp_path / folder.name))
+
+
+def test_a_model_and_an_optimizer_of_ones_own_are_passed_in(tmp_path: Path) -> None:
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        split = list(parameters)
+        return torch.optim.SGD([{"params": split[:3]}, {"params": split[3:], "momentum": 0.5}], lr=0.05)
+
+    own = sparcl.Learner(Net(), ER(10), RigL(0.5, every=2), optimizer=make, backend="reference", **SETTINGS)
+    own.learn(stream()[0])
+    folder = own.save(tmp_path)
+    with pytest.raises(CheckpointError, match="model was made"):
+        sparcl.Learner.load(tmp_path)
+    with pytest.raises(CheckpointError, match="optimizer"):
+        sparcl.Learner.load(tmp_path, Net())
+    loaded = sparcl.Learner.load(tmp_path, Net(seed=5), optimizer=make, backend="reference")
+    assert same_files(folder, loaded.save(tmp_path / "again"))
+    with pytest.raises(CheckpointError, match="made with another method"):
+        sparcl.Learner.load(tmp_path, Net(), ER(11), optimizer=make)
+    with pytest.raises(CheckpointError, match="parameter group"):
+        sparcl.Learner.load(tmp_path, Net(), optimizer=OPTIMIZERS["sgd"])
+
+
+def test_nothing_that_is_nan_is_saved(tmp_path: Path) -> None:
+    learner = made("reference")
+    learner.save(tmp_path)
+    with torch.no_grad():
+        next(learner.model.parameters())[0] = float("nan")
+    with pytest.raises(TrainingError, match="NaN"):
+        learner.save(tmp_path)
+    assert sparcl.Learner.load(tmp_path).steps == 0
+
+
+def test_another_task_than_the_one_it_stands_in_is_refused(tmp_path: Path) -> None:
+    learner = made("reference", checkpoint_dir=tmp_path, checkpoint_every=3)
+    learner.learn(stream()[0])
+    loaded = sparcl.Learner.load(tmp_path)
+    with pytest.raises(CheckpointError, match="other data"):
+        loaded.learn(blobs(tasks=2, per_class=24, seed=1)[0])
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> tree.State:
+    place = tmp_path_factory.mktemp("state")
+    made("reference", "adamw", checkpoint_dir=place, checkpoint_every=5).learn(stream()[0])
+    loaded = Store(place).load()
+    assert loaded is not None
+    return loaded.state
+
+
+def first_layer(state: tree.State) -> Any:
+    return state["layers"][min(state["layers"])]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: first_layer(s)["index"].__setitem__(0, -1), "entries outside"),
+        (lambda s: first_layer(s)["index"].__setitem__(-1, 1 << 30), "entries outside"),
+        (lambda s: first_layer(s)["index"].__setitem__(1, first_layer(s)["index"][0]), "not ascending"),
+        (lambda s: first_layer(s).update(index=first_layer(s)["index"].long()), "int32"),
+        (lambda s: first_layer(s).update(values=first_layer(s)["values"][1:]), "values"),
+        (lambda s: first_layer(s).update(chosen=torch.ones(1, dtype=torch.bool)), "chosen"),
+        (lambda s: first_layer(s).update(shape=[1, 2, 3, 4]), "shape"),
+        (lambda s: s["model"].update({"0.weight": torch.zeros(1)}), "0.weight"),
+        (lambda s: s["model"].pop("0.weight"), "lacks '0.weight'"),
+        (lambda s: s["optimizer"].update(kind="LBFGS"), "optimizer"),
+        (lambda s: s["optimizer"]["groups"][0].update(lr=-1.0), "does not fit"),
+        (lambda s: s["optimizer"]["state"]["0.weight"].pop("exp_avg"), "exp_avg"),
+        (lambda s: s["optimizer"]["state"].update({"nobody": {}}), "nobody"),
+        (lambda s: s["learner"]["method"]["buffer"].update(seen=3), "buffer"),
+        (lambda s: s["learner"]["method"]["buffer"]["labels"].__setitem__(0, -5), "labels"),
+        (lambda s: s["learner"]["position"].update(cursor=10**6), "cursor"),
+        (lambda s: s["learner"]["position"].update(order=torch.ones(3)), "order"),
+        (lambda s: s["learner"]["position"].update(task=1), "position"),
+        (lambda s: s["learner"]["position"].update(epoch=5), "epoch"),
+        (lambda s: s["learner"]["generators"].update(order=torch.zeros(3, dtype=torch.uint8)), "does not fit"),
+        (lambda s: s["learner"]["sparsifier"]["ddr"].update(removed=7), "removed"),
+        (lambda s: s["learner"]["sparsifier"].update(unknown=1), "not taken as it is"),
+        (lambda s: s["settings"].update(epochs="2"), "epochs"),
+        (lambda s: s["settings"]["made_from"]["model"].update(kind="Popen"), "unknown model; allowed: ResNet"),
+        (lambda s: s["settings"]["made_from"]["model"]["arguments"].update(width=1 << 40), "width"),
+        (lambda s: s["settings"]["made_from"]["method"]["arguments"].update(buffer_size=21), "does not hold|not taken"),
+    ],
+)
+def test_a_state_that_was_bent_is_refused_by_name(
+    tmp_path: Path, state: tree.State, change: Callable[[tree.State], Any], said: str
+) -> None:
+    bent = copy.deepcopy(state)
+    change(bent)
+    Store(tmp_path).save(1, bent)
+    with pytest.raises(CheckpointError, match=said):
+        sparcl.Learner.load(tmp_path)
+
+
+def test_the_state_itself_is_taken(tmp_path: Path, state: tree.State) -> None:
+    Store(tmp_path).save(1, state)
+    learner = sparcl.Learner.load(tmp_path, backend="reference")
+    assert tree.difference(learner.checkpoint_state(), state) is None
+    assert json.loads(json.dumps(saving.recipes(learner.model, learner.method, learner.sparsifier))) == learner.recipes
