@@ -3,8 +3,8 @@
 Forward, backward and SGD's update at batch 32, CIFAR shapes, width 64. The sides take turns in one process for
 `--seconds`; figures are medians. Dense is NCHW, channels_last and (with `--compile`) torch.compile, fp32; bf16 autocast
 is timed for information. Native is timed at .75, .90 and .95, unstructured and in blocks of 4, without DGM and with it
-at the published setting (a fifth of the active weights frozen). DGM's choice, two more passes in 30 steps, is timed apart
-and a thirtieth of it added. `--avx2` holds both sides to AVX2.
+at the published setting (a fifth of the active weights frozen). DGM's choice, two more passes in 30 steps, is timed
+apart and a thirtieth of it added. `--avx2` holds both sides to AVX2.
 """
 
 from __future__ import annotations

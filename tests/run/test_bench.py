@@ -24,8 +24,6 @@ def test_the_command_measures_and_writes_rows(
     monkeypatch.setattr(bench, "SECONDS", 0.1)
     file = tmp_path / "rows.json"
     options = "--model convnet --width 8 --batch-size 4 --threads 1 --sparsity 0.9"
-        "--model convnet --width 8 --batch-size 4 --threads 1 --sparsity 0.9 --pattern unstructured --pattern block"
-    )
     assert _main(["bench", *options.split(), "--pattern", "block", "--json", str(file)]) == 0
     rows = json.loads(file.read_text())
     assert [(row["sparsity"], row["pattern"]) for row in rows] == [(0.9, "block")]
