@@ -168,6 +168,18 @@ def _section(name: str, records: Sequence[Record]) -> list[str]:
         "### Summary",
         "",
         *(f"- {line}" for line in [*_setting(records, groups), *_accuracy(made, comparisons), *_cost(groups)]),
+        *_claims(made),
+        "",
+        "### Table",
+        "",
+        as_markdown(groups).rstrip("\n"),
+    ]
+
+
+def _claims(made: Sequence[Comparison]) -> list[str]:
+    if not made:
+        return []
+    return [
         "",
         "### Claims",
         "",
@@ -180,10 +192,6 @@ def _section(name: str, records: Sequence[Record]) -> list[str]:
             f" {c.cell('task_il')} | {c.verdict('task_il')} |"
             for c in made
         ),
-        "",
-        "### Table",
-        "",
-        as_markdown(groups).rstrip("\n"),
     ]
 
 
@@ -195,7 +203,7 @@ def _setting(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
         f"Data and network: {', '.join(sorted({g.stream for g in groups}))}, images a class:"
         f" {', '.join(said['limit_per_class'])}; epochs a task: {', '.join(said['epochs'])}; width:"
         f" {', '.join(said['width'])}.",
-        f"{len(records)} runs, seeds {', '.join(map(str, seeds))}; {complete} of {len(groups)} rows have every seed.",
+        f"{len(records)} run(s), seeds {', '.join(map(str, seeds))}; {complete} of {len(groups)} rows have every seed.",
         f"Hardware: {'; '.join(hardware(groups))}.",
     ]
 

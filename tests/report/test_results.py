@@ -94,7 +94,7 @@ def test_the_page_begins_with_a_summary_of_what_holds(
     assert kept == {"config.toml", "result.json"}
     text = results.page()
     assert "reproduced clearly: SparCL-DER++ at 0.90 is not below dense DER++." in text
-    assert "6 runs, seeds 0, 1, 2; 2 of 2 rows have every seed." in text
+    assert "6 run(s), seeds 0, 1, 2; 2 of 2 rows have every seed." in text
     assert "Some CPU, 1 thread(s)" in text
     assert "have no records yet" in text
     assert text.index("### Summary") < text.index("### Claims") < text.index("### Table")
