@@ -55,8 +55,9 @@ def test_batch_norm(
     inputs = [wide(t) for t in (x, residual, weight, bias)]
     want = F.batch_norm(inputs[0], *wide_running, inputs[2], inputs[3], training, 0.1, 1e-5)
     want = want if residual is None else want + inputs[1]
+    scale = want.detach().abs().max()  # before the ReLU, which may leave next to nothing
     want = F.relu(want) if relu else want
-    assert_close(y, want)
+    assert (y.double() - want).abs().max() <= 1e-4 * scale
     for ours, theirs in zip(running, wide_running, strict=True):
         assert_close(ours, theirs)
     # The sign at the kink of the ReLU may differ by rounding: leave such elements out of the gradient.
