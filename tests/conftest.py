@@ -2,6 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A busy machine is no failure: speed is measured in benchmarks/, never in tests.
+settings.register_profile("sparcl", deadline=None)
+settings.load_profile("sparcl")
 
 
 @pytest.fixture(autouse=True)
