@@ -50,7 +50,7 @@ Pass::Pass(const Kernels& unit, const PassShape& shape, const Lists& lists, bool
     grid_columns_ = std::max(grid_columns_, output.columns);
   }
   choose_tiles(lists, gradient_of_weights);
-  order_ = order(lists);
+  if (!gradient_of_weights) order_ = order(lists);  // a weight gradient is given one: that of the chosen nonzeros
 }
 
 void Pass::choose_tiles(const Lists& lists, bool gradient_of_weights) {
