@@ -14,20 +14,21 @@ LOCK = ".lock"
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[bool]:
-    """Hold a run directory; yields whether it had to be made.
+def locked(directory: Path) -> Iterator[list[Path]]:
+    """Hold a run directory; yields the folders that had to be made for it, itself first (none: it was there).
 
     Raises:
         CheckpointError: another process holds it, or it cannot be made.
     """
-    made = False
+    made: list[Path] = []
     try:
+        absent = [folder for folder in directory.parents if not folder.exists()]
         directory.parent.mkdir(parents=True, exist_ok=True)
-        made = _make(directory)
+        made = [directory, *absent] if _make(directory) else []
         descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        if made:
-            os.rmdir(directory)
+        for folder in made:
+            os.rmdir(folder)
         raise CheckpointError(f"run directory {directory} cannot be used: {error.strerror}") from None
     try:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -302,8 +303,8 @@ def _reading(console: Console) -> Any:
 
 
 @contextmanager
-def _nothing_left_behind(directory: RunDirectory, made: bool) -> Iterator[None]:
-    """Remove a run directory that this run made if it ends before there is anything worth keeping.
+def _nothing_left_behind(directory: RunDirectory, made: list[Path]) -> Iterator[None]:
+    """Remove the folders that this run made if it ends before there is anything worth keeping.
 
     A full disk, or one that fails, is the user's to mend as well: one line, and the last checkpoint as it was.
     """
@@ -312,6 +313,9 @@ def _nothing_left_behind(directory: RunDirectory, made: bool) -> Iterator[None]:
     except (SparclError, OSError, Stopped, KeyboardInterrupt) as error:
         if made and Store(directory.checkpoints).empty:
             shutil.rmtree(directory.path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another run may have moved in beside it
+                for folder in made[1:]:
+                    folder.rmdir()
         if isinstance(error, OSError):
             raise CheckpointError(f"run directory {directory.path}: {error.strerror or error}") from error
         raise
