@@ -55,9 +55,9 @@ ConvPlan::ConvPlan(const int32_t* index, long nonzeros, const ConvShape& shape, 
   for (long k = 0; k < nonzeros; ++k)
     if (index[k] < 0 || index[k] >= size || (k > 0 && index[k] <= index[k - 1]))
       refuse("index must be ascending positions within the weight, each at most once");
-  index_.assign(index, index + nonzeros);
+  nonzeros_ = nonzeros;
   build_forward(index, nonzeros == size ? w[0] / shape_.groups : block);
-  build_transposed();
+  find_phases();
 }
 
 void ConvPlan::build_forward(const int32_t* index, int block) {
@@ -66,7 +66,7 @@ void ConvPlan::build_forward(const int32_t* index, int block) {
   forward_.channels = w[0];
   forward_.block = kernel_block(block);
   forward_.start.assign(w[0] + 1, 0);
-  forward_.key.resize(index_.size());
+  forward_.key.resize(static_cast<size_t>(nonzeros_));
   long k = 0;
   const long nonzeros = this->nonzeros();
   for (int o = 0; o < w[0]; ++o) {
@@ -82,17 +82,22 @@ void ConvPlan::build_forward(const int32_t* index, int block) {
   }
 }
 
-// The same nonzeros by (phase of the input position, input channel), for the input gradient. A stride of s makes s phases a
-// side: input rows y with the same y mod s are reached by the same taps.
-void ConvPlan::build_transposed() {
+void ConvPlan::find_phases() {
   const auto& w = shape_.weight;
-  const int taps = w[2] * w[3], channels = input_channels(), phases = shape_.stride[0] * shape_.stride[1];
+  const int taps = w[2] * w[3];
   phase_of_tap_.resize(taps);
   for (int t = 0; t < taps; ++t) {
     const int y = positive_mod(t / w[3] * shape_.dilation[0] - shape_.padding[0], shape_.stride[0]);
     const int x = positive_mod(t % w[3] * shape_.dilation[1] - shape_.padding[1], shape_.stride[1]);
     phase_of_tap_[t] = y * shape_.stride[1] + x;
   }
+}
+
+// The same nonzeros by (phase of the input position, input channel), for the input gradient. A stride of s makes s phases a
+// side: input rows y with the same y mod s are reached by the same taps.
+Lists ConvPlan::transposed() const {
+  const auto& w = shape_.weight;
+  const int taps = w[2] * w[3], channels = input_channels(), phases = shape_.stride[0] * shape_.stride[1];
   std::vector<int32_t> list(static_cast<size_t>(channels) * taps), tap(list.size());
   for (int c = 0; c < channels; ++c)
     for (int t = 0; t < taps; ++t) {
@@ -100,21 +105,23 @@ void ConvPlan::build_transposed() {
       tap[static_cast<size_t>(c) * taps + t] = t;
     }
   const bool dense = nonzeros() == static_cast<long>(w[0]) * w[1] * taps;
-  transposed_.channels = phases * channels;
-  transposed_.block = dense ? kernel_block(w[1]) : 1;
-  auto& start = transposed_.start;
-  start.assign(transposed_.channels + 1, 0);
+  Lists lists;
+  lists.channels = phases * channels;
+  lists.block = dense ? kernel_block(w[1]) : 1;
+  auto& start = lists.start;
+  start.assign(lists.channels + 1, 0);
   for (int32_t key : forward_.key) ++start[list[key] + 1];
-  for (int c = 0; c < transposed_.channels; ++c) start[c + 1] += start[c];
+  for (int c = 0; c < lists.channels; ++c) start[c + 1] += start[c];
   std::vector<int32_t> next(start.begin(), start.end() - 1);
-  transposed_.key.resize(index_.size());
-  transposed_.canonical.resize(index_.size());
+  lists.key.resize(static_cast<size_t>(nonzeros_));
+  lists.canonical.resize(static_cast<size_t>(nonzeros_));
   for (int o = 0; o < w[0]; ++o)
     for (int32_t k = forward_.start[o]; k < forward_.start[o + 1]; ++k) {
       const int32_t key = forward_.key[k], at = next[list[key]]++;
-      transposed_.key[at] = o * taps + tap[key];
-      transposed_.canonical[at] = k;
+      lists.key[at] = o * taps + tap[key];
+      lists.canonical[at] = k;
     }
+  return lists;
 }
 
 Extent ConvPlan::output_extent(const Extent& input) const {
@@ -206,7 +213,7 @@ std::shared_ptr<const ConvPlan::Geometry> ConvPlan::geometry(const Extent& input
   made->output = out;
   made->walk = walk;
   made->forward = std::make_unique<Pass>(unit, forward, forward_, false);
-  made->input_gradient = std::make_unique<Pass>(unit, back, transposed_, false);
+  made->input_gradient = std::make_unique<Pass>(unit, back, transposed(), false);
   made->weight_gradient = std::make_unique<Pass>(unit, forward, forward_, true);
   if (geometries_.size() >= kGeometries) geometries_.pop_back();
   geometries_.insert(geometries_.begin(), made);

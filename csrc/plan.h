@@ -28,7 +28,7 @@ class ConvPlan {
   // gG .. gG + G - 1 share their positions. Throws std::invalid_argument.
   ConvPlan(const int32_t* index, long nonzeros, const ConvShape& shape, int block);
 
-  long nonzeros() const { return static_cast<long>(index_.size()); }
+  long nonzeros() const { return nonzeros_; }
   const ConvShape& shape() const { return shape_; }
   int input_channels() const { return shape_.weight[1] * shape_.groups; }
   Extent output_extent(const Extent& input) const;  // throws std::invalid_argument where the kernel does not fit
@@ -45,11 +45,12 @@ class ConvPlan {
   std::shared_ptr<const Geometry> geometry(const Extent& input);
   std::vector<Tap> forward_taps() const;
   void build_forward(const int32_t* index, int block);
-  void build_transposed();
+  void find_phases();
+  Lists transposed() const;
 
   ConvShape shape_;
-  std::vector<int32_t> index_;
-  Lists forward_, transposed_;
+  long nonzeros_;
+  Lists forward_;
   std::shared_ptr<const Lists> chosen_;  // null: all
   std::vector<int> phase_of_tap_;        // of the input gradient
   std::mutex mutex_;                     // guards what follows, and chosen_
