@@ -44,5 +44,4 @@ clean:  ## remove the environment, builds and caches
 -include csrc/portability.mk
 -include tests/robustness/robustness.mk
 -include tests/slurm/slurm.mk
--include tests/slurm/slurm.mk
 -include experiments/experiments.mk

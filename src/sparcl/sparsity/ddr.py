@@ -103,10 +103,6 @@ class DDR(Sparsifier):
             self.seen[ids] = True
         self._pending = []
 
-    def kept_share_at(self, progress: float) -> float:
-        """Planned share of a task's samples still trained on at `progress` (0..1) of the task."""
-        return 1.0 - self.share * sum(1 for f in REMOVAL_MOMENTS if f <= progress) / len(REMOVAL_MOMENTS)
-
     def state_dict(self) -> dict[str, Any]:
         self._settle()
         return {
