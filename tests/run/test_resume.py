@@ -189,3 +189,15 @@ def test_a_wrong_interval_is_refused_and_leaves_nothing(
     assert cli._main(arguments) == 2
     assert "60s" in one_line(capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_last_event_is_the_same_where_only_the_result_was_lost(tmp_path: Path) -> None:
+    """Killed between the last checkpoint and result.json (found by `make fault`)."""
+    out = tmp_path / "run"
+    assert cli._main([*ARGUMENTS, "--out", str(out)]) == 0
+    before = [{**e, "seconds": 0} for e in events(out)]
+    (out / "result.json").unlink()
+    assert cli._main([*ARGUMENTS, "--out", str(out), "--resume"]) == 0
+    after = [{**e, "seconds": 0} for e in events(out) if e["event"] != "run.resume"]
+    assert after == before
+    assert before[-1]["event"] == "run.end"

@@ -15,7 +15,10 @@ from sparcl.errors import CheckpointError, SparclError
 from sparcl.learner import Learner
 from sparcl.streams.task import Stream
 
-PARTS = ("experiment", "fingerprint", "ledger", "clock", "matrix", "events", "peak_rss_bytes", "computed_with")
+PARTS = (
+    *("experiment", "fingerprint", "ledger", "clock", "matrix"),
+    *("events", "position", "peak_rss_bytes", "computed_with"),
+)
 
 MAY_DIFFER = ("data", "layer_choice")
 """Settings that may change: where the data lies (what it is may not), and what the checkpoint itself decides."""
@@ -43,6 +46,8 @@ def run_part(loaded: Loaded) -> Mapping[str, Any]:
         raise CheckpointError(f"checkpoint {loaded.name} is of a Learner alone; only `sparcl run` goes on from its own")
     checks.keys(part, PARTS, "the run")
     checks.integer(part["events"], "the length of events.jsonl")
+    for name, value in checks.keys(part["position"], ("task", "epoch", "step"), "the position of events").items():
+        checks.integer(value, f"the {name} of events")
     checks.keys(part["computed_with"], ("threads", "torch"), "what the run was computed with")
     return checks.keys(part, PARTS, "the run")
 

@@ -151,11 +151,9 @@ class Run:
         if self.loaded is None:
             log = EventLog(self.directory.events)
         else:
-            log = EventLog(self.directory.events, run_part(self.loaded)["events"], self.clock.seconds()["total"])
-            position = self.learner.position
-            log.position = {"task": self.learner.learned, "epoch": 0, "step": 0}
-            if position is not None:
-                log.position |= {"epoch": position.epoch, "step": position.step}
+            part = run_part(self.loaded)
+            log = EventLog(self.directory.events, part["events"], self.clock.seconds()["total"])
+            log.position = dict(part["position"])
         if resume:
             damaged = [] if self.loaded is None else list(self.loaded.damaged)
             log.write("run.resume", {"step": self.learner.steps, "damaged": damaged})
@@ -184,6 +182,7 @@ class Run:
             "clock": self.clock.state_dict(),
             "matrix": self.matrix.state_dict(),
             "events": self.log.sync(),
+            "position": dict(self.log.position),
             "peak_rss_bytes": max(self.peak_rss_bytes, peak_rss_bytes() or 0),
             "computed_with": computed_with(),
         }
