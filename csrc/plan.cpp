@@ -14,6 +14,8 @@ std::atomic<long long> forward_done{0}, input_gradient_done{0}, weight_gradient_
 
 constexpr size_t kGeometries = 4;  // sizes of input remembered: training, evaluation, a probe or two
 
+constexpr int kMaxStride = 64, kMaxReach = 4096;
+
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
 int positive_mod(int a, int b) { return ((a % b) + b) % b; }
@@ -25,6 +27,11 @@ void check_shape(const ConvShape& s, int block) {
   if (s.stride[0] < 1 || s.stride[1] < 1) refuse("stride must be at least 1");
   if (s.dilation[0] < 1 || s.dilation[1] < 1) refuse("dilation must be at least 1");
   if (s.padding[0] < 0 || s.padding[1] < 0) refuse("padding must not be negative");
+  for (int axis : {0, 1}) {  // far above any network's, and low enough that no product below overflows
+    if (s.stride[axis] > kMaxStride) refuse("stride must be at most " + std::to_string(kMaxStride));
+    if (std::max({s.padding[axis], s.dilation[axis], s.weight[2 + axis]}) > kMaxReach)
+      refuse("kernel, padding and dilation must be at most " + std::to_string(kMaxReach));
+  }
   long count = static_cast<long>(s.weight[1]) * s.groups;
   for (int w : {s.weight[0], s.weight[2], s.weight[3]}) count = count < (1L << 31) ? count * w : count;
   if (count >= 1L << 31) refuse("weight_shape must have fewer than 2^31 elements");

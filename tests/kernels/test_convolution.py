@@ -200,6 +200,10 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line(x: torch.Tensor, message
         ([0], {"stride": (0, 1)}, "stride"),
         ([0], {"padding": (-1, 0)}, "padding"),
         ([0], {"dilation": (1, 0)}, "dilation"),
+        ([0], {"stride": (1 << 30, 1)}, "stride must be at most 64"),
+        ([0], {"padding": (1 << 30, 0)}, "at most 4096"),
+        ([0], {"dilation": (1, 1 << 30)}, "at most 4096"),
+        ([0], {"padding": (1 << 40, 0)}, "below 2.31"),
     ],
 )
 def test_plans_that_do_not_fit_are_refused_in_one_line(index: list[int], options: Any, message: str) -> None:

@@ -46,6 +46,9 @@ def conv_plan(
         return _native.ConvPlan(index.contiguous(), weight_shape, stride, padding, dilation, groups, block)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    except TypeError:  # nanobind takes no number that does not fit an int
+        sizes = f"{tuple(weight_shape)}, stride {stride}, padding {padding}, dilation {dilation}, groups {groups}"
+        raise ConfigError(f"a native layer's sizes must be whole numbers below 2^31: {sizes}") from None
 
 
 def linear_plan(index: Tensor, weight_shape: Pair, block: int = 1) -> Any:
