@@ -21,11 +21,11 @@ from sparcl.errors import ConfigError
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
 from sparcl.nn import DEFAULT_WIDTH, MODELS
+from sparcl.nn.auto import BACKENDS
 from sparcl.sparsity import SPARSIFIERS
 from sparcl.sparsity.patterns import DISTRIBUTIONS, PATTERNS
 from sparcl.streams import STREAMS
 
-BACKENDS = ("auto", "native", "reference")
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_SPARSITY = 0.90
 

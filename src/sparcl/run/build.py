@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from sparcl import methods, nn, seeds, streams
 from sparcl.config import Experiment
 from sparcl.errors import ConfigError
-from sparcl.learner import Learner, Observer
+from sparcl.learner import Learner
 from sparcl.methods.method import Method
 from sparcl.sparsity import SPARSIFIERS
 from sparcl.sparsity.patterns import make_pattern
@@ -83,7 +82,14 @@ def device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def learner(experiment: Experiment, stream: Stream, observers: Sequence[Observer] = ()) -> Learner:
+def check(experiment: Experiment) -> None:
+    """Refuse what the parts themselves refuse, before data is read; `experiment` is resolved."""
+    method(experiment)
+    sparsifier(experiment)
+    device(experiment.device)
+
+
+def learner(experiment: Experiment, stream: Stream) -> Learner:
     """The experiment's Learner, its model's weights drawn from the seed; `experiment` is resolved."""
     assert experiment.model is not None
     assert experiment.lr is not None
@@ -104,5 +110,4 @@ def learner(experiment: Experiment, stream: Stream, observers: Sequence[Observer
         backend=experiment.backend,
         layer_choice=experiment.layer_choice,
         input_shape=stream.input_shape,
-        observers=observers,
     )

@@ -49,6 +49,7 @@ def execute(
     """
     experiment = experiment.resolve()
     every = Interval.parse(checkpoint_every)
+    build.check(experiment)
     directory = RunDirectory(out or Path("runs") / experiment.name)
     if directory.finished and resume:
         console.print(f"{directory.path} is finished; nothing to do", highlight=False)
