@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sparcl import methods
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, one_line
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
 from sparcl.nn import DEFAULT_WIDTH, MODELS
@@ -232,13 +231,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"configuration {path} does not exist") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path} is not valid TOML: {_one_line(error)}") from None
+        raise ConfigError(f"configuration {path} is not valid TOML: {one_line(error)}") from None
     except (OSError, RecursionError) as error:
-        raise ConfigError(f"configuration {path} cannot be read: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error))[:200]
+        raise ConfigError(f"configuration {path} cannot be read: {one_line(error)}") from None
 
 
 def _default(value: float | None, otherwise: float) -> float:

@@ -27,3 +27,8 @@ class Stopped(Exception):  # noqa: N818 (as KeyboardInterrupt: no error)
 
 class CheckpointError(SparclError):
     """A checkpoint or a run directory that is missing, damaged, locked or does not fit."""
+
+
+def one_line(error: BaseException) -> str:
+    """What another library says of an error, within one line: at most 120 characters, its kind if it is silent."""
+    return " ".join(str(error).split())[:120] or type(error).__name__

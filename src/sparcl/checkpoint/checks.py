@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparcl.errors import CheckpointError
+from sparcl.errors import CheckpointError, one_line
 
 
 def keys(value: Any, expected: Collection[str], what: str) -> Mapping[str, Any]:
@@ -64,5 +64,4 @@ def refusing(what: str) -> Iterator[None]:
         OverflowError,
         AssertionError,
     ) as e:
-        detail = " ".join(str(e).split())[:160] or type(e).__name__
-        raise CheckpointError(f"{what} in the checkpoint does not fit: {detail}") from e
+        raise CheckpointError(f"{what} in the checkpoint does not fit: {one_line(e)}") from e

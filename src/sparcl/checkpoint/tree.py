@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sparcl.errors import CheckpointError
+from sparcl.errors import CheckpointError, one_line
 
 State = dict[str, Any]
 
@@ -101,8 +101,7 @@ def from_json(data: bytes, what: str) -> Any:
     try:
         return json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        detail = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{what} is not valid JSON ({detail})") from None
+        raise CheckpointError(f"{what} is not valid JSON ({one_line(error)})") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sparcl.errors import one_line
 
 RESULT, CONFIG, EVENTS = "result.json", "config.toml", "events.jsonl"
 
@@ -121,11 +122,11 @@ def read_run(directory: Path) -> Record | Problem:
     except FileNotFoundError:
         return Problem(directory, f"no {CONFIG}")
     except (OSError, ValueError, RecursionError) as error:
-        return Problem(directory, f"{CONFIG} is damaged: {_one_line(error)}")
+        return Problem(directory, f"{CONFIG} is damaged: {one_line(error)}")
     try:
         text = result_file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        return Problem(directory, f"{RESULT} cannot be read: {_one_line(error)}")
+        return Problem(directory, f"{RESULT} cannot be read: {one_line(error)}")
     result = _json_object(text)
     if result is None:
         return Problem(directory, f"{RESULT} is damaged: not a JSON object")
@@ -165,7 +166,3 @@ def _json_object(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error))[:200]

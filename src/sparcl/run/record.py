@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from sparcl.checkpoint import disk
-from sparcl.errors import CheckpointError
+from sparcl.errors import CheckpointError, one_line
 from sparcl.run.lock import LOCK
 
 RECORDED = ("task.", "epoch.", "tdm.", "dgm.", "ddr.", "evaluate.", "run.", "static.", "set.", "snip.", "rigl.")
@@ -48,8 +48,7 @@ class RunDirectory:
         try:
             result: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            detail = " ".join(str(error).split())[:120]
-            raise CheckpointError(f"{self.result} is damaged ({detail}): remove it and --resume") from None
+            raise CheckpointError(f"{self.result} is damaged ({one_line(error)}): remove it and --resume") from None
         return result
 
 

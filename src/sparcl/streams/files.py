@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
-from sparcl.errors import DataError
+from sparcl.errors import DataError, one_line
 
 Progress = Callable[[int, int], None]
 
@@ -97,7 +97,7 @@ def _one_line(archive: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGED as error:
-        detail = " ".join(str(error).split()) or type(error).__name__
+        detail = one_line(error)
         allowed = ", ".join(ARCHIVE_SUFFIXES)
         raise DataError(f"{archive} is damaged, truncated or no archive ({detail}): allowed are {allowed}") from error
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sparcl.errors import DataError
+from sparcl.errors import DataError, one_line
 from sparcl.streams.augment import Transform
 from sparcl.streams.download import Remote, fetch
 from sparcl.streams.files import Progress, Readable
@@ -160,7 +160,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
                     return _parse(unpacked, path)
             return _parse(raw, path)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged or truncated ({' '.join(str(error).split())})") from error
+        raise DataError(f"{path} is damaged or truncated ({one_line(error)})") from error
 
 
 def _parse(file: Readable, path: Path) -> npt.NDArray[np.uint8]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sparcl.errors import ConfigError, DataError, SparclError
+from sparcl.errors import ConfigError, DataError, SparclError, one_line
 from sparcl.streams.split import Arrays
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ def decode(content: bytes, name: str, size: Size | None = None) -> npt.NDArray[n
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        detail = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name} is no readable image ({detail}): allowed are {', '.join(_FORMATS)}") from error
+        raise DataError(
+            f"{name} is no readable image ({one_line(error)}): allowed are {', '.join(_FORMATS)}"
+        ) from error
 
 
 def _to_rgb(image: Image) -> Image:

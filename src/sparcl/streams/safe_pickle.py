@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sparcl.errors import DataError
+from sparcl.errors import DataError, one_line
 
 MAX_OPCODES = 10_000_000  # the official files have fewer than 600,000
 _REFUSED_OPCODES = {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "INST", "OBJ", "NEXT_BUFFER", "READONLY_BUFFER"}
@@ -35,7 +35,7 @@ def load(content: bytes, name: str) -> Any:
         value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         return _plain(value)
     except Exception as error:  # damaged pickles raise nearly anything
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        detail = one_line(error)
         raise DataError(
             f"{name} is damaged, or no pickle of plain values and uint8 arrays, which alone are read ({detail})"
         ) from error
