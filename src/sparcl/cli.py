@@ -96,7 +96,7 @@ def report(
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(help="a TOML file: [base], [grid], [[runs]]")],
+    file: Annotated[Path, typer.Argument(help="a TOML file with the tables base, grid and runs")],
     jobs: Annotated[
         int | None, typer.Option(help="runs side by side; default: 1, on a cluster as many as it gives")
     ] = None,
