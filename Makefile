@@ -42,6 +42,7 @@ clean:  ## remove the environment, builds and caches
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 -include csrc/portability.mk
+-include csrc/devices.mk
 -include tests/robustness/robustness.mk
 -include tests/slurm/slurm.mk
 -include experiments/experiments.mk

@@ -16,7 +16,7 @@ QEMU_X86_64 ?= qemu-x86_64
 
 .PHONY: test-portability test-native test-sanitized test-aarch64 test-no-avx
 
-test-portability: test-native test-sanitized test-aarch64 test-no-avx  ## replay 680 cases on every instruction set and emulator
+test-portability: test-native test-sanitized test-aarch64 test-no-avx test-program  ## replay 680 cases on every instruction set and emulator (the program too)
 
 $(REPLAY_CASES): tests/kernels/write_cases.py tests/kernels/cases.py | $(READY)
 	mkdir -p $(REPLAY)
