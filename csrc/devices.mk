@@ -1,4 +1,4 @@
-# What goes to a device: the program sparcl-bench, which needs neither Python nor PyTorch.
+# What goes to a device: the program sparcl-bench, which needs neither Python nor PyTorch, and a wheel for 64-bit ARM.
 # Needs cmake, and for aarch64 g++-aarch64-linux-gnu; its tests need qemu-user. Included by the Makefile at the root, after
 # portability.mk.
 
@@ -6,7 +6,7 @@ CMAKE ?= cmake
 PROGRAM := build/program
 AARCH64 := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(CXX_AARCH64)
 
-.PHONY: program program-aarch64 test-program
+.PHONY: program program-aarch64 test-program wheel-aarch64 test-wheel-aarch64
 
 program:  ## sparcl-bench for this machine: build/program/native/sparcl-bench
 	$(CMAKE) -S . -B $(PROGRAM)/native -DSPARCL_PROGRAM=ON > /dev/null
@@ -21,3 +21,23 @@ program-aarch64:  ## sparcl-bench for a phone or a Pi, one static file: build/pr
 test-program: program-aarch64  ## a training step's loss and gradients on emulated ARM processors
 	for cpu in cortex-a53 max; do for isa in neon plain; do \
 		SPARCL_ISA=$$isa $(QEMU_AARCH64) -cpu $$cpu $(PROGRAM)/aarch64/sparcl-bench --check || exit 1; done; done
+
+# The headers are those of this machine's Python: CPython's configuration has the same sizes on all 64-bit Linux. Where the
+# cross compiler fails the wheel comes without its compiled part, and the check says so. manylinux_2_35: Ubuntu 22.04,
+# Debian 12, Raspberry Pi OS of 2023 and newer.
+EMPTY :=
+WHEEL_AARCH64 = dist/sparcl-*-manylinux_2_35_aarch64.whl
+PYTHON_VERSION = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+CPYTHON = $(subst .,,$(PYTHON_VERSION))
+
+wheel-aarch64: $(READY)  ## dist/*aarch64.whl, cross-compiled for this environment's version of Python
+	rm -f $(WHEEL_AARCH64)
+	SKBUILD_CMAKE_ARGS="$(subst $(EMPTY) ,;,$(AARCH64))" SETUPTOOLS_EXT_SUFFIX=.cpython-$(CPYTHON)-aarch64-linux-gnu.so \
+		$(BIN)/pip wheel --quiet --no-deps -C wheel.tags=cp$(CPYTHON)-cp$(CPYTHON)-manylinux_2_35_aarch64 -w dist .
+	$(BIN)/python tests/kernels/check_wheel.py $(WHEEL_AARCH64)
+
+# AARCH64_ROOT: a folder with a Python for aarch64 and its libraries, such as Debian's arm64 packages of python3.11-minimal,
+# libpython3.11-minimal, libpython3.11-stdlib, libc6, libstdc++6, libgcc-s1, zlib1g and libexpat1, unpacked by dpkg-deb -x.
+test-wheel-aarch64: wheel-aarch64  ## import the wheel's compiled part on an emulated ARM; needs AARCH64_ROOT=DIR
+	$(QEMU_AARCH64) -cpu cortex-a53 -L $(AARCH64_ROOT) $(AARCH64_ROOT)/usr/bin/python$(PYTHON_VERSION) \
+		tests/kernels/check_wheel.py $(WHEEL_AARCH64)
