@@ -185,7 +185,7 @@ Buffer Network::room(int tensor) const {
   return Buffer(static_cast<float*>(take(static_cast<size_t>(extents_[tensor].count()) * sizeof(float))));
 }
 
-// A norm's result without a residual is made again from its input in the backward pass, which costs less than keeping it.
+// A norm's result without a residual is made again from its input in the backward pass: a little time for a lot of memory.
 bool Network::can_be_remade(int tensor) const {
   const int maker = maker_[tensor];
   return maker >= 0 && layers_[maker].kind == Layer::kNorm && layers_[maker].residual < 0;
