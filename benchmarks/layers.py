@@ -82,14 +82,15 @@ def sparse_side(layer: Layer, batch: int, sparsity: float, block: int) -> Side:
     plan = ops.conv_plan(positions, shape, (layer.stride,) * 2, (pad, pad), block=block)
     values = torch.randn(len(positions))
     size = (layer.size + 2 * pad - layer.kernel) // layer.stride + 1
-    x, y = torch.randn(layer.inputs, layer.size, layer.size, batch), torch.randn(layer.out, size, size, batch)
-    gx, gvalues, threads = torch.empty_like(x), torch.empty_like(values), torch.get_num_threads()
-    assert layout.is_batch_last(x.permute(3, 0, 1, 2))
-    passes = [
-        lambda: plan.forward(values, None, x, y, threads),
-        lambda: plan.input_gradient(values, y, gx, threads),
-        lambda: plan.weight_gradient(x, y, gvalues, threads),
-    ]
+    x = layout.repacked(torch.randn(batch, layer.inputs, layer.size, layer.size))
+    gy = layout.repacked(torch.randn(batch, layer.out, size, size))
+    threads = torch.get_num_threads()
+
+    def backward(want_x: bool, want_values: bool) -> Callable[[], object]:
+        source = (x, None, None, None, False)
+        return lambda: plan.backward(gy, x.shape, values, *source, want_x, want_values, False, threads)
+
+    passes = [lambda: plan.forward(x, values, None, threads), backward(True, False), backward(False, True)]
     return passes, len(positions) * size * size * batch
 
 

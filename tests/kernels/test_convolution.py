@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Case, assert_close, convolutions, expected
+from cases import Case, Expected, assert_close, convolutions, expected
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparcl import kernels
 from sparcl.errors import ConfigError
-from sparcl.kernels import layout, ops
+from sparcl.kernels import ops
 
 pytestmark = pytest.mark.usefixtures("isa")  # each test once for each instruction set
 # The unit is chosen once for a module; Hypothesis need not know.
@@ -51,16 +51,21 @@ def test_only_chosen_weights_have_a_gradient_and_only_they_cost(case: Case, data
     if data.draw(st.booleans()):  # whole blocks, as a block sparsifier chooses
         chosen = torch.full_like(chosen, share > 0.5)
     plan.set_chosen(chosen.to(torch.uint8))
-    gvalues = torch.full((len(want.index),), float("nan"))
     kernels.reset_counters()
-    plan.weight_gradient(layout.memory(layout.repacked(want.x)), layout.memory(layout.repacked(want.gy)), gvalues, 1)
+    gvalues = weight_gradient(plan, want)
     positions = want.y.shape[2] * want.y.shape[3]
     assert kernels.counters()["weight_gradient"] == int(chosen.sum()) * positions * case.batch
     assert torch.equal(gvalues[~chosen], torch.zeros(int((~chosen).sum())))
     assert_close(gvalues, want.gvalues * chosen)
     plan.set_chosen(None)
-    plan.weight_gradient(layout.memory(layout.repacked(want.x)), layout.memory(layout.repacked(want.gy)), gvalues, 1)
-    assert_close(gvalues, want.gvalues)
+    assert_close(weight_gradient(plan, want), want.gvalues)
+
+
+def weight_gradient(plan: Any, want: Expected) -> torch.Tensor:
+    values = want.values.clone().requires_grad_()
+    ops.sparse_conv2d(want.x, values, plan).backward(want.gy)
+    assert values.grad is not None
+    return values.grad
 
 
 def pass_bits(case: Case, threads: int) -> list[torch.Tensor]:
@@ -212,23 +217,85 @@ def test_plans_that_do_not_fit_are_refused_in_one_line(index: list[int], options
     assert "\n" not in str(error.value)
 
 
-def test_the_module_checks_every_array_before_it_reads() -> None:
-    plan = ops.conv_plan(torch.arange(9, dtype=torch.int32), (1, 1, 3, 3), padding=(1, 1))
-    x, out, values = torch.zeros(1, 4, 4, 2), torch.zeros(1, 4, 4, 2), torch.zeros(9)
+def batch_last(*shape: int) -> torch.Tensor:
+    return torch.zeros(*shape[1:], shape[0]).movedim(-1, 0)
+
+
+def test_the_module_checks_every_tensor_before_it_reads() -> None:
+    plan = ops.conv_plan(torch.arange(18, dtype=torch.int32), (1, 2, 3, 3), padding=(1, 1))
+    x, values = batch_last(3, 2, 4, 4), torch.zeros(18)
     for arguments, message in [
-        ((values[:8], None, x, out, 1), "values must have shape .9."),
-        ((values, torch.zeros(2), x, out, 1), "bias must have shape .1."),
-        ((values, None, x, out[..., :1], 1), "out must have shape"),
-        ((values, None, x.transpose(1, 2)[:, ::2], out, 1), "out must have shape|x must be contiguous"),
-        ((values.double(), None, x, out, 1), "values must be float32"),
-        ((values, None, x.transpose(0, 3), out, 1), "x must have 1 channels"),
-        ((values, None, torch.zeros(1, 4, 8, 2)[:, :, ::2], out, 1), "x must be contiguous"),
-        ((values, None, x[0], out, 1), "four axes"),
-        ((values, None, x, out, 0), "threads"),
+        ((x, values[:8], None, 1), r"values must have shape \[18\], not \[8\]"),
+        ((x, torch.zeros(36)[::2], None, 1), "values must be contiguous"),
+        ((x, values.double(), None, 1), "values must be float32"),
+        ((x, torch.zeros(18, device="meta"), None, 1), "values must be a torch.Tensor in the memory"),
+        ((x, [0.0] * 18, None, 1), "values must be a torch.Tensor"),
+        ((x, values, torch.zeros(2), 1), r"bias must have shape \[1\]"),
+        ((batch_last(3, 1, 4, 4), values, None, 1), "x must have 2 channels"),
+        ((x.contiguous(), values, None, 1), "x must lie batch-last"),
+        ((batch_last(3, 2, 4, 8)[..., ::2], values, None, 1), "x must lie batch-last"),
+        ((x.double(), values, None, 1), "x must be float32"),
+        ((batch_last(3, 2, 4, 4).to("meta"), values, None, 1), "x must be a torch.Tensor in the memory"),
+        ((x.to_sparse(), values, None, 1), "x must be a torch.Tensor in the memory"),
+        ((x[0], values, None, 1), "two or four axes"),
+        ((batch_last(3, 2), values, None, 0), "threads"),
     ]:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message) as error:
             plan.forward(*arguments)
+        assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="index must be int32"):
         kernels._native.ConvPlan(torch.zeros(1, dtype=torch.int64), (1, 1, 1, 1), (1, 1), (0, 0), (1, 1), 1, 1)
-    with pytest.raises(ValueError, match=r"chosen must have shape \[9\]"):
-        plan.set_chosen(torch.zeros(8, dtype=torch.uint8))
+    for chosen, message in [
+        (torch.zeros(8, dtype=torch.uint8), r"chosen must have shape \[18\]"),
+        (torch.zeros(18, dtype=torch.bool), "chosen must be uint8"),
+        (torch.zeros(36, dtype=torch.uint8)[::2], "chosen must be contiguous"),
+        (torch.zeros(1, 18, dtype=torch.uint8), "chosen must have one axis"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            plan.set_chosen(chosen)
+
+
+def test_the_module_checks_every_tensor_of_the_backward_pass() -> None:
+    plan = ops.conv_plan(torch.arange(18, dtype=torch.int32), (1, 2, 3, 3), padding=(1, 1))
+    fits = {
+        "gy": batch_last(3, 1, 4, 4),
+        "shape": (3, 2, 4, 4),
+        "values": torch.zeros(18),
+        "x": batch_last(3, 2, 4, 4),
+        "gamma": torch.zeros(2),
+        "beta": torch.zeros(2),
+        "stats": torch.zeros(2, 2),
+        "relu": True,
+        "want_x": True,
+        "want_values": True,
+        "want_bias": True,
+        "threads": 1,
+    }
+    gradients = plan.backward(**fits)
+    assert [tuple(g.shape) for g in gradients] == [(3, 2, 4, 4), (18,), (1,)]
+    assert plan.backward(**{**fits, "want_x": False, "want_values": False, "want_bias": False}) == (None, None, None)
+    for change, message in [
+        ({"gy": batch_last(3, 1, 4, 5)}, r"gy must have shape \[3, 1, 4, 4\], not \[3, 1, 4, 5\]"),
+        ({"gy": batch_last(3, 1, 4, 4).contiguous()}, "gy must lie batch-last"),
+        ({"shape": (3, 2, 4, 5)}, "gy must have shape"),
+        ({"shape": (3, 2, -4, 4)}, "rows and columns"),
+        ({"shape": (3, 2, 4)}, "two or four axes"),
+        ({"x": batch_last(2, 2, 4, 4)}, "x must have shape"),
+        ({"x": None}, "needs x"),
+        ({"gamma": torch.zeros(3)}, "gamma must have shape"),
+        ({"beta": torch.zeros(2).double()}, "beta must be float32"),
+        ({"stats": torch.zeros(4)}, "stats must have shape"),
+        ({"values": torch.zeros(17)}, "values must have shape"),
+        ({"threads": 2000}, "threads"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            plan.backward(**{**fits, **change})
+
+
+def test_a_second_derivative_is_refused_and_not_silently_wrong() -> None:
+    plan = ops.conv_plan(torch.arange(9, dtype=torch.int32), (1, 1, 3, 3))
+    x, values = torch.randn(2, 1, 4, 4, requires_grad=True), torch.randn(9, requires_grad=True)
+    y = ops.sparse_conv2d(x, values, plan).square().sum()
+    (gx,) = torch.autograd.grad(y, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gx.sum().backward()

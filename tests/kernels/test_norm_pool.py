@@ -81,6 +81,29 @@ def test_batch_norm_refuses_what_it_cannot_compute() -> None:
         ops.batch_norm(torch.zeros(2, 3, 1, 1).double(), None, None, None, None, True)
 
 
+def test_batch_norm_checks_every_tensor_before_it_reads() -> None:
+    x, ones = torch.zeros(4, 3, 2, 2), torch.ones(3)
+    for weight, bias, mean, var, message in [
+        (torch.ones(4), None, ones, ones, r"gamma must have shape \[3\], not \[4\]"),
+        (ones.double(), None, ones, ones, "gamma must be float32"),
+        (ones, torch.ones(6)[::2], ones, ones, "beta must be contiguous"),
+        (ones, ones.to("meta"), ones, ones, "beta must be a torch.Tensor in the memory"),
+        (ones, ones, torch.ones(2), ones, "running_mean must have shape"),
+        (ones, ones, ones, None, "running_mean and running_var go together"),
+    ]:
+        with pytest.raises(ConfigError, match=message) as error:
+            ops.batch_norm(x, weight, bias, mean, var, True)
+        assert "\n" not in str(error.value)
+
+
+def test_batch_norm_of_no_samples_gives_zero_gradients() -> None:
+    x, weight, bias = torch.zeros(0, 3, 2, 2, requires_grad=True), *(torch.ones(3, requires_grad=True) for _ in "wb")
+    ops.batch_norm(x, weight, bias, torch.zeros(3), torch.ones(3), False, relu=True).sum().backward()
+    assert x.grad.shape == x.shape
+    assert torch.equal(weight.grad, torch.zeros(3))
+    assert torch.equal(bias.grad, torch.zeros(3))
+
+
 @many
 @given(
     shape=shapes,

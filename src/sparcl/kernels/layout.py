@@ -2,6 +2,9 @@
 
 Batch-last is a matter of strides, not of shape: every PyTorch operator gives right results on such a tensor,
 elementwise ones keep the strides, and the layers of this package know them.
+
+The tensors that the kernels make are not views: autograd adds a second gradient in place only to a tensor that owns its
+memory alone. That memory is the engine's own (csrc/arena.cpp says why).
 """
 
 from __future__ import annotations
@@ -18,31 +21,11 @@ from sparcl.kernels import _native
 
 
 def is_batch_last(x: Tensor) -> bool:
-    """Whether `x` [N, C, H, W] or [N, F] lies batch-last in memory. Strides of axes of size 1 are ignored."""
-    if x.dim() not in (2, 4):
-        return False
-    expected = 1
-    for axis in (0, *range(x.dim() - 1, 0, -1)):
-        if x.size(axis) != 1 and x.stride(axis) != expected:
-            return x.numel() == 0
-        expected *= x.size(axis)
-    return True
+    """Whether the kernels can read `x` as it is: float32 [N, C, H, W] or [N, F] on the CPU, batch-last in memory.
 
-
-def empty_batch_last(shape: tuple[int, ...]) -> Tensor:
-    """An uninitialised float32 tensor of logical `shape` [N, ...] whose memory is batch-last.
-
-    Not made as a view: autograd adds a second gradient in place only to a tensor that owns its memory alone. The memory
-    is the engine's own (csrc/arena.cpp says why).
+    Strides of axes of size 1 are ignored.
     """
-    y: Tensor = _native.empty_batch_last(shape)
-    return y
-
-
-def memory(x: Tensor) -> Tensor:
-    """The [C, H, W, N] view of a batch-last [N, C, H, W]; [N, F] gives [F, 1, 1, N]. Detached: for the kernels."""
-    x = x.detach()
-    return x.t()[:, None, None, :] if x.dim() == 2 else x.permute(1, 2, 3, 0)
+    return bool(_native.is_activation(x))
 
 
 class _ToBatchLast(torch.autograd.Function):
@@ -57,13 +40,11 @@ class _ToBatchLast(torch.autograd.Function):
 
 def repacked(x: Tensor) -> Tensor:
     """`x` [N, C, H, W] or [N, F] in batch-last memory; itself where it already is. Not differentiable."""
-    if is_batch_last(x):
+    if _native.is_activation(x):
         return x
     if not x.is_contiguous():
         return x.movedim(0, -1).contiguous().movedim(-1, 0)
-    y = empty_batch_last(tuple(x.shape))
-    rows = x.size(0)
-    _native.transpose(x.detach().view(rows, -1), y.movedim(0, -1).view(-1, rows), torch.get_num_threads())
+    y: Tensor = _native.batch_last(x, torch.get_num_threads())
     return y
 
 
@@ -73,11 +54,9 @@ def to_batch_last(x: Tensor) -> Tensor:
     Raises:
         ConfigError: another number of axes, another dtype, or not on the CPU.
     """
+    if _native.is_activation(x):
+        return x
     check(x, "the input")
-    return x if is_batch_last(x) else _apply(x)
-
-
-def _apply(x: Tensor) -> Tensor:
     y: Tensor = _ToBatchLast.apply(x)  # type: ignore[no-untyped-call]
     return y
 
@@ -88,7 +67,9 @@ def from_batch_last(x: Tensor) -> Tensor:
 
 
 def check(x: Tensor, name: str) -> None:
-    """Refuse what the kernels cannot read, in one line."""
+    """Refuse what the kernels cannot read, in one line; strides may be any."""
+    if _native.is_activation(x):
+        return
     if x.dtype != torch.float32:
         raise ConfigError(f"{name} of a native layer must be torch.float32, not {x.dtype}")
     if x.device.type != "cpu":
