@@ -46,13 +46,13 @@ nb::object forward(ConvPlan& plan, nb::handle x, nb::handle values, nb::handle b
   const Activation from = activation(x, "x");
   const Extent out = plan.output_extent(from.extent);
   if (from.axes == 2 && out.height * out.width != 1) refuse("an input of two axes is one position, the result would have more");
-  const float* v = floats(values, {plan.nonzeros()}, "values");
+  const Values v = values_of(values, plan.nonzeros(), "values");
   const float* b = floats(bias, {out.channels}, "bias");
   Block y;
   {
     nb::gil_scoped_release release;
     y = activation_block(out);
-    plan.forward(v, b, from.data, from.extent, y.get(), threads);
+    plan.forward(v.data, b, from.data, from.extent, y.get(), threads);
   }
   return activation_tensor(std::move(y), out, from.axes);
 }
@@ -82,13 +82,14 @@ void weight_gradient(ConvPlan& plan, const Source& s, const Extent& in, const fl
   plan.weight_gradient(again ? again.get() : s.x, gy, in, gvalues, threads);
 }
 
-// (gradient of x, of the values, of the bias), each None where it is not wanted. shape: x's; gamma, beta, stats: see Source.
+// (gradient of x, of the values, of the bias), each of its shape, None where it is not wanted. shape: x's; gamma, beta, stats, relu:
+// see Source.
 nb::tuple backward(ConvPlan& plan, nb::handle gy, const std::vector<long>& shape, nb::handle values, nb::handle x, nb::handle gamma,
                    nb::handle beta, nb::handle stats, bool relu, bool want_x, bool want_values, bool want_bias, int threads) {
   check_threads(threads);
   const Extent in = extent_of(shape), out = plan.output_extent(in);
   const float* g = activation_like(gy, out, "gy");
-  const float* v = floats(values, {plan.nonzeros()}, "values");
+  const Values v = values_of(values, plan.nonzeros(), "values");
   const Source source = want_values ? source_of(in, x, gamma, beta, stats, relu) : Source{};
   Block gx, gvalues, gbias;
   {
@@ -99,7 +100,7 @@ nb::tuple backward(ConvPlan& plan, nb::handle gy, const std::vector<long>& shape
     }
     if (want_x) {
       gx = activation_block(in);
-      plan.input_gradient(v, g, in, gx.get(), threads);
+      plan.input_gradient(v.data, g, in, gx.get(), threads);
     }
     if (want_bias) {
       gbias = vector_block(out.channels);
@@ -107,7 +108,7 @@ nb::tuple backward(ConvPlan& plan, nb::handle gy, const std::vector<long>& shape
     }
   }
   return nb::make_tuple(want_x ? activation_tensor(std::move(gx), in, static_cast<int>(shape.size())) : nb::none(),
-                        want_values ? vector_tensor(std::move(gvalues), plan.nonzeros()) : nb::none(),
+                        want_values ? contiguous_tensor(std::move(gvalues), v.shape) : nb::none(),
                         want_bias ? vector_tensor(std::move(gbias), out.channels) : nb::none());
 }
 
@@ -118,9 +119,10 @@ void set_chosen(ConvPlan& plan, nb::handle chosen) {
   plan.set_chosen(c.data);
 }
 
-// y; the batch's (or the running) mean and 1 / deviation are left in stats.
+// y; the batch's (or the running) mean and 1 / deviation are left in stats, and `tracked` is counted up in training.
 nb::object batch_norm(nb::handle x, nb::handle residual, nb::handle gamma, nb::handle beta, nb::handle running_mean,
-                      nb::handle running_var, nb::handle stats, bool training, float momentum, float eps, bool relu, int threads) {
+                      nb::handle running_var, nb::handle tracked, nb::handle stats, bool training, float momentum, float eps,
+                      bool relu, int threads) {
   check_threads(threads);
   const Activation from = activation(x, "x");
   const Extent& e = from.extent;
@@ -131,6 +133,8 @@ nb::object batch_norm(nb::handle x, nb::handle residual, nb::handle gamma, nb::h
   if (!training && running_mean.is_none()) refuse("without training, running_mean and running_var are needed");
   if (training && n.count == 0) refuse("batch_norm: training needs at least one value in each channel");
   float* mean = floats(stats, {2, e.channels}, "stats");
+  int64_t* batches = int64_scalar(tracked, "num_batches_tracked");
+  if (training && batches) ++*batches;
   Block y;
   {
     nb::gil_scoped_release release;
@@ -251,7 +255,7 @@ NB_MODULE(_native, m) {
            "relu"_a, "want_x"_a, "want_values"_a, "want_bias"_a, "threads"_a)
       .def("set_chosen", &set_chosen, "chosen"_a.none());
   m.def("batch_norm", &batch_norm, "x"_a, "residual"_a.none(), "gamma"_a.none(), "beta"_a.none(), "running_mean"_a.none(),
-        "running_var"_a.none(), "stats"_a, "training"_a, "momentum"_a, "eps"_a, "relu"_a, "threads"_a);
+        "running_var"_a.none(), "tracked"_a.none(), "stats"_a, "training"_a, "momentum"_a, "eps"_a, "relu"_a, "threads"_a);
   m.def("batch_norm_backward", &batch_norm_backward, "gy"_a, "x"_a, "y"_a.none(), "gamma"_a.none(), "beta"_a.none(), "stats"_a,
         "want_x"_a, "want_gamma"_a, "want_beta"_a, "want_residual"_a, "training"_a, "relu"_a, "threads"_a);
   m.def("average_pool", &average_pool_of, "x"_a, "size"_a, "stride"_a, "threads"_a);

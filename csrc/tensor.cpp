@@ -113,12 +113,14 @@ Vector<T> vector_of(nb::handle tensor, const char* name, const char* type) {
 }
 
 // A tensor as PyTorch takes it over: it calls `deleter` when nobody needs the memory any more.
+constexpr int kMostAxes = 8;
 struct Owned {
   Managed managed;
-  int64_t shape[4], strides[4];
+  int64_t shape[kMostAxes], strides[kMostAxes];
 };
 
 nb::object tensor_of(Block block, int axes, const int64_t* shape, const int64_t* strides) {
+  if (axes > kMostAxes) refuse("a tensor may have at most 8 axes");
   auto owned = std::make_unique<Owned>();
   owned->managed = {{1, 0}, owned.get(), nullptr, 0, {}};
   owned->managed.deleter = [](Managed* managed) {
@@ -184,6 +186,24 @@ float* floats(nb::handle tensor, std::initializer_list<long> shape, const char* 
   return data_of<float>(t);
 }
 
+Values values_of(nb::handle tensor, long count, const char* name) {
+  const dltensor t = look(tensor, name);
+  int64_t have = 1;
+  for (int i = 0; i < t.ndim; ++i) have *= t.shape[i];
+  if (have != count) refuse(std::string(name) + " must have " + std::to_string(count) + " elements, not " + std::to_string(have));
+  check_type<float>(t, name, "float32");
+  if (!contiguous(t)) refuse(std::string(name) + " must be contiguous");
+  return {data_of<float>(t), {t.shape, t.shape + t.ndim}};
+}
+
+int64_t* int64_scalar(nb::handle tensor, const char* name) {
+  if (tensor.is_none()) return nullptr;
+  const dltensor t = look(tensor, name);
+  if (t.ndim != 0) refuse(std::string(name) + " must have no axis");
+  check_type<int64_t>(t, name, "int64");
+  return data_of<int64_t>(t);
+}
+
 Vector<int32_t> int32_vector(nb::handle tensor, const char* name) { return vector_of<int32_t>(tensor, name, "int32"); }
 Vector<uint8_t> uint8_vector(nb::handle tensor, const char* name) { return vector_of<uint8_t>(tensor, name, "uint8"); }
 
@@ -215,9 +235,13 @@ nb::object activation_tensor(Block block, const Extent& e, int axes) {
   return tensor_of(std::move(block), axes, shape, strides);
 }
 
-nb::object vector_tensor(Block block, long length) {
-  const int64_t shape = length, stride = 1;
-  return tensor_of(std::move(block), 1, &shape, &stride);
+nb::object vector_tensor(Block block, long length) { return contiguous_tensor(std::move(block), {length}); }
+
+nb::object contiguous_tensor(Block block, const std::vector<int64_t>& shape) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t i = shape.size(); i-- > 0; stride *= shape[i]) strides[i] = stride;
+  return tensor_of(std::move(block), static_cast<int>(shape.size()), shape.data(), strides.data());
 }
 
 }  // namespace sparcl

@@ -6,8 +6,8 @@
 
 #include <initializer_list>
 #include <memory>
-#include <optional>
 #include <string>
+#include <vector>
 
 #include "arena.h"
 #include "plan.h"
@@ -32,7 +32,15 @@ float* activation_like(nanobind::handle tensor, const Extent& extent, const char
 
 // The memory of a contiguous float32 tensor of exactly this shape, on the CPU; null for None.
 float* floats(nanobind::handle tensor, std::initializer_list<long> shape, const char* name);
-// A contiguous tensor of any length, and its length.
+// A contiguous float32 tensor of any shape with so many elements.
+struct Values {
+  float* data;
+  std::vector<int64_t> shape;
+};
+Values values_of(nanobind::handle tensor, long count, const char* name);
+// One int64 without an axis; null for None.
+int64_t* int64_scalar(nanobind::handle tensor, const char* name);
+// A contiguous tensor with one axis of any length.
 template <class T>
 struct Vector {
   T* data;
@@ -54,5 +62,6 @@ Block activation_block(const Extent& extent);
 Block vector_block(long length);
 nanobind::object activation_tensor(Block block, const Extent& extent, int axes);
 nanobind::object vector_tensor(Block block, long length);
+nanobind::object contiguous_tensor(Block block, const std::vector<int64_t>& shape);
 
 }  // namespace sparcl

@@ -217,6 +217,16 @@ def test_plans_that_do_not_fit_are_refused_in_one_line(index: list[int], options
     assert "\n" not in str(error.value)
 
 
+def test_a_weight_of_any_shape_has_a_gradient_of_that_shape() -> None:
+    plan = ops.conv_plan(torch.arange(18, dtype=torch.int32), (1, 2, 3, 3))
+    x, flat = torch.randn(3, 2, 5, 5), torch.randn(18, requires_grad=True)
+    weight = flat.detach().view(1, 2, 3, 3).clone().requires_grad_()
+    for values in (flat, weight):
+        ops.sparse_conv2d(x, values, plan).square().sum().backward()
+    assert weight.grad.shape == weight.shape
+    assert torch.equal(weight.grad.view(-1), flat.grad)
+
+
 def batch_last(*shape: int) -> torch.Tensor:
     return torch.zeros(*shape[1:], shape[0]).movedim(-1, 0)
 
@@ -225,7 +235,7 @@ def test_the_module_checks_every_tensor_before_it_reads() -> None:
     plan = ops.conv_plan(torch.arange(18, dtype=torch.int32), (1, 2, 3, 3), padding=(1, 1))
     x, values = batch_last(3, 2, 4, 4), torch.zeros(18)
     for arguments, message in [
-        ((x, values[:8], None, 1), r"values must have shape \[18\], not \[8\]"),
+        ((x, values[:8], None, 1), "values must have 18 elements, not 8"),
         ((x, torch.zeros(36)[::2], None, 1), "values must be contiguous"),
         ((x, values.double(), None, 1), "values must be float32"),
         ((x, torch.zeros(18, device="meta"), None, 1), "values must be a torch.Tensor in the memory"),
@@ -285,7 +295,7 @@ def test_the_module_checks_every_tensor_of_the_backward_pass() -> None:
         ({"gamma": torch.zeros(3)}, "gamma must have shape"),
         ({"beta": torch.zeros(2).double()}, "beta must be float32"),
         ({"stats": torch.zeros(4)}, "stats must have shape"),
-        ({"values": torch.zeros(17)}, "values must have shape"),
+        ({"values": torch.zeros(17)}, "values must have 18 elements"),
         ({"threads": 2000}, "threads"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -96,6 +96,17 @@ def test_batch_norm_checks_every_tensor_before_it_reads() -> None:
         assert "\n" not in str(error.value)
 
 
+def test_batch_norm_counts_the_batches_that_it_trains_on() -> None:
+    x, tracked = torch.randn(4, 3, 2, 2), torch.tensor(5)
+    running = torch.zeros(3), torch.ones(3)
+    for training in (True, False, True):
+        ops.batch_norm(x, None, None, *running, training, num_batches_tracked=tracked)
+    assert int(tracked) == 7
+    for other, message in [(torch.tensor(1.0), "must be int64"), (torch.zeros(1, dtype=torch.int64), "no axis")]:
+        with pytest.raises(ConfigError, match=message):
+            ops.batch_norm(x, None, None, *running, True, num_batches_tracked=other)
+
+
 def test_batch_norm_of_no_samples_gives_zero_gradients() -> None:
     x, weight, bias = torch.zeros(0, 3, 2, 2, requires_grad=True), *(torch.ones(3, requires_grad=True) for _ in "wb")
     ops.batch_norm(x, weight, bias, torch.zeros(3), torch.ones(3), False, relu=True).sum().backward()

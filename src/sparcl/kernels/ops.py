@@ -60,7 +60,8 @@ def linear_plan(index: Tensor, weight_shape: Pair, block: int = 1) -> Any:
 def sparse_conv2d(x: Tensor, values: Tensor, plan: Any, bias: Tensor | None = None) -> Tensor:
     """Convolution with the weights of `plan`, as torch.nn.functional.conv2d with the dense weight.
 
-    x: [N, I, H, W]; values: [K], in the order of the plan's index; bias: [O]. Returns [N, O, Ho, Wo], batch-last.
+    x: [N, I, H, W]; values: [K], or any shape of K elements, in the order of the plan's index; bias: [O]. Returns
+    [N, O, Ho, Wo], batch-last.
 
     Raises:
         ConfigError: another dtype than float32, another device than the CPU, or sizes that do not fit.
@@ -144,12 +145,14 @@ def batch_norm(
     eps: float = 1e-5,
     residual: Tensor | None = None,
     relu: bool = False,
+    num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
     """relu(batch_norm(x) + residual), reading x once from memory for the statistics (Ioffe and Szegedy 2015).
 
     x, residual: [N, C, H, W] or [N, C]; weight, bias, running_mean, running_var: [C] or None. With `training` the
     batch's statistics are used and the running ones moved; without, the running ones are used (the batch's where
-    there are none). Keeps x for the backward pass, and the result only where both residual and relu ask for it.
+    there are none). num_batches_tracked, one int64, is counted up in training. Keeps x for the backward pass, and the
+    result only where both residual and relu ask for it.
 
     Raises:
         ConfigError: dtype, device or shape do not fit, or training with one value in each channel.
@@ -166,7 +169,7 @@ def batch_norm(
             raise ConfigError(f"batch_norm: residual must have shape {list(x.shape)}, not {list(residual.shape)}")
     x = to_batch_last(x)
     stats = torch.empty(2, x.size(1))  # mean and 1 / deviation
-    settings = (running_mean, running_var, stats, training, momentum, eps, relu)
+    settings = (running_mean, running_var, num_batches_tracked, stats, training, momentum, eps, relu)
     y: Tensor = _BatchNorm.apply(x, weight, bias, residual, settings)  # type: ignore[no-untyped-call]
     if residual is None and torch.is_grad_enabled():
         y._sparcl_recipe = Recipe(y._version, relu, x.detach(), weight, bias, stats)  # type: ignore[attr-defined]
@@ -183,8 +186,8 @@ class _BatchNorm(torch.autograd.Function):
         residual: Tensor | None,
         settings: tuple[Any, ...],
     ) -> Tensor:
-        """settings: running_mean, running_var, stats, training, momentum, eps, relu."""
-        _, _, stats, training, _, _, relu = settings
+        """settings: running_mean, running_var, num_batches_tracked, stats, training, momentum, eps, relu."""
+        _, _, _, stats, training, _, _, relu = settings
         other = None if residual is None else repacked(residual)
         try:
             y: Tensor = _native.batch_norm(x, other, weight, bias, *settings, torch.get_num_threads())

@@ -241,7 +241,7 @@ class BatchLastConv2d(nn.Conv2d):
             shape = cast(tuple[int, int, int, int], tuple(self.weight.shape))
             padding, stride, dilation = _pair(self.padding), _pair(self.stride), _pair(self.dilation)
             self._plan = ops.conv_plan(index, shape, stride, padding, dilation, self.groups)
-        return ops.sparse_conv2d(x, self.weight.view(-1), self._plan, self.bias)
+        return ops.sparse_conv2d(x, self.weight, self._plan, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes a plan of its own."""

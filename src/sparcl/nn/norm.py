@@ -46,11 +46,10 @@ class BatchLastNorm2d(nn.BatchNorm2d):
         return layer
 
     def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        tracked = self.num_batches_tracked if self.training else None
         factor = self.momentum or 0.0
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # a cumulative mean
-                factor = 1.0 / float(self.num_batches_tracked)
+        if self.momentum is None and tracked is not None:  # a cumulative mean
+            factor = 1.0 / (float(tracked) + 1.0)
         return ops.batch_norm(
             input,
             self.weight,
@@ -62,6 +61,7 @@ class BatchLastNorm2d(nn.BatchNorm2d):
             self.eps,
             residual,
             relu or self.relu,
+            tracked,
         )
 
 

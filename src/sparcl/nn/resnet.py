@@ -48,7 +48,7 @@ class ResNet(Recorded, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = norm_relu(self.bn1, self.conv1(x))
         for stage in range(1, 5):
-            out = self.get_submodule(f"layer{stage}")(out)
+            out = getattr(self, f"layer{stage}")(out)
         pooled: Tensor = self.avgpool(out)
         logits: Tensor = self.fc(pooled.flatten(1))
         return logits
