@@ -40,9 +40,15 @@ constexpr long kMost = 1L << 40;  // elements of one tensor
 
 const Exchange* torch = nullptr;
 
+bool empty(const dltensor& t) {
+  for (int i = 0; i < t.ndim; ++i)
+    if (t.shape[i] == 0) return true;
+  return false;
+}
+
 bool look_at(nb::handle tensor, dltensor& out) {
-  if (torch->look(tensor.ptr(), &out) == 0) return true;
-  PyErr_Clear();  // no tensor, or one without plain memory
+  if (torch->look(tensor.ptr(), &out) == 0) return out.data || empty(out);  // without memory: PyTorch's zero tensors
+  PyErr_Clear();
   return false;
 }
 
@@ -67,12 +73,6 @@ template <class T>
 void check_type(const dltensor& t, const char* name, const char* type) {
   if (t.device.device_type != kCpu) refuse(std::string(name) + " must be a torch.Tensor in the memory of the processor");
   if (t.dtype != nb::dtype<T>()) refuse(std::string(name) + " must be " + type);
-}
-
-bool empty(const dltensor& t) {
-  for (int i = 0; i < t.ndim; ++i)
-    if (t.shape[i] == 0) return true;
-  return false;
 }
 
 // Strides of axes of size 1 say nothing, nor do those of a tensor without elements.

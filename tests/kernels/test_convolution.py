@@ -247,6 +247,7 @@ def test_the_module_checks_every_tensor_before_it_reads() -> None:
         ((x.double(), values, None, 1), "x must be float32"),
         ((batch_last(3, 2, 4, 4).to("meta"), values, None, 1), "x must be a torch.Tensor in the memory"),
         ((x.to_sparse(), values, None, 1), "x must be a torch.Tensor in the memory"),
+        ((torch._efficientzerotensor(x.shape), values, None, 1), "x must be a torch.Tensor in the memory"),
         ((x[0], values, None, 1), "two or four axes"),
         ((batch_last(3, 2), values, None, 0), "threads"),
     ]:

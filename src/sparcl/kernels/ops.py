@@ -157,7 +157,7 @@ def batch_norm(
     Raises:
         ConfigError: dtype, device or shape do not fit, or training with one value in each channel.
     """
-    check(x, "the input")
+    x = to_batch_last(x)
     training = training or running_mean is None
     if training and x.numel() == x.size(1):
         raise ConfigError(
@@ -167,7 +167,6 @@ def batch_norm(
         check(residual, "the residual")
         if residual.shape != x.shape:
             raise ConfigError(f"batch_norm: residual must have shape {list(x.shape)}, not {list(residual.shape)}")
-    x = to_batch_last(x)
     stats = torch.empty(2, x.size(1))  # mean and 1 / deviation
     settings = (running_mean, running_var, num_batches_tracked, stats, training, momentum, eps, relu)
     y: Tensor = _BatchNorm.apply(x, weight, bias, residual, settings)  # type: ignore[no-untyped-call]
