@@ -2,11 +2,12 @@
 
 `python check_wheel.py WHEEL` looks at its compiled part: processor, suffix, and the versions of the C and C++ libraries
 that it asks for. Run by a Python for that processor, emulated or not, it also imports the part and computes a small
-convolution.
+convolution. The part wants PyTorch's tensors; a few lines stand for PyTorch: DLPack's C exchange interface in ctypes.
 """
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import re
 import sys
@@ -15,12 +16,100 @@ from array import array
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from zipfile import ZipFile
 
 AARCH64 = 183  # of an ELF file's header
 NEWEST = {"GLIBC": (2, 35), "GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13), "GCC": (12, 0)}
 """What a system that takes the tag manylinux_2_35 has."""
+
+
+FLOAT, INT = 2, 0  # DLPack's codes of a type
+
+
+class DLTensor(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("axes", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("offset", ctypes.c_uint64),
+    ]
+
+
+class Managed(ctypes.Structure):
+    _fields_ = [
+        ("version", ctypes.c_uint32 * 2),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", DLTensor),
+    ]
+
+
+LOOK = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(DLTensor))
+IMPORT = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.POINTER(Managed), ctypes.POINTER(ctypes.c_void_p))
+
+
+class Exchange(ctypes.Structure):
+    _fields_ = [
+        ("version", ctypes.c_uint32 * 2),
+        ("older", ctypes.c_void_p),
+        ("allocate", ctypes.c_void_p),
+        ("export", ctypes.c_void_p),
+        ("import_owned", IMPORT),
+        ("look", LOOK),
+        ("stream", ctypes.c_void_p),
+    ]
+
+
+class Tensor:
+    """An array with a shape and strides, or what the compiled part has made."""
+
+    def __init__(self, content: array[Any], shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        self.content = content
+        self.sizes = [(ctypes.c_int64 * len(s))(*s) for s in (shape, strides)]
+        shape_of, strides_of = (ctypes.cast(s, ctypes.POINTER(ctypes.c_int64)) for s in self.sizes)
+        code = INT if content.typecode == "i" else FLOAT
+        self.seen = DLTensor(content.buffer_info()[0], (1, 0), len(shape), code, 32, 1, shape_of, strides_of, 0)
+
+    def floats(self) -> list[float]:
+        count = 1
+        for axis in range(self.seen.axes):
+            count *= self.seen.shape[axis]
+        return list(ctypes.cast(self.seen.data, ctypes.POINTER(ctypes.c_float))[:count])
+
+
+@LOOK
+def look(tensor: Tensor, out: Any) -> int:
+    out[0] = tensor.seen
+    return 0
+
+
+@IMPORT
+def import_owned(managed: Any, out: Any) -> int:
+    tensor = Tensor.__new__(Tensor)
+    tensor.seen = managed[0].tensor  # never given back: the process ends soon
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(tensor))
+    out[0] = id(tensor)
+    return 0
+
+
+EXCHANGE = Exchange((1, 3), None, None, None, import_owned, look, None)
+
+
+def stand_in_for_torch() -> None:
+    new_capsule = ctypes.pythonapi.PyCapsule_New
+    new_capsule.restype = ctypes.py_object
+    new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    Tensor.__dlpack_c_exchange_api__ = new_capsule(ctypes.addressof(EXCHANGE), b"dlpack_exchange_api", None)  # type: ignore[attr-defined]
+    sys.modules["torch"] = ModuleType("torch")
+    sys.modules["torch"].Tensor = Tensor  # type: ignore[attr-defined]
 
 
 def compiled_part(wheel: Path) -> tuple[str, bytes]:
@@ -50,10 +139,9 @@ def check_convolution(native: Any, isa: str) -> None:
     rows, columns, batch = 2, 3, 5
     index, values = array("i", [0, 4, 13, 17]), array("f", [2.0, -1.0, 0.5, 3.0])
     x = array("f", (((7 * i) % 11) - 5 for i in range(2 * rows * columns * batch)))
-    out = array("f", bytes(4 * rows * columns * batch))
-    plan = native.ConvPlan(index, (1, 2, 3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
-    shaped = memoryview(x).cast("B").cast("f", (2, rows, columns, batch))
-    plan.forward(values, None, shaped, memoryview(out).cast("B").cast("f", (1, rows, columns, batch)), 2)
+    plan = native.ConvPlan(Tensor(index, (4,), (1,)), (1, 2, 3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
+    shape, strides = (batch, 2, rows, columns), (1, rows * columns * batch, columns * batch, batch)
+    out = plan.forward(Tensor(x, shape, strides), Tensor(values, (4,), (1,)), None, 2).floats()
     for row in range(rows):
         for column in range(columns):
             for n in range(batch):
@@ -68,6 +156,7 @@ def check_convolution(native: Any, isa: str) -> None:
 
 
 def run_part(name: str, content: bytes) -> str:
+    stand_in_for_torch()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(name).name
         path.write_bytes(content)
