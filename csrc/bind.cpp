@@ -57,46 +57,39 @@ nb::object forward(ConvPlan& plan, nb::handle x, nb::handle values, nb::handle b
   return activation_tensor(std::move(y), out, from.axes);
 }
 
-// The input of a convolution, for its weight gradient: x itself or, with `stats`, what a BatchNorm made of x, which is made again.
-struct Source {
-  const float *x, *gamma, *beta, *stats;
-  bool relu;
-};
-
-Source source_of(const Extent& in, nb::handle x, nb::handle gamma, nb::handle beta, nb::handle stats, bool relu) {
-  if (x.is_none()) refuse("the gradient of the values needs x");
-  return {activation_like(x, in, "x"), floats(gamma, {in.channels}, "gamma"), floats(beta, {in.channels}, "beta"),
-          floats(stats, {2, in.channels}, "stats"), relu};
-}
-
 Norm norm_of(const Extent& e, const float* x, const float* residual, const float* gamma, const float* beta, float eps, bool relu) {
   return {e.channels, e.height * e.width * e.batch, x, residual, gamma, beta, eps, relu};
 }
 
-void weight_gradient(ConvPlan& plan, const Source& s, const Extent& in, const float* gy, float* gvalues, int threads) {
-  Block again;
-  if (s.stats) {
-    again = activation_block(in);
-    norm_apply(norm_of(in, s.x, nullptr, s.gamma, s.beta, 0.0f, s.relu), s.stats, s.stats + in.channels, again.get(), threads);
-  }
-  plan.weight_gradient(again ? again.get() : s.x, gy, in, gvalues, threads);
+// The input of a convolution, for its weight gradient: x itself or, with `stats`, what a BatchNorm made of x. `scales`: see
+// norm_source.
+Source source_of(const Extent& in, nb::handle x, nb::handle gamma, nb::handle beta, nb::handle stats, bool relu,
+                 std::vector<float>& scales) {
+  if (x.is_none()) refuse("the gradient of the values needs x");
+  const Norm n = norm_of(in, activation_like(x, in, "x"), nullptr, floats(gamma, {in.channels}, "gamma"),
+                         floats(beta, {in.channels}, "beta"), 0.0f, relu);
+  const float* s = floats(stats, {2, in.channels}, "stats");
+  if (!s) return n.x;
+  scales.resize(static_cast<size_t>(2 * in.channels));
+  return norm_source(n, s, s + in.channels, scales.data());
 }
 
 // (gradient of x, of the values, of the bias), each of its shape, None where it is not wanted. shape: x's; gamma, beta, stats, relu:
-// see Source.
+// see source_of.
 nb::tuple backward(ConvPlan& plan, nb::handle gy, const std::vector<long>& shape, nb::handle values, nb::handle x, nb::handle gamma,
                    nb::handle beta, nb::handle stats, bool relu, bool want_x, bool want_values, bool want_bias, int threads) {
   check_threads(threads);
   const Extent in = extent_of(shape), out = plan.output_extent(in);
   const float* g = activation_like(gy, out, "gy");
   const Values v = values_of(values, plan.nonzeros(), "values");
-  const Source source = want_values ? source_of(in, x, gamma, beta, stats, relu) : Source{};
+  std::vector<float> scales;
+  const Source source = want_values ? source_of(in, x, gamma, beta, stats, relu, scales) : nullptr;
   Block gx, gvalues, gbias;
   {
     nb::gil_scoped_release release;
     if (want_values) {
       gvalues = vector_block(plan.nonzeros());
-      weight_gradient(plan, source, in, g, gvalues.get(), threads);
+      plan.weight_gradient(source, g, in, gvalues.get(), threads);
     }
     if (want_x) {
       gx = activation_block(in);

@@ -21,8 +21,21 @@ SPARCL_INLINE Existing existing(int first, int step, int width, int columns) {
 // Rows are fetched this many channels ahead: they lie far apart, which no prefetcher of a processor foresees.
 constexpr int kAhead = SPARCL_AHEAD;
 
+// What is made of each vector on its way into the tile.
+struct AsItIs {
+  SPARCL_INLINE vec operator()(vec v) const { return v; }
+};
+struct Normalised {
+  float scale, shift, floor;
+  SPARCL_INLINE vec operator()(vec v) const {
+    const vec y = v * scale + shift;
+    return y < floor ? fill(floor) : y;  // NaN passes through
+  }
+};
+
 // One row of one phase: columns q of the source columns first + q * step, zero where there is none.
-SPARCL_INLINE void pack_row(const Pack& p, const float* source, int first, Existing e, bool ahead, float* to) {
+template <class Make>
+SPARCL_INLINE void pack_row(const Pack& p, const float* source, int first, Existing e, bool ahead, Make make, float* to) {
   for (int q = 0; q < e.begin; ++q) store(to + q * V, vec{});
   for (int q = e.end; q < p.columns; ++q) store(to + q * V, vec{});
   const long stride = p.column_step * p.column_stride;
@@ -30,16 +43,19 @@ SPARCL_INLINE void pack_row(const Pack& p, const float* source, int first, Exist
   if (p.lanes == V && p.tail_column < 0) {
     if (ahead)
       for (int q = e.begin; q < e.end; ++q) __builtin_prefetch(from + q * stride + kAhead * p.channel_stride);
-    for (int q = e.begin; q < e.end; ++q) store(to + q * V, load(from + q * stride));
+    for (int q = e.begin; q < e.end; ++q) store(to + q * V, make(load(from + q * stride)));
     return;
   }
   for (int q = e.begin; q < e.end; ++q) {
     const int lanes = first + q * p.column_step == p.tail_column ? p.tail_lanes : p.lanes;
-    store(to + q * V, load_some(from + q * stride, lanes));
+    float made[V];
+    store(made, make(load_some(from + q * stride, lanes)));
+    store(to + q * V, load_some(made, lanes));  // lanes that do not exist stay zero
   }
 }
 
-void pack(const Pack& p) {
+template <bool Normalise>
+void pack_as(const Pack& p) {
   constexpr int kPhases = 8;  // the usual strides have their edges worked out once
   Existing edges[kPhases];
   for (int px = 0; px < smaller(p.column_phases, kPhases); ++px)
@@ -54,10 +70,18 @@ void pack(const Pack& p) {
           float* to = phase + r * p.packed_row;
           if (y < 0 || y >= p.height)
             for (int q = 0; q < p.columns; ++q) store(to + q * V, vec{});
+          else if constexpr (Normalise)
+            pack_row(p, p.source + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels,
+                     Normalised{p.scale[c], p.shift[c], p.floor}, to);
           else
-            pack_row(p, p.source + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels, to);
+            pack_row(p, p.source + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels, AsItIs{}, to);
         }
       }
+}
+
+void pack(const Pack& p) {
+  if (p.scale) return pack_as<true>(p);
+  pack_as<false>(p);
 }
 
 // One nonzero of G channels multiplies every position of the tile.
@@ -105,8 +129,12 @@ SPARCL_INLINE void accumulate(const float* x, long row, const uint32_t* offsets,
 template <int R, int C>
 SPARCL_INLINE void write_tile(const Convolve& a, float* out, const vec (&sums)[R * C]) {
   if (a.rows == R && a.columns == C && a.lanes == V && a.tail_column < 0) {
-    SPARCL_UNROLL
-    for (int t = 0; t < R * C; ++t) store(out + (t / C) * a.out_row + (t % C) * a.out_column, sums[t]);
+    if (a.streaming)
+      SPARCL_UNROLL
+      for (int t = 0; t < R * C; ++t) stream(out + (t / C) * a.out_row + (t % C) * a.out_column, sums[t]);
+    else
+      SPARCL_UNROLL
+      for (int t = 0; t < R * C; ++t) store(out + (t / C) * a.out_row + (t % C) * a.out_column, sums[t]);
     return;
   }
   float tile[R * C * V];
@@ -148,6 +176,7 @@ long convolve_tile(const Convolve& a) {
     }
     visited += static_cast<long>(n) * G;
   }
+  if (a.streaming) streamed();
   return visited;
 }
 

@@ -17,6 +17,8 @@ struct TileShape {
 // Copies `channels` channels of a window of `source` into a packed tile. Phase p of stride s holds rows p, p+s, p+2s...
 struct Pack {
   const float* source;  // lane 0 of the chunk, at row 0, column 0
+  const float *scale, *shift;  // [channels]: max(source * scale + shift, floor) is packed; null: source as it is
+  float floor;
   long channel_stride, row_stride, column_stride;
   int channels, height, width;      // what exists of the source; outside it is zero
   int lanes;                        // of the V that exist, the others are zero
@@ -50,6 +52,7 @@ struct Convolve {
   long out_channel, out_row, out_column;
   int rows, columns;  // positions that exist
   int lanes, tail_column, tail_lanes;
+  bool streaming;     // whole vectors of `out` are aligned, and are to go past the caches
 };
 
 // Adds one tile's share to the weight gradients of those lists whose channels lie in [first, last).
@@ -78,6 +81,7 @@ constexpr int kMaxShapes = 12;
 struct Kernels {
   const char* name;
   int lanes;
+  bool streams;  // whether `Convolve::streaming` is understood
   TileShape shapes[3][kMaxShapes];  // for output channels taken 1, 2 and 4 at a time; ends with {0, 0}
   void (*pack)(const Pack&);
   long (*convolve)(int block, int shape, const Convolve&);  // returns the list entries visited

@@ -63,13 +63,13 @@ void norm_forward_eval(const Norm& n, const float* running_mean, const float* ru
   });
 }
 
-void norm_apply(const Norm& n, const float* mean, const float* rstd, float* y, int threads) {
-  const Kernels& unit = kernels();
-  parallel_for(threads, n.channels, [&](long c) {
-    const long at = c * n.count;
+Source norm_source(const Norm& n, const float* mean, const float* rstd, float* scales) {
+  for (long c = 0; c < n.channels; ++c) {
     const Scale s = scale_of(n, c, mean[c], rstd[c]);
-    unit.norm_forward(n.x + at, nullptr, y + at, n.count, s.scale, s.shift, n.relu);
-  });
+    scales[c] = s.scale;
+    scales[n.channels + c] = s.shift;
+  }
+  return {n.x, scales, scales + n.channels, n.relu};
 }
 
 void norm_backward(const Norm& n, bool training, const float* mean, const float* rstd, const float* y, const float* gy, float* gx,

@@ -17,8 +17,9 @@ void norm_forward_train(const Norm&, float momentum, float* running_mean, float*
                         int threads);
 void norm_forward_eval(const Norm&, const float* running_mean, const float* running_var, float* mean, float* rstd, float* y,
                        int threads);
-// The result without residual once more, from what norm_forward_* left in mean and rstd: to the same bits.
-void norm_apply(const Norm&, const float* mean, const float* rstd, float* y, int threads);
+// The result without residual as a pass's input, from what norm_forward_* left in mean and rstd: the same bits, never written
+// to memory. `scales` [2 * channels] is filled, and must outlive the use.
+Source norm_source(const Norm&, const float* mean, const float* rstd, float* scales);
 // y: the forward result, needed only with relu and residual (else null: its sign is computed again).
 // gx, gresidual, ggamma, gbeta may each be null.
 void norm_backward(const Norm&, bool training, const float* mean, const float* rstd, const float* y, const float* gy, float* gx,

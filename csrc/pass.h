@@ -44,6 +44,16 @@ struct Walk {
   long chunks;  // vectors of one column: ceil(N / V), or 1 where flat
 };
 
+// A pass's input: a tensor, or what is made of one on the way in: relu(x * scale + shift), channel by channel (a BatchNorm's
+// result, which then need not be kept).
+struct Source {
+  const float* data;
+  const float *scale, *shift;  // [channels], or both null
+  bool relu;                   // only with a scale
+  Source(const float* x, const float* by = nullptr, const float* plus = nullptr, bool positive = false)
+      : data(x), scale(by), shift(plus), relu(positive) {}
+};
+
 // A pass for one size of input on one unit: tiles, packed layout, offsets.
 class Pass {
  public:
@@ -65,20 +75,21 @@ class Pass {
   long tiles() const { return static_cast<long>(tile_rows_) * tile_columns_; }
 
   // Both return the multiply-adds.
-  long long convolve(const Walk& walk, const float* values, const float* bias, const float* x, float* out, int threads) const;
+  long long convolve(const Walk& walk, const float* values, const float* bias, const Source& x, float* out, int threads) const;
   // Writes gvalues at the nonzeros of `order`, and nowhere else.
-  long long weight_gradient(const Walk& walk, const Order& order, const float* x, const float* gy, float* gvalues,
+  long long weight_gradient(const Walk& walk, const Order& order, const Source& x, const float* gy, float* gvalues,
                             int threads) const;
 
  private:
   struct Place;  // of a tile
   ListView view(const Order& order, int block, const Output& output) const;
   Place place(const Walk& walk, long item) const;
-  void pack_input(const Walk& walk, const Place& place, const float* x, int first, int count, float* to) const;
-  long long convolve_item(const Walk& walk, long item, const float* values, const float* bias, const float* x,
+  void pack_input(const Walk& walk, const Place& place, const Source& x, int first, int count, float* to) const;
+  bool streams(const Walk& walk, const float* out) const;
+  long long convolve_item(const Walk& walk, long item, const float* values, const float* bias, const Source& x,
                           float* out) const;
   long long weight_gradient_item(const Walk& walk, const Order& order, const Place& place, int first, int last,
-                                 const float* x, const float* gy, float* sums) const;
+                                 const Source& x, const float* gy, float* sums) const;
   void lay_out();
   long packed_floats(bool all) const;
   void choose_tiles(const Lists& lists, bool gradient_of_weights);

@@ -250,7 +250,7 @@ void ConvPlan::input_gradient(const float* values, const float* gy, const Extent
   input_gradient_done += g->input_gradient->convolve(g->walk, values, nullptr, gy, gx, threads);
 }
 
-void ConvPlan::weight_gradient(const float* x, const float* gy, const Extent& input, float* gvalues, int threads) {
+void ConvPlan::weight_gradient(const Source& x, const float* gy, const Extent& input, float* gvalues, int threads) {
   if (output_extent(input).count() == 0) {
     std::fill(gvalues, gvalues + nonzeros(), 0.0f);
     return;

@@ -38,7 +38,7 @@ class ConvPlan {
 
   void forward(const float* values, const float* bias, const float* x, const Extent& input, float* out, int threads);
   void input_gradient(const float* values, const float* gy, const Extent& input, float* gx, int threads);
-  void weight_gradient(const float* x, const float* gy, const Extent& input, float* gvalues, int threads);
+  void weight_gradient(const Source& x, const float* gy, const Extent& input, float* gvalues, int threads);
 
  private:
   struct Geometry;

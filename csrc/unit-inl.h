@@ -23,6 +23,17 @@ typedef int32_t mask __attribute__((vector_size(4 * SPARCL_LANES)));
 
 SPARCL_INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
 SPARCL_INLINE void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
+// Past the caches, to an address aligned to a whole vector: no line is read only to be overwritten, and what is too large to
+// stay pushes nothing out. Only where a vector is a whole line. `streamed` makes such stores visible to other threads.
+#if defined(__AVX512F__)
+constexpr bool kStreams = true;
+SPARCL_INLINE void stream(float* p, vec v) { __builtin_ia32_movntps512(p, v); }
+SPARCL_INLINE void streamed() { __builtin_ia32_sfence(); }
+#else
+constexpr bool kStreams = false;
+SPARCL_INLINE void stream(float* p, vec v) { store(p, v); }
+SPARCL_INLINE void streamed() {}
+#endif
 SPARCL_INLINE vec fill(float x) { return x - vec{}; }
 
 SPARCL_INLINE vec load_some(const float* p, int lanes) {
@@ -50,6 +61,7 @@ namespace sparcl {
 const Kernels& SPARCL_UNIT() {
   static const Kernels table = {SPARCL_NAME,
                                 V,
+                                kStreams,
                                 {SPARCL_SHAPES_1, SPARCL_SHAPES_2, SPARCL_SHAPES_4},
                                 pack,
                                 convolve,

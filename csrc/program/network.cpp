@@ -127,9 +127,10 @@ void Network::run_back(size_t at) {
   State& state = states_[at];
   const Extent& in = extents_[layer.input];
   const float* gy = gradients_[layer.output].get();
-  Buffer remade, gx = layer.input ? room(layer.input) : nullptr;  // nobody asks for the gradient of the input
+  Buffer gx = layer.input ? room(layer.input) : nullptr;  // nobody asks for the gradient of the input
   if (layer.kind == Layer::kConvolution) {
-    state.plan->weight_gradient(value(layer.input, remade), gy, in, state.weight.gradient.data(), threads_);
+    std::vector<float> scales;
+    state.plan->weight_gradient(source(layer.input, scales), gy, in, state.weight.gradient.data(), threads_);
     const Extent& out = extents_[layer.output];
     if (layer.bias) bias_gradient(gy, out.channels, out.count() / out.channels, state.bias.gradient.data(), threads_);
     if (gx) state.plan->input_gradient(state.weight.value.data(), gy, in, gx.get(), threads_);
@@ -191,14 +192,14 @@ bool Network::can_be_remade(int tensor) const {
   return maker >= 0 && layers_[maker].kind == Layer::kNorm && layers_[maker].residual < 0;
 }
 
-const float* Network::value(int tensor, Buffer& remade) const {
+// The input of a convolution, for its weight gradient; scales: see norm_source.
+Source Network::source(int tensor, std::vector<float>& scales) const {
   if (tensor == 0) return x_;
   if (!can_be_remade(tensor)) return values_[tensor].get();
   const size_t maker = static_cast<size_t>(maker_[tensor]);
   const State& state = states_[maker];
-  remade = room(tensor);
-  norm_apply(norm(maker, values_[layers_[maker].input].get()), state.mean.data(), state.rstd.data(), remade.get(), threads_);
-  return remade.get();
+  scales.resize(2 * state.mean.size());
+  return norm_source(norm(maker, values_[layers_[maker].input].get()), state.mean.data(), state.rstd.data(), scales.data());
 }
 
 // A tensor that is read twice has the sum of two gradients.

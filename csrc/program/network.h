@@ -73,7 +73,7 @@ class Network {
   Window window(const Layer& layer) const;
   Buffer room(int tensor) const;
   bool can_be_remade(int tensor) const;
-  const float* value(int tensor, Buffer& remade) const;
+  Source source(int tensor, std::vector<float>& scales) const;
   void collect(int tensor, Buffer part);
 
   std::vector<Layer> layers_;

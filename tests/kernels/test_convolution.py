@@ -87,6 +87,18 @@ def test_bits_do_not_depend_on_threads(block: int, size: tuple[int, int], stride
         assert all(torch.equal(a, b) for a, b in zip(one, pass_bits(case, threads), strict=True))
 
 
+@pytest.mark.parametrize(("stride", "block"), [(1, 1), (1, 4), (2, 1)])
+def test_results_too_large_for_the_caches(stride: int, block: int) -> None:
+    """Whole tiles of such results go past the caches (csrc/pass.cpp), those at the edges do not."""
+    case = Case(32, 1, 24, 24, (46, 31), (3, 3), (stride, stride), (1, 1), (1, 1), 0.1, block, True, 5)
+    want = expected(case)
+    y, gx, gvalues = pass_bits(case, 2)
+    assert 4 * max(y.numel(), gx.numel()) > 4 << 20
+    assert_close(y, want.y)
+    assert_close(gx, want.gx)
+    assert_close(gvalues, want.gvalues)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_counters_are_nonzeros_times_positions_times_batch(stride: int) -> None:
     case = Case(12, 1, 20, 24, (9, 7), (3, 3), (stride, stride), (1, 1), (1, 1), 0.3, 1, False, 3)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparcl.errors import ConfigError
-from sparcl.kernels import layout, ops
+from sparcl.kernels import index, layout, ops
 
 pytestmark = pytest.mark.usefixtures("isa")  # each test once for each instruction set
 many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -175,3 +175,43 @@ def test_a_change_of_layout_has_a_gradient() -> None:
     x = torch.randn(4, 3, 2, 2, requires_grad=True)
     (layout.to_batch_last(x) * torch.arange(4.0)[:, None, None, None]).sum().backward()
     assert torch.equal(x.grad, torch.arange(4.0)[:, None, None, None].expand(4, 3, 2, 2))
+
+
+@many
+@given(
+    shape=shapes,
+    kernel=st.sampled_from((1, 3)),
+    stride=st.sampled_from((1, 2)),
+    relu=st.booleans(),
+    affine=st.booleans(),
+    changed=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_a_convolution_behind_a_batch_norm_keeps_no_copy_of_its_input(
+    shape: tuple[int, int, int, int], kernel: int, stride: int, relu: bool, affine: bool, changed: bool, seed: int
+) -> None:
+    """Its weight gradient makes the input again, unless that was changed in place in between."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator).requires_grad_()
+    weight = torch.randn(4, shape[1], kernel, kernel, generator=generator)
+    weight *= torch.rand(weight.shape, generator=generator) < 0.5
+    gamma, beta = (torch.randn(shape[1], generator=generator) if affine else None for _ in range(2))
+    running = torch.full((shape[1],), 0.3), torch.full((shape[1],), 1.7)
+    positions = index.index_of(weight != 0)
+    plan = ops.conv_plan(positions, (4, shape[1], kernel, kernel), (stride, stride), (kernel // 2, kernel // 2))
+    values = weight.view(-1)[positions.long()].requires_grad_()
+
+    y = ops.batch_norm(x, gamma, beta, *running, False, 0.1, 1e-5, relu=relu)
+    wide_x, wide_weight = wide(x), wide(weight)
+    want = F.batch_norm(wide_x, running[0].double(), running[1].double(), wide(gamma), wide(beta))
+    want = want.relu() if relu else want
+    if changed:
+        y, want = y.add_(1.0), want + 1.0
+    out = ops.sparse_conv2d(y, values, plan)
+    want = F.conv2d(want, wide_weight, None, stride, kernel // 2)
+    gradient = torch.randn(want.shape, generator=generator)
+    out.backward(gradient)
+    want.backward(gradient.double())
+    assert_close(out, want)
+    assert_close(x.grad, wide_x.grad)
+    assert_close(values.grad, wide_weight.grad.view(-1)[positions.long()])
