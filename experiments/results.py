@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,15 @@ def _hosts() -> Iterable[Claim]:
             goal = "within one point of" if margin else "not below"
             text = f"SparCL-{name} at {sparsity:.2f} is {goal} dense {name}"
             yield Claim(text, run(method, "sparcl", sparsity), run(method), margin)
+    for change, text in (
+        ({"sample_removal": 0.0}, "without DDR"),
+        ({"sample_removal": 0.0, "gradient_sparsity": 0.0}, "with TDM alone"),
+    ):
+        yield Claim(
+            f"SparCL-DER++ at 0.90 {text} is not below dense DER++",
+            run("derpp", "sparcl", 0.90, **change),
+            run("derpp"),
+        )
 
 
 CLAIMS = (
@@ -93,6 +103,7 @@ CLAIMS = (
             ("without DDR", {"sample_removal": 0.0}),
             ("without DGM", {"gradient_sparsity": 0.0}),
             ("with TDM alone", {"sample_removal": 0.0, "gradient_sparsity": 0.0}),
+            ("without DDR, trained for as few steps", {"sample_removal": 0.0, "epochs": 4}),
             ("with magnitude for CWI", {"importance": "magnitude"}),
             ("with the single-head loss", {"single_head": True}),
             ("with forgetting events for misclassifications", {"ddr_score": "forgetting"}),
@@ -126,7 +137,10 @@ class Comparison:
 
 
 def compare(claim: Claim, records: Sequence[Record]) -> Comparison:
-    sides = [[r for r in records if _matches(r, wanted)] for wanted in (claim.what, claim.than)]
+    epochs = Counter(r.config.get("epochs") for r in records).most_common(1)[0][
+        0
+    ]  # the table's, where a claim names none
+    sides = [[r for r in records if _matches(r, {"epochs": epochs, **wanted})] for wanted in (claim.what, claim.than)]
     if not all(sides):
         return Comparison(claim)
     difference: dict[str, float] = {}
