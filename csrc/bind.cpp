@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "bind.h"
 #include "kernels.h"
 #include "layers.h"
 #include "parallel.h"
@@ -20,13 +21,32 @@
 namespace nb = nanobind;
 using namespace sparcl;
 
-namespace {
-
-using Pair = std::array<int, 2>;
+namespace sparcl {
 
 void check_threads(int threads) {
   if (threads < 1 || threads > 1024) refuse("threads must lie between 1 and 1024");
 }
+
+Norm norm_of(const Extent& e, const float* x, const float* residual, const float* gamma, const float* beta, float eps, bool relu) {
+  return {e.channels, e.height * e.width * e.batch, x, residual, gamma, beta, eps, relu};
+}
+
+Source source_of(const Extent& in, nb::handle x, nb::handle gamma, nb::handle beta, nb::handle stats, bool relu,
+                 std::vector<float>& scales) {
+  if (x.is_none()) refuse("the gradient of the values needs x");
+  const Norm n = norm_of(in, activation_like(x, in, "x"), nullptr, floats(gamma, {in.channels}, "gamma"),
+                         floats(beta, {in.channels}, "beta"), 0.0f, relu);
+  const float* s = floats(stats, {2, in.channels}, "stats");
+  if (!s) return n.x;
+  scales.resize(static_cast<size_t>(2 * in.channels));
+  return norm_source(n, s, s + in.channels, scales.data());
+}
+
+}  // namespace sparcl
+
+namespace {
+
+using Pair = std::array<int, 2>;
 
 // The extent of a batch-last tensor of this shape, [N, C, H, W] or [N, F].
 Extent extent_of(const std::vector<long>& shape) {
@@ -34,7 +54,6 @@ Extent extent_of(const std::vector<long>& shape) {
   if (shape.size() != 4) refuse("shape must have two or four axes");
   return {shape[1], shape[2], shape[3], shape[0]};
 }
-
 
 ConvPlan* make_plan(nb::handle index, std::array<int, 4> weight, Pair stride, Pair padding, Pair dilation, int groups, int block) {
   const Vector<int32_t> at = int32_vector(index, "index");
@@ -55,23 +74,6 @@ nb::object forward(ConvPlan& plan, nb::handle x, nb::handle values, nb::handle b
     plan.forward(v.data, b, from.data, from.extent, y.get(), threads);
   }
   return activation_tensor(std::move(y), out, from.axes);
-}
-
-Norm norm_of(const Extent& e, const float* x, const float* residual, const float* gamma, const float* beta, float eps, bool relu) {
-  return {e.channels, e.height * e.width * e.batch, x, residual, gamma, beta, eps, relu};
-}
-
-// The input of a convolution, for its weight gradient: x itself or, with `stats`, what a BatchNorm made of x. `scales`: see
-// norm_source.
-Source source_of(const Extent& in, nb::handle x, nb::handle gamma, nb::handle beta, nb::handle stats, bool relu,
-                 std::vector<float>& scales) {
-  if (x.is_none()) refuse("the gradient of the values needs x");
-  const Norm n = norm_of(in, activation_like(x, in, "x"), nullptr, floats(gamma, {in.channels}, "gamma"),
-                         floats(beta, {in.channels}, "beta"), 0.0f, relu);
-  const float* s = floats(stats, {2, in.channels}, "stats");
-  if (!s) return n.x;
-  scales.resize(static_cast<size_t>(2 * in.channels));
-  return norm_source(n, s, s + in.channels, scales.data());
 }
 
 // (gradient of x, of the values, of the bias), each of its shape, None where it is not wanted. shape: x's; gamma, beta, stats, relu:
@@ -251,6 +253,7 @@ NB_MODULE(_native, m) {
         "running_var"_a.none(), "tracked"_a.none(), "stats"_a, "training"_a, "momentum"_a, "eps"_a, "relu"_a, "threads"_a);
   m.def("batch_norm_backward", &batch_norm_backward, "gy"_a, "x"_a, "y"_a.none(), "gamma"_a.none(), "beta"_a.none(), "stats"_a,
         "want_x"_a, "want_gamma"_a, "want_beta"_a, "want_residual"_a, "training"_a, "relu"_a, "threads"_a);
+  bind_block(m);
   m.def("average_pool", &average_pool_of, "x"_a, "size"_a, "stride"_a, "threads"_a);
   m.def("average_pool_backward", &average_pool_backward_of, "gy"_a, "shape"_a, "size"_a, "stride"_a, "threads"_a);
   m.def("max_pool", &max_pool_of, "x"_a, "size"_a, "stride"_a, "padding"_a, "threads"_a);

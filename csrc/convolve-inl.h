@@ -129,7 +129,13 @@ SPARCL_INLINE void accumulate(const float* x, long row, const uint32_t* offsets,
 template <int R, int C>
 SPARCL_INLINE void write_tile(const Convolve& a, float* out, const vec (&sums)[R * C]) {
   if (a.rows == R && a.columns == C && a.lanes == V && a.tail_column < 0) {
-    if (a.streaming)
+    if (a.accumulate)
+      SPARCL_UNROLL
+      for (int t = 0; t < R * C; ++t) {
+        float* to = out + (t / C) * a.out_row + (t % C) * a.out_column;
+        store(to, load(to) + sums[t]);
+      }
+    else if (a.streaming)
       SPARCL_UNROLL
       for (int t = 0; t < R * C; ++t) stream(out + (t / C) * a.out_row + (t % C) * a.out_column, sums[t]);
     else
@@ -143,7 +149,9 @@ SPARCL_INLINE void write_tile(const Convolve& a, float* out, const vec (&sums)[R
   for (int r = 0; r < a.rows; ++r)
     for (int c = 0; c < a.columns; ++c) {
       const int lanes = c == a.tail_column ? a.tail_lanes : a.lanes;
-      for (int l = 0; l < lanes; ++l) out[r * a.out_row + c * a.out_column + l] = tile[(r * C + c) * V + l];
+      float* to = out + r * a.out_row + c * a.out_column;
+      const float* from = tile + (r * C + c) * V;
+      for (int l = 0; l < lanes; ++l) to[l] = a.accumulate ? to[l] + from[l] : from[l];
     }
 }
 
@@ -157,6 +165,7 @@ long convolve_tile(const Convolve& a) {
     const long begin = a.lists.start[i];
     const int n = static_cast<int>(a.lists.start[i + 1] - begin);
     if (n == 0 && a.load_partial && a.store_partial) continue;
+    if (n == 0 && a.accumulate && !a.load_partial && !a.store_partial && !a.bias) continue;
     float* partial = a.partial + static_cast<long>(c) * T * V;
     vec sums[G][T];
     SPARCL_UNROLL

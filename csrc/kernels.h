@@ -53,6 +53,7 @@ struct Convolve {
   int rows, columns;  // positions that exist
   int lanes, tail_column, tail_lanes;
   bool streaming;     // whole vectors of `out` are aligned, and are to go past the caches
+  bool accumulate;    // `out` is added to; a list without an entry, and without a bias, leaves it alone
 };
 
 // Adds one tile's share to the weight gradients of those lists whose channels lie in [first, last).

@@ -46,6 +46,7 @@ void norm_forward_train(const Norm& n, float momentum, float* running_mean, floa
       running_mean[c] += momentum * (static_cast<float>(m) - running_mean[c]);
       running_var[c] += momentum * (static_cast<float>(unbiased) - running_var[c]);
     }
+    if (!y) return;
     const Scale s = scale_of(n, c, mean[c], rstd[c]);
     unit.norm_forward(n.x + at, n.residual ? n.residual + at : nullptr, y + at, n.count, s.scale, s.shift, n.relu);
   });
@@ -58,6 +59,7 @@ void norm_forward_eval(const Norm& n, const float* running_mean, const float* ru
     const long at = c * n.count;
     mean[c] = running_mean[c];
     rstd[c] = 1.0f / std::sqrt(running_var[c] + n.eps);
+    if (!y) return;
     const Scale s = scale_of(n, c, mean[c], rstd[c]);
     unit.norm_forward(n.x + at, n.residual ? n.residual + at : nullptr, y + at, n.count, s.scale, s.shift, n.relu);
   });

@@ -13,6 +13,7 @@ struct Norm {
   bool relu;
 };
 // Training: mean and 1 / sqrt(var + eps) of the batch are written to mean, rstd; running_* (or null) are moved by `momentum`.
+// y: null where nothing but the statistics is wanted. It may be the memory of x or of the residual.
 void norm_forward_train(const Norm&, float momentum, float* running_mean, float* running_var, float* mean, float* rstd, float* y,
                         int threads);
 void norm_forward_eval(const Norm&, const float* running_mean, const float* running_var, float* mean, float* rstd, float* y,
@@ -21,7 +22,7 @@ void norm_forward_eval(const Norm&, const float* running_mean, const float* runn
 // to memory. `scales` [2 * channels] is filled, and must outlive the use.
 Source norm_source(const Norm&, const float* mean, const float* rstd, float* scales);
 // y: the forward result, needed only with relu and residual (else null: its sign is computed again).
-// gx, gresidual, ggamma, gbeta may each be null.
+// gx, gresidual, ggamma, gbeta may each be null; gx may be the memory of gy.
 void norm_backward(const Norm&, bool training, const float* mean, const float* rstd, const float* y, const float* gy, float* gx,
                    float* gresidual, float* ggamma, float* gbeta, int threads);
 

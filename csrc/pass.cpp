@@ -215,8 +215,8 @@ bool Pass::streams(const Walk& walk, const float* out) const {
   return unit_->streams && aligned && bytes >= kStreamed;
 }
 
-long long Pass::convolve_item(const Walk& walk, long item, const float* values, const float* bias, const Source& x,
-                              float* out) const {
+long long Pass::convolve_item(const Walk& walk, long item, const float* values, const float* bias, const Source& x, float* out,
+                              bool accumulate) const {
   const Place at = place(walk, item);
   const int V = unit_->lanes, T = tile_.rows * tile_.columns;
   const bool at_once = group_rows_ * group_columns_ > 1;  // else each block is packed just before it is used
@@ -233,7 +233,8 @@ long long Pass::convolve_item(const Walk& walk, long item, const float* values, 
   a.out_channel = out_row * shape_.out_height;
   a.lanes = at.lanes;
   a.tail_lanes = static_cast<int>(walk.tail);
-  a.streaming = streams(walk, out);
+  a.streaming = !accumulate && streams(walk, out);
+  a.accumulate = accumulate;
   long long done = 0;
   for (int i = 0; i < group_rows_; ++i)
     for (int j = 0; j < group_columns_; ++j) {
@@ -267,7 +268,7 @@ long long Pass::convolve_item(const Walk& walk, long item, const float* values, 
 }
 
 long long Pass::convolve(const Walk& walk, const float* values, const float* bias, const Source& x, float* out,
-                         int threads) const {
+                         int threads, bool accumulate) const {
   std::atomic<long long> done{0};
   const long nonzeros = order_.nonzeros();
   float* ordered = scratch(2, nonzeros);
@@ -277,7 +278,7 @@ long long Pass::convolve(const Walk& walk, const float* values, const float* bia
     for (long k = span * kSpan; k < last; ++k) ordered[k] = values[canonical[k]];
   });
   parallel_for(threads, tiles() * walk.chunks, [&](long item) {
-    done.fetch_add(convolve_item(walk, item, ordered, bias, x, out), std::memory_order_relaxed);
+    done.fetch_add(convolve_item(walk, item, ordered, bias, x, out, accumulate), std::memory_order_relaxed);
   });
   return done.load();
 }

@@ -74,8 +74,9 @@ class Pass {
 
   long tiles() const { return static_cast<long>(tile_rows_) * tile_columns_; }
 
-  // Both return the multiply-adds.
-  long long convolve(const Walk& walk, const float* values, const float* bias, const Source& x, float* out, int threads) const;
+  // Both return the multiply-adds. accumulate: the result is added to what `out` holds, once each of its sums is complete.
+  long long convolve(const Walk& walk, const float* values, const float* bias, const Source& x, float* out, int threads,
+                     bool accumulate = false) const;
   // Writes gvalues at the nonzeros of `order`, and nowhere else.
   long long weight_gradient(const Walk& walk, const Order& order, const Source& x, const float* gy, float* gvalues,
                             int threads) const;
@@ -86,8 +87,8 @@ class Pass {
   Place place(const Walk& walk, long item) const;
   void pack_input(const Walk& walk, const Place& place, const Source& x, int first, int count, float* to) const;
   bool streams(const Walk& walk, const float* out) const;
-  long long convolve_item(const Walk& walk, long item, const float* values, const float* bias, const Source& x,
-                          float* out) const;
+  long long convolve_item(const Walk& walk, long item, const float* values, const float* bias, const Source& x, float* out,
+                          bool accumulate) const;
   long long weight_gradient_item(const Walk& walk, const Order& order, const Place& place, int first, int last,
                                  const Source& x, const float* gy, float* sums) const;
   void lay_out();

@@ -235,19 +235,20 @@ std::vector<Tap> ConvPlan::forward_taps() const {
   return taps;
 }
 
-void ConvPlan::forward(const float* values, const float* bias, const float* x, const Extent& input, float* out, int threads) {
+void ConvPlan::forward(const float* values, const float* bias, const Source& x, const Extent& input, float* out, int threads) {
   if (output_extent(input).count() == 0) return;
   const auto g = geometry(input);
   forward_done += g->forward->convolve(g->walk, values, bias, x, out, threads);
 }
 
-void ConvPlan::input_gradient(const float* values, const float* gy, const Extent& input, float* gx, int threads) {
+void ConvPlan::input_gradient(const float* values, const float* gy, const Extent& input, float* gx, int threads,
+                              bool accumulate) {
   if (output_extent(input).count() == 0) {
-    std::fill(gx, gx + input.count(), 0.0f);
+    if (!accumulate) std::fill(gx, gx + input.count(), 0.0f);
     return;
   }
   const auto g = geometry(input);
-  input_gradient_done += g->input_gradient->convolve(g->walk, values, nullptr, gy, gx, threads);
+  input_gradient_done += g->input_gradient->convolve(g->walk, values, nullptr, gy, gx, threads, accumulate);
 }
 
 void ConvPlan::weight_gradient(const Source& x, const float* gy, const Extent& input, float* gvalues, int threads) {

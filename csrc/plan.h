@@ -36,8 +36,9 @@ class ConvPlan {
   // The weight gradient is computed at these nonzeros only (null: at all). chosen: [K] of 0 and 1.
   void set_chosen(const uint8_t* chosen);
 
-  void forward(const float* values, const float* bias, const float* x, const Extent& input, float* out, int threads);
-  void input_gradient(const float* values, const float* gy, const Extent& input, float* gx, int threads);
+  void forward(const float* values, const float* bias, const Source& x, const Extent& input, float* out, int threads);
+  // accumulate: it is added to gx.
+  void input_gradient(const float* values, const float* gy, const Extent& input, float* gx, int threads, bool accumulate = false);
   void weight_gradient(const Source& x, const float* gy, const Extent& input, float* gvalues, int threads);
 
  private:

@@ -67,9 +67,7 @@ def sparse_conv2d(x: Tensor, values: Tensor, plan: Any, bias: Tensor | None = No
         ConfigError: another dtype than float32, another device than the CPU, or sizes that do not fit.
     """
     check(x, "the input")
-    recipe: Recipe | None = getattr(x, "_sparcl_recipe", None)
-    if recipe is not None and recipe.version != x._version:  # changed in place since
-        recipe = None
+    recipe = recipe_of(x)
     y: Tensor = _SparseConv2d.apply(x, values, bias, plan, recipe)  # type: ignore[no-untyped-call]
     return y
 
@@ -95,7 +93,13 @@ class Recipe(NamedTuple):
     stats: Tensor
 
 
-def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+def recipe_of(x: Tensor) -> Recipe | None:
+    """How to make `x` again, where a BatchNorm made it and nobody has changed it in place since."""
+    recipe: Recipe | None = getattr(x, "_sparcl_recipe", None)
+    return recipe if recipe is None or recipe.version == x._version else None
+
+
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     """`once_differentiable`, but free of its cost (3 µs a call) where nobody asks for a second derivative."""
     guarded = once_differentiable(backward)
 
@@ -124,7 +128,7 @@ class _SparseConv2d(torch.autograd.Function):
         return y
 
     @staticmethod
-    @_first_order
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # x, or what a BatchNorm made it of: its input, weight, bias and statistics
         values, x, *norm = ctx.saved_tensors
@@ -197,7 +201,7 @@ class _BatchNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @_first_order
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradient = repacked(gradient)
         *wanted, want_residual, _ = ctx.needs_input_grad
@@ -252,7 +256,7 @@ class _Pool(torch.autograd.Function):
         return y
 
     @staticmethod
-    @_first_order
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         size, stride, padding = ctx.window
         gy, threads = repacked(gradient), torch.get_num_threads()

@@ -235,13 +235,18 @@ class BatchLastConv2d(nn.Conv2d):
         layer.padding = explicit_padding(dense)
         return layer
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def plan(self) -> Any:
+        """What the kernels know of the weight: every position is in it."""
         if self._plan is None:
             index = torch.arange(self.weight.numel(), dtype=torch.int32)
             shape = cast(tuple[int, int, int, int], tuple(self.weight.shape))
             padding, stride, dilation = _pair(self.padding), _pair(self.stride), _pair(self.dilation)
             self._plan = ops.conv_plan(index, shape, stride, padding, dilation, self.groups)
-        return ops.sparse_conv2d(x, self.weight, self._plan, self.bias)
+        return self._plan
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.sparse_conv2d(x, self.weight, self.plan, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes a plan of its own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from sparcl.nn.block import residual_block
 from sparcl.nn.norm import norm_relu
 from sparcl.recorded import Recorded
 
@@ -22,8 +23,7 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = norm_relu(self.bn1, self.conv1(x))
-        return norm_relu(self.bn2, self.conv2(out), self.shortcut(x))
+        return residual_block(x, self.conv1, self.bn1, self.conv2, self.bn2, self.shortcut)
 
 
 class ResNet(Recorded, nn.Module):
