@@ -155,6 +155,15 @@ SPARCL_INLINE void write_tile(const Convolve& a, float* out, const vec (&sums)[R
     }
 }
 
+// Fetches what the sums of a list will be added to, so that it is there once the list has been walked.
+template <int G>
+SPARCL_INLINE void fetch_tile(const Convolve& a, int channel) {
+  for (int g = 0; g < G; ++g)
+    for (int r = 0; r < a.rows; ++r)
+      for (int c = 0; c < a.columns; ++c)
+        __builtin_prefetch(a.out + (channel + g) * a.out_channel + r * a.out_row + c * a.out_column, 1);
+}
+
 template <int R, int C, int G>
 long convolve_tile(const Convolve& a) {
   constexpr int T = R * C;
@@ -166,6 +175,7 @@ long convolve_tile(const Convolve& a) {
     const int n = static_cast<int>(a.lists.start[i + 1] - begin);
     if (n == 0 && a.load_partial && a.store_partial) continue;
     if (n == 0 && a.accumulate && !a.load_partial && !a.store_partial && !a.bias) continue;
+    if (a.accumulate && !a.store_partial && i + 1 < a.lists.count) fetch_tile<G>(a, a.lists.sequence[i + 1]);
     float* partial = a.partial + static_cast<long>(c) * T * V;
     vec sums[G][T];
     SPARCL_UNROLL
