@@ -127,24 +127,26 @@ struct Back {
   std::vector<int64_t> values_shape;
   const float *values, *gamma, *beta;
   bool training;
+  bool kept;
   const float *conv, *stats;
   bool want_values, want_gamma, want_beta;
   Block gvalues, ggamma, gbeta;
   std::vector<float> scales;
 
-  Back(const Kept& kept, const Extent& input)
-      : plan(plan_of(std::get<0>(kept))), in(input), out(plan.output_extent(input)),
-        gamma(floats(std::get<2>(kept), {out.channels}, "gamma")), beta(floats(std::get<3>(kept), {out.channels}, "beta")),
-        training(std::get<4>(kept)), conv(activation_like(std::get<5>(kept), out, "the convolution's result")),
-        stats(floats(std::get<6>(kept), {2, out.channels}, "stats")), want_values(std::get<7>(kept)),
-        want_gamma(std::get<8>(kept)), want_beta(std::get<9>(kept)) {
-    const Values given = values_of(std::get<1>(kept), plan.nonzeros(), "values");
-    values = given.data;
-    values_shape = given.shape;
+  Back(const Kept& given, const Extent& input)
+      : plan(plan_of(std::get<0>(given))), in(input), out(plan.output_extent(input)),
+        gamma(floats(std::get<2>(given), {out.channels}, "gamma")), beta(floats(std::get<3>(given), {out.channels}, "beta")),
+        training(std::get<4>(given)), kept(!std::get<5>(given).is_none() && !std::get<6>(given).is_none()),
+        conv(activation_like(std::get<5>(given), out, "the convolution's result")),
+        stats(floats(std::get<6>(given), {2, out.channels}, "stats")), want_values(std::get<7>(given)),
+        want_gamma(std::get<8>(given)), want_beta(std::get<9>(given)) {
+    const Values all = values_of(std::get<1>(given), plan.nonzeros(), "values");
+    values = all.data;
+    values_shape = all.shape;
   }
   bool wanted() const { return want_values || want_gamma || want_beta; }
   void need() const {
-    if (!conv || !stats) refuse("the backward pass needs what the forward pass kept");
+    if (!kept) refuse("the backward pass needs what the forward pass kept");
   }
   Source source() {
     scales.resize(static_cast<size_t>(2 * out.channels));
@@ -212,7 +214,7 @@ nb::list backward(nb::handle gy, nb::handle y, const std::vector<long>& shape, n
   if (want_x || one.wanted() || two.want_values) one.need();
   if (side && (want_x || side->wanted())) side->need();
   const float *g = activation_like(gy, two.out, "gy"), *result = activation_like(y, two.out, "y");
-  if (!g || !result) refuse("the backward pass needs gy and y");
+  if (gy.is_none() || y.is_none()) refuse("the backward pass needs gy and y");
   std::vector<float> scales;
   const bool reads_x = one.want_values || (side && side->want_values);
   const Source source = reads_x ? source_of(in, x, gamma, beta, stats, relu, scales) : nullptr;

@@ -1,0 +1,167 @@
+"""A residual block in one operation against the same operations one by one: the same bits, on each instruction set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparcl import kernels
+from sparcl.errors import ConfigError
+from sparcl.kernels import index, layout, ops
+from sparcl.kernels.block import ConvNorm, residual_block
+
+pytestmark = pytest.mark.usefixtures("isa")  # each test once for each instruction set
+many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def one_by_one(x: Tensor, first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None = None) -> Tensor:
+    beside = x if shortcut is None else stage_of(x, shortcut)
+    return stage_of(stage_of(x, first, relu=True), second, beside, relu=True)
+
+
+def stage_of(x: Tensor, stage: ConvNorm, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+    plan, values, weight, bias, mean, var, tracked, training, momentum, eps = stage
+    x = ops.sparse_conv2d(x, values, plan)
+    return ops.batch_norm(x, weight, bias, mean, var, training, momentum, eps, residual, relu, tracked)
+
+
+def make_stage(
+    inputs: int, outputs: int, size: int, stride: int, *, density: float, block: int, affine: bool, training: bool
+) -> ConvNorm:
+    shape = (outputs, inputs, size, size)
+    mask = (torch.rand(outputs // block, *shape[1:]) < density).repeat_interleave(block, 0)
+    plan = ops.conv_plan(index.index_of(mask), shape, (stride, stride), (size // 2, size // 2), block=block)
+    values = torch.randn(int(mask.sum())) / max(1.0, density * inputs) ** 0.5 / size
+    weight, bias = (torch.randn(outputs), torch.randn(outputs)) if affine else (None, None)
+    running = torch.randn(outputs), torch.rand(outputs) + 0.5
+    return ConvNorm(plan, values, weight, bias, *running, torch.tensor(3), training, 0.1, 1e-5)
+
+
+def copied(stage: ConvNorm | None, wanted: list[bool]) -> ConvNorm | None:
+    """The same plan and numbers; `wanted`: which of values, weight and bias have a gradient."""
+    if stage is None:
+        return None
+    tensors = [None if t is None else t.clone() for t in stage[1:7]]
+    for tensor, wants in zip(tensors, wanted, strict=False):
+        if tensor is not None:
+            tensor.requires_grad_(wants)
+    return ConvNorm(stage.plan, *tensors, *stage[7:])
+
+
+@many
+@given(data=st.data())
+def test_the_same_bits_as_one_by_one(data: st.DataObject) -> None:
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))
+    inputs, outputs, stride = data.draw(st.sampled_from([(4, 4, 1), (40, 40, 1), (4, 8, 2), (3, 4, 1), (8, 4, 3)]))
+    settings = {"density": data.draw(st.sampled_from((0.0, 0.1, 0.5, 1.0))), "block": data.draw(st.sampled_from((1, 4)))}
+    settings["affine"] = data.draw(st.booleans())
+    modes = data.draw(st.lists(st.booleans(), min_size=3, max_size=3))
+    first = make_stage(inputs, outputs, 3, stride, training=modes[0], **settings)
+    second = make_stage(outputs, outputs, 3, 1, training=modes[1], **settings)
+    settings["density"] = data.draw(st.sampled_from((0.0, 0.5, 1.0)))
+    with_shortcut = inputs != outputs or data.draw(st.booleans())
+    shortcut = make_stage(inputs, outputs, 1, stride, training=modes[2], **settings) if with_shortcut else None
+    size = data.draw(st.sampled_from([(4, 4), (5, 9), (17, 2)]))
+    x = torch.randn(data.draw(st.sampled_from((0, 1, 7, 32, 33))), inputs, *size)
+    if len(x) == 0:
+        first, second = first._replace(training=False), second._replace(training=False)
+        shortcut = shortcut and shortcut._replace(training=False)
+    wanted = [data.draw(st.sampled_from([[True] * 3, [False] * 3, data.draw(st.lists(st.booleans(), min_size=3, max_size=3))])) for _ in "123"]
+    want_x = data.draw(st.booleans())
+    results, gradient = [], None
+    for compute in (residual_block, one_by_one):
+        stages = [copied(stage, wants) for stage, wants in zip((first, second, shortcut), wanted, strict=True)]
+        own = layout.to_batch_last(x.clone()).requires_grad_(want_x)
+        kernels.reset_counters()
+        y = compute(own, *stages)
+        gradient = torch.randn(y.shape) if gradient is None else gradient
+        if y.requires_grad:
+            y.backward(gradient)
+        leaves = [own, *(t for stage in stages if stage for t in stage[1:7] if t is not None)]
+        numbers = [y.detach(), *(t.detach() for t in leaves), *(t.grad for t in leaves)]
+        results.append((numbers, kernels.counters()))
+    (ours, our_work), (theirs, their_work) = results
+    assert our_work == their_work
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+
+
+def test_an_input_that_a_batch_norm_made_is_made_again() -> None:
+    """So that a block behind a BatchNorm keeps what that one keeps, unless the input was changed in place since."""
+    torch.manual_seed(0)
+    stages = [make_stage(4, 4, 3, 1, density=0.5, block=1, affine=True, training=True) for _ in range(2)]
+    before = torch.randn(8, 4, 5, 5)
+    for changed in (False, True):
+        grads = []
+        for compute in (residual_block, one_by_one):
+            source = layout.to_batch_last(before.clone()).requires_grad_()
+            own = [copied(stage, [True] * 3) for stage in stages]
+            x = ops.batch_norm(source, None, None, None, None, True, relu=True)
+            x = x.mul_(2.0) if changed else x
+            kept: list[Tensor] = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+                compute(x, *own).square().sum().backward()
+            assert any(t.data_ptr() == x.data_ptr() for t in kept) is changed
+            grads.append([source.grad, *(t.grad for stage in own for t in stage[1:4])])
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_what_does_not_fit_is_refused_in_one_line() -> None:
+    def stage(inputs: int, outputs: int) -> ConvNorm:
+        return make_stage(inputs, outputs, 3, 1, density=0.5, block=1, affine=True, training=True)
+
+    x, first, second = torch.randn(4, 2, 5, 5), stage(2, 6), stage(6, 2)
+    for call, message in [
+        ((x.double(), first, second), r"must be torch\.float32"),
+        ((x[:, 0, 0], first, second), "4 axes"),
+        ((torch.randn(4, 3, 5, 5), first, second), "channels"),
+        ((x, first, stage(6, 6)), "shape of the block's result"),
+        ((x, first, second, stage(2, 3)), "shape of the block's result"),
+        ((x[:1, :, :1, :1], first, second), "more than one value"),
+        ((x[:0], first, second), "training needs"),
+        ((x, first._replace(values=first.values[1:]), second), "values must have"),
+        ((x, first._replace(weight=torch.ones(5)), second), "gamma must have shape"),
+        ((x, first, second._replace(bias=torch.ones(2).double())), "beta must be float32"),
+        ((x, first._replace(running_mean=torch.ones(1)), second), "running_mean must have shape"),
+        ((x, first._replace(num_batches_tracked=torch.tensor(1.0)), second), "must be int64"),
+    ]:
+        before = first.running_mean.clone()
+        with pytest.raises(ConfigError, match=message) as error:
+            residual_block(*call)
+        assert "\n" not in str(error.value)
+        assert torch.equal(first.running_mean, before)
+
+
+def test_only_what_is_asked_for_is_kept() -> None:
+    torch.manual_seed(0)
+    first, second = (make_stage(4, 4, 3, 1, density=0.5, block=1, affine=True, training=True) for _ in "12")
+    x = layout.to_batch_last(torch.randn(32, 4, 6, 6))
+    for wanted, activations in [((False, False), 0), ((False, True), 3), ((True, False), 4), ((True, True), 4)]:
+        stages = [copied(stage, [wants] * 3) for stage, wants in zip((first, second), wanted, strict=True)]
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            residual_block(x, *stages)
+            assert sum(t.dim() == 4 for t in kept) == activations
+            with torch.no_grad():
+                assert residual_block(x, *stages).grad_fn is None
+        assert sum(t.dim() == 4 for t in kept) == activations
+
+
+def test_temporaries_are_given_back() -> None:
+    x = layout.to_batch_last(torch.randn(32, 4, 8, 8)).requires_grad_()
+    stages = [make_stage(4, 4, 3, 1, density=0.5, block=1, affine=True, training=True) for _ in range(2)]
+    one = x.numel() * 4
+    before = kernels._native.arena_use()[0]
+    with torch.no_grad():
+        y = residual_block(x, *stages)
+    assert kernels._native.arena_use()[0] - before == one
+    y = residual_block(x, *stages)
+    assert kernels._native.arena_use()[0] - before == 3 * one  # two convolutions and the result
+    (gx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    del y
+    assert kernels._native.arena_use()[0] - before == one
+    assert gx.shape == x.shape
