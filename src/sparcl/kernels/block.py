@@ -69,10 +69,12 @@ class _ResidualBlock(torch.autograd.Function):
         needs[0] = needs[0] or wanted[3]  # the second convolution's input is made of the first one's result
         needs[1] = True  # whatever is wanted, the gradient comes through the second norm
         results = [tensor if needs[i // 2] else None for i, tensor in enumerate(made[1:])]
-        ctx.relu, inputs = False, [None, None, None, None]
-        if wanted[0] or any(wanted[6:7]):  # only the gradients of these weights ask for x
-            inputs[0] = x
-            if recipe is not None:
+        inputs: list[Tensor | None] = [None, None, None, None]
+        ctx.relu = False
+        if wanted[0] or any(wanted[6:7]):  # only the gradients of the values that read x ask for it
+            if recipe is None:
+                inputs[0] = x
+            else:
                 _, ctx.relu, *inputs = recipe
         ctx.save_for_backward(y, *inputs, *results, *parameters)
         ctx.shape, ctx.plans, ctx.training = x.shape, [s.plan for s in stages], [s.training for s in stages]

@@ -30,7 +30,8 @@ def residual_block(
         shortcut: an empty `nn.Sequential`, one of a convolution and a norm, or any other module.
     """
     first, second = _stage(conv1, bn1), _stage(conv2, bn2)
-    if first is not None and second is not None and not _has_any_global_hook() and _is_plain(shortcut, nn.Sequential):
+    watched = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    if first is not None and second is not None and not watched and _is_plain(shortcut, nn.Sequential):
         layers = tuple(shortcut.children())
         beside = _stage(*layers) if len(layers) == 2 else None
         if not layers or (beside is not None and not cast(BatchLastNorm2d, layers[1]).relu):

@@ -56,20 +56,24 @@ def copied(stage: ConvNorm | None, wanted: list[bool]) -> ConvNorm | None:
 def test_the_same_bits_as_one_by_one(data: st.DataObject) -> None:
     torch.manual_seed(data.draw(st.integers(0, 2**31)))
     inputs, outputs, stride = data.draw(st.sampled_from([(4, 4, 1), (40, 40, 1), (4, 8, 2), (3, 4, 1), (8, 4, 3)]))
-    settings = {"density": data.draw(st.sampled_from((0.0, 0.1, 0.5, 1.0))), "block": data.draw(st.sampled_from((1, 4)))}
-    settings["affine"] = data.draw(st.booleans())
+    options = {
+        "density": data.draw(st.sampled_from((0.0, 0.1, 0.5, 1.0))),
+        "block": data.draw(st.sampled_from((1, 4))),
+        "affine": data.draw(st.booleans()),
+    }
     modes = data.draw(st.lists(st.booleans(), min_size=3, max_size=3))
-    first = make_stage(inputs, outputs, 3, stride, training=modes[0], **settings)
-    second = make_stage(outputs, outputs, 3, 1, training=modes[1], **settings)
-    settings["density"] = data.draw(st.sampled_from((0.0, 0.5, 1.0)))
+    first = make_stage(inputs, outputs, 3, stride, training=modes[0], **options)
+    second = make_stage(outputs, outputs, 3, 1, training=modes[1], **options)
+    options["density"] = data.draw(st.sampled_from((0.0, 0.5, 1.0)))
     with_shortcut = inputs != outputs or data.draw(st.booleans())
-    shortcut = make_stage(inputs, outputs, 1, stride, training=modes[2], **settings) if with_shortcut else None
+    shortcut = make_stage(inputs, outputs, 1, stride, training=modes[2], **options) if with_shortcut else None
     size = data.draw(st.sampled_from([(4, 4), (5, 9), (17, 2)]))
     x = torch.randn(data.draw(st.sampled_from((0, 1, 7, 32, 33))), inputs, *size)
     if len(x) == 0:
         first, second = first._replace(training=False), second._replace(training=False)
         shortcut = shortcut and shortcut._replace(training=False)
-    wanted = [data.draw(st.sampled_from([[True] * 3, [False] * 3, data.draw(st.lists(st.booleans(), min_size=3, max_size=3))])) for _ in "123"]
+    some = st.lists(st.booleans(), min_size=3, max_size=3)
+    wanted = [data.draw(st.one_of(st.just([True] * 3), st.just([False] * 3), some)) for _ in range(3)]
     want_x = data.draw(st.booleans())
     results, gradient = [], None
     for compute in (residual_block, one_by_one):
