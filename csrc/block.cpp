@@ -152,11 +152,11 @@ struct Back {
     scales.resize(static_cast<size_t>(2 * out.channels));
     return norm_source(norm_of(out, conv, nullptr, gamma, beta, 0.0f, true), stats, stats + out.channels, scales.data());
   }
-  // y: see norm_backward; gx and gresidual may be null, gx may be gy.
-  void norm(bool relu, const float* y, const float* gy, float* gx, float* gresidual, int threads) {
+  // Behind the norm comes a ReLU with the result y; null: as in norm_backward. gx may be null, or gy.
+  void norm(const float* y, const float* gy, float* gx, int threads) {
     if (want_gamma) ggamma = vector_block(out.channels);
     if (want_beta) gbeta = vector_block(out.channels);
-    norm_backward(norm_of(out, conv, nullptr, gamma, beta, 0.0f, relu), training, stats, stats + out.channels, y, gy, gx, gresidual,
+    norm_backward(norm_of(out, conv, nullptr, gamma, beta, 0.0f, true), training, stats, stats + out.channels, y, gy, gx, nullptr,
                   ggamma.get(), gbeta.get(), threads);
   }
   void weights(const Source& x, const float* gy, int threads) {
@@ -173,27 +173,27 @@ struct Back {
 // The gradient of x, null where it is not wanted. Every temporary is given back as soon as it has been read.
 Block run_back(const Source& x, const float* y, const float* gy, Back& one, Back& two, Back* side, bool want_x, int threads) {
   const bool need_one = want_x || one.wanted(), need_side = side && (want_x || side->wanted());
-  Block gshortcut = need_side || (want_x && !side) ? activation_block(two.out) : nullptr;
-  Block g = need_one || two.want_values ? activation_block(two.out) : nullptr;
-  two.norm(true, y, gy, g.get(), gshortcut.get(), threads);
+  Block g = need_one || two.want_values ? activation_block(two.out) : nullptr, gx;
+  two.norm(y, gy, g.get(), threads);
   if (two.want_values) two.weights(one.source(), g.get(), threads);
-  Block gx;
   if (need_one) {
     Block gone = activation_block(one.out);
     two.plan.input_gradient(two.values, g.get(), two.in, gone.get(), threads);
     g.reset();
-    one.norm(true, nullptr, gone.get(), gone.get(), nullptr, threads);
+    one.norm(nullptr, gone.get(), gone.get(), threads);
     if (one.want_values) one.weights(x, gone.get(), threads);
     if (want_x) {
-      gx = side ? activation_block(one.in) : std::move(gshortcut);
-      one.plan.input_gradient(one.values, gone.get(), one.in, gx.get(), threads, !side);
+      gx = activation_block(one.in);
+      const Added past_the_relu{gy, y};  // the gradient of the shortcut that is x itself
+      one.plan.input_gradient(one.values, gone.get(), one.in, gx.get(), threads, side ? Added{} : past_the_relu);
     }
   }
   g.reset();
   if (need_side) {
-    side->norm(false, nullptr, gshortcut.get(), gshortcut.get(), nullptr, threads);
-    if (side->want_values) side->weights(x, gshortcut.get(), threads);
-    if (want_x) side->plan.input_gradient(side->values, gshortcut.get(), side->in, gx.get(), threads, true);
+    g = activation_block(side->out);
+    side->norm(y, gy, g.get(), threads);  // it has no ReLU, but the block's is behind it
+    if (side->want_values) side->weights(x, g.get(), threads);
+    if (want_x) side->plan.input_gradient(side->values, g.get(), side->in, gx.get(), threads, {gx.get()});
   }
   return gx;
 }

@@ -127,15 +127,20 @@ SPARCL_INLINE void accumulate(const float* x, long row, const uint32_t* offsets,
 }
 
 template <int R, int C>
-SPARCL_INLINE void write_tile(const Convolve& a, float* out, const vec (&sums)[R * C]) {
+SPARCL_INLINE void write_tile(const Convolve& a, long at, vec (&sums)[R * C]) {
+  float* out = a.out + at;
+  const float *add = a.add ? a.add + at : nullptr, *where = a.where ? a.where + at : nullptr;
   if (a.rows == R && a.columns == C && a.lanes == V && a.tail_column < 0) {
-    if (a.accumulate)
+    if (add && where)
       SPARCL_UNROLL
       for (int t = 0; t < R * C; ++t) {
-        float* to = out + (t / C) * a.out_row + (t % C) * a.out_column;
-        store(to, load(to) + sums[t]);
+        const long cell = (t / C) * a.out_row + (t % C) * a.out_column;
+        sums[t] += load(where + cell) > 0.0f ? load(add + cell) : vec{};
       }
-    else if (a.streaming)
+    else if (add)
+      SPARCL_UNROLL
+      for (int t = 0; t < R * C; ++t) sums[t] += load(add + (t / C) * a.out_row + (t % C) * a.out_column);
+    if (a.streaming)
       SPARCL_UNROLL
       for (int t = 0; t < R * C; ++t) stream(out + (t / C) * a.out_row + (t % C) * a.out_column, sums[t]);
     else
@@ -149,9 +154,12 @@ SPARCL_INLINE void write_tile(const Convolve& a, float* out, const vec (&sums)[R
   for (int r = 0; r < a.rows; ++r)
     for (int c = 0; c < a.columns; ++c) {
       const int lanes = c == a.tail_column ? a.tail_lanes : a.lanes;
-      float* to = out + r * a.out_row + c * a.out_column;
-      const float* from = tile + (r * C + c) * V;
-      for (int l = 0; l < lanes; ++l) to[l] = a.accumulate ? to[l] + from[l] : from[l];
+      for (int l = 0; l < lanes; ++l) {
+        const long cell = r * a.out_row + c * a.out_column + l;
+        float sum = tile[(r * C + c) * V + l];
+        if (add) sum += !where || where[cell] > 0.0f ? add[cell] : 0.0f;
+        out[cell] = sum;
+      }
     }
 }
 
@@ -160,8 +168,11 @@ template <int G>
 SPARCL_INLINE void fetch_tile(const Convolve& a, int channel) {
   for (int g = 0; g < G; ++g)
     for (int r = 0; r < a.rows; ++r)
-      for (int c = 0; c < a.columns; ++c)
-        __builtin_prefetch(a.out + (channel + g) * a.out_channel + r * a.out_row + c * a.out_column, 1);
+      for (int c = 0; c < a.columns; ++c) {
+        const long cell = (channel + g) * a.out_channel + r * a.out_row + c * a.out_column;
+        __builtin_prefetch(a.add + cell);
+        if (a.where) __builtin_prefetch(a.where + cell);
+      }
 }
 
 template <int R, int C, int G>
@@ -174,8 +185,8 @@ long convolve_tile(const Convolve& a) {
     const long begin = a.lists.start[i];
     const int n = static_cast<int>(a.lists.start[i + 1] - begin);
     if (n == 0 && a.load_partial && a.store_partial) continue;
-    if (n == 0 && a.accumulate && !a.load_partial && !a.store_partial && !a.bias) continue;
-    if (a.accumulate && !a.store_partial && i + 1 < a.lists.count) fetch_tile<G>(a, a.lists.sequence[i + 1]);
+    if (n == 0 && a.add == a.out && !a.load_partial && !a.store_partial && !a.bias) continue;
+    if (a.add && !a.store_partial && i + 1 < a.lists.count) fetch_tile<G>(a, a.lists.sequence[i + 1]);
     float* partial = a.partial + static_cast<long>(c) * T * V;
     vec sums[G][T];
     SPARCL_UNROLL
@@ -191,7 +202,7 @@ long convolve_tile(const Convolve& a) {
         for (int t = 0; t < T; ++t) store(partial + (g * T + t) * V, sums[g][t]);
     } else {
       SPARCL_UNROLL
-      for (int g = 0; g < G; ++g) write_tile<R, C>(a, a.out + (c + g) * a.out_channel, sums[g]);
+      for (int g = 0; g < G; ++g) write_tile<R, C>(a, (c + g) * a.out_channel, sums[g]);
     }
     visited += static_cast<long>(n) * G;
   }

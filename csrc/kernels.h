@@ -53,7 +53,9 @@ struct Convolve {
   int rows, columns;  // positions that exist
   int lanes, tail_column, tail_lanes;
   bool streaming;     // whole vectors of `out` are aligned, and are to go past the caches
-  bool accumulate;    // `out` is added to; a list without an entry, and without a bias, leaves it alone
+  // Added to the result: `add`, laid out like `out` (it may be `out`: then a list without an entry or bias leaves it alone), but
+  // only where `where` is positive. Null: nothing; everywhere.
+  const float *add, *where;
 };
 
 // Adds one tile's share to the weight gradients of those lists whose channels lie in [first, last).

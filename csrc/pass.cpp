@@ -216,7 +216,7 @@ bool Pass::streams(const Walk& walk, const float* out) const {
 }
 
 long long Pass::convolve_item(const Walk& walk, long item, const float* values, const float* bias, const Source& x, float* out,
-                              bool accumulate) const {
+                              const Added& added) const {
   const Place at = place(walk, item);
   const int V = unit_->lanes, T = tile_.rows * tile_.columns;
   const bool at_once = group_rows_ * group_columns_ > 1;  // else each block is packed just before it is used
@@ -233,8 +233,7 @@ long long Pass::convolve_item(const Walk& walk, long item, const float* values, 
   a.out_channel = out_row * shape_.out_height;
   a.lanes = at.lanes;
   a.tail_lanes = static_cast<int>(walk.tail);
-  a.streaming = !accumulate && streams(walk, out);
-  a.accumulate = accumulate;
+  a.streaming = added.data != out && streams(walk, out);
   long long done = 0;
   for (int i = 0; i < group_rows_; ++i)
     for (int j = 0; j < group_columns_; ++j) {
@@ -256,6 +255,8 @@ long long Pass::convolve_item(const Walk& walk, long item, const float* values, 
           a.bias = bias;
           a.out = out + (output.row * out_row) + static_cast<long>(row) * a.out_row + output.column * walk.batch +
                   column * a.out_column + at.lane;
+          a.add = added.data ? added.data + (a.out - out) : nullptr;
+          a.where = added.where ? added.where + (a.out - out) : nullptr;
           a.tail_column = walk.tail && column + a.columns == output.columns ? a.columns - 1 : -1;
           const long visited = unit_->convolve(order_.block, micro_, a);
           const long cells = a.rows * ((a.columns - (a.tail_column >= 0)) * static_cast<long>(at.lanes) +
@@ -268,7 +269,7 @@ long long Pass::convolve_item(const Walk& walk, long item, const float* values, 
 }
 
 long long Pass::convolve(const Walk& walk, const float* values, const float* bias, const Source& x, float* out,
-                         int threads, bool accumulate) const {
+                         int threads, const Added& added) const {
   std::atomic<long long> done{0};
   const long nonzeros = order_.nonzeros();
   float* ordered = scratch(2, nonzeros);
@@ -278,7 +279,7 @@ long long Pass::convolve(const Walk& walk, const float* values, const float* bia
     for (long k = span * kSpan; k < last; ++k) ordered[k] = values[canonical[k]];
   });
   parallel_for(threads, tiles() * walk.chunks, [&](long item) {
-    done.fetch_add(convolve_item(walk, item, ordered, bias, x, out, accumulate), std::memory_order_relaxed);
+    done.fetch_add(convolve_item(walk, item, ordered, bias, x, out, added), std::memory_order_relaxed);
   });
   return done.load();
 }

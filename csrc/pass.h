@@ -54,6 +54,12 @@ struct Source {
       : data(x), scale(by), shift(plus), relu(positive) {}
 };
 
+// What is added to a pass's result, laid out like it: `data` (null: nothing; it may be the result's own memory), but only where
+// `where` is positive (null: everywhere), which is how a gradient comes back through a ReLU.
+struct Added {
+  const float *data = nullptr, *where = nullptr;
+};
+
 // A pass for one size of input on one unit: tiles, packed layout, offsets.
 class Pass {
  public:
@@ -74,9 +80,9 @@ class Pass {
 
   long tiles() const { return static_cast<long>(tile_rows_) * tile_columns_; }
 
-  // Both return the multiply-adds. accumulate: the result is added to what `out` holds, once each of its sums is complete.
+  // Both return the multiply-adds.
   long long convolve(const Walk& walk, const float* values, const float* bias, const Source& x, float* out, int threads,
-                     bool accumulate = false) const;
+                     const Added& added = {}) const;
   // Writes gvalues at the nonzeros of `order`, and nowhere else.
   long long weight_gradient(const Walk& walk, const Order& order, const Source& x, const float* gy, float* gvalues,
                             int threads) const;
@@ -88,7 +94,7 @@ class Pass {
   void pack_input(const Walk& walk, const Place& place, const Source& x, int first, int count, float* to) const;
   bool streams(const Walk& walk, const float* out) const;
   long long convolve_item(const Walk& walk, long item, const float* values, const float* bias, const Source& x, float* out,
-                          bool accumulate) const;
+                          const Added& added) const;
   long long weight_gradient_item(const Walk& walk, const Order& order, const Place& place, int first, int last,
                                  const Source& x, const float* gy, float* sums) const;
   void lay_out();

@@ -242,13 +242,13 @@ void ConvPlan::forward(const float* values, const float* bias, const Source& x, 
 }
 
 void ConvPlan::input_gradient(const float* values, const float* gy, const Extent& input, float* gx, int threads,
-                              bool accumulate) {
+                              const Added& added) {
   if (output_extent(input).count() == 0) {
-    if (!accumulate) std::fill(gx, gx + input.count(), 0.0f);
+    std::fill(gx, gx + input.count(), 0.0f);
     return;
   }
   const auto g = geometry(input);
-  input_gradient_done += g->input_gradient->convolve(g->walk, values, nullptr, gy, gx, threads, accumulate);
+  input_gradient_done += g->input_gradient->convolve(g->walk, values, nullptr, gy, gx, threads, added);
 }
 
 void ConvPlan::weight_gradient(const Source& x, const float* gy, const Extent& input, float* gvalues, int threads) {

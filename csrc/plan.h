@@ -37,8 +37,7 @@ class ConvPlan {
   void set_chosen(const uint8_t* chosen);
 
   void forward(const float* values, const float* bias, const Source& x, const Extent& input, float* out, int threads);
-  // accumulate: it is added to gx.
-  void input_gradient(const float* values, const float* gy, const Extent& input, float* gx, int threads, bool accumulate = false);
+  void input_gradient(const float* values, const float* gy, const Extent& input, float* gx, int threads, const Added& added = {});
   void weight_gradient(const Source& x, const float* gy, const Extent& input, float* gvalues, int threads);
 
  private:

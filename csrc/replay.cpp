@@ -109,10 +109,15 @@ void replay_convolution(Reader& in) {
     Floats y(want_y.size(), NAN), gx(want_gx.size(), NAN), gvalues(want_gvalues.size(), NAN), gbias(want_gbias.size(), NAN);
     plan.forward(values.data(), maybe(bias), x.data(), e, y.data(), threads);
     plan.input_gradient(values.data(), gy.data(), e, gx.data(), threads);
-    Floats twice = gx, doubled = gx;
-    plan.input_gradient(values.data(), gy.data(), e, twice.data(), threads, true);
-    for (float& g : doubled) g += g;
+    Floats twice = gx, doubled = gx, some(gx.size()), doubled_there = gx;
+    plan.input_gradient(values.data(), gy.data(), e, twice.data(), threads, {twice.data()});
+    plan.input_gradient(values.data(), gy.data(), e, some.data(), threads, {gx.data(), x.data()});
+    for (size_t i = 0; i < gx.size(); ++i) {
+      doubled[i] += gx[i];
+      if (x[i] > 0) doubled_there[i] += gx[i];
+    }
     same_bits("input gradient, added to itself", twice, doubled);
+    same_bits("input gradient, added to itself in places", some, doubled_there);
     plan.set_chosen(nullptr);
     plan.weight_gradient(x.data(), gy.data(), e, gvalues.data(), threads);
     compare("forward", y, want_y);
