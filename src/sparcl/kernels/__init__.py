@@ -1,6 +1,7 @@
 """The native engine: compact sparse convolutions on batch-last tensors. Importable where the compiled part is missing.
 
-`ops` holds the autograd functions, `layout` says what batch-last is, `index` turns masks into positions.
+`ops` holds the autograd functions, `block` that of a whole residual block, `layout` says what batch-last is,
+`index` turns masks into positions.
 """
 
 from __future__ import annotations
