@@ -154,12 +154,16 @@ SPARCL_INLINE void write_tile(const Convolve& a, long at, vec (&sums)[R * C]) {
   for (int r = 0; r < a.rows; ++r)
     for (int c = 0; c < a.columns; ++c) {
       const int lanes = c == a.tail_column ? a.tail_lanes : a.lanes;
-      for (int l = 0; l < lanes; ++l) {
-        const long cell = r * a.out_row + c * a.out_column + l;
-        float sum = tile[(r * C + c) * V + l];
-        if (add) sum += !where || where[cell] > 0.0f ? add[cell] : 0.0f;
-        out[cell] = sum;
+      const long cell = r * a.out_row + c * a.out_column;
+      vec sum = load(tile + (r * C + c) * V);
+      if (add) {
+        const vec plus = load_some(add + cell, lanes);
+        if (where)
+          sum += load_some(where + cell, lanes) > 0.0f ? plus : vec{};
+        else
+          sum += plus;
       }
+      store_some(out + cell, sum, lanes);
     }
 }
 

@@ -1,6 +1,9 @@
 // The body of one instruction set. A unit_*.cpp sets SPARCL_LANES and SPARCL_UNIT and includes this file, once.
 // Everything lies in an unnamed namespace and nothing of the C++ library is used, so that no symbol is shared between
 // units: a linker that merged them could hand AVX-512 code to a processor that has none.
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 #include <string.h>
 
 #include <utility>
@@ -36,6 +39,17 @@ SPARCL_INLINE void streamed() {}
 #endif
 SPARCL_INLINE vec fill(float x) { return x - vec{}; }
 
+// The first `lanes` of a vector, the others zero and left alone: one masked instruction where there is one. A batch of 8 on 16
+// lanes took twice as long as a batch of 16 without it.
+#if defined(__AVX512F__)
+SPARCL_INLINE __mmask16 first(int lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
+SPARCL_INLINE vec load_some(const float* p, int lanes) { return reinterpret_cast<vec>(_mm512_maskz_loadu_ps(first(lanes), p)); }
+SPARCL_INLINE void store_some(float* p, vec v, int lanes) { _mm512_mask_storeu_ps(p, first(lanes), reinterpret_cast<__m512>(v)); }
+#elif defined(__AVX__)
+SPARCL_INLINE __m256i first(int lanes) { return reinterpret_cast<__m256i>(mask{0, 1, 2, 3, 4, 5, 6, 7} < lanes); }
+SPARCL_INLINE vec load_some(const float* p, int lanes) { return reinterpret_cast<vec>(_mm256_maskload_ps(p, first(lanes))); }
+SPARCL_INLINE void store_some(float* p, vec v, int lanes) { _mm256_maskstore_ps(p, first(lanes), reinterpret_cast<__m256>(v)); }
+#else
 SPARCL_INLINE vec load_some(const float* p, int lanes) {
   float t[V] = {};
   for (int l = 0; l < lanes; ++l) t[l] = p[l];
@@ -46,6 +60,7 @@ SPARCL_INLINE void store_some(float* p, vec v, int lanes) {
   store(t, v);
   for (int l = 0; l < lanes; ++l) p[l] = t[l];
 }
+#endif
 SPARCL_INLINE int smaller(int a, int b) { return a < b ? a : b; }
 SPARCL_INLINE long smaller(long a, long b) { return a < b ? a : b; }
 
