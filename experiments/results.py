@@ -3,7 +3,7 @@
     python experiments/results.py [--collect RUNS NAME]
 
 `--collect` first copies config.toml and result.json of every finished run under RUNS to experiments/results/NAME. Every
-number of the page, its summary included, is computed from the records.
+number of the page, its summary included, is computed from the records; but for a table's findings, `NAME.md` beside its sweep.
 """
 
 from __future__ import annotations
@@ -184,6 +184,7 @@ def _section(name: str, records: Sequence[Record]) -> list[str]:
         "",
         *(f"- {line}" for line in [*_setting(records, groups), *_accuracy(made, comparisons), *_cost(groups)]),
         *_claims(made),
+        *_findings(name),
         "",
         "### Table",
         "",
@@ -208,6 +209,12 @@ def _claims(made: Sequence[Comparison]) -> list[str]:
             for c in made
         ),
     ]
+
+
+def _findings(name: str) -> list[str]:
+    """What was looked into where a claim is missed: written by hand, beside the sweep's file."""
+    file = HERE / f"{name}.md"
+    return ["", "### Findings", "", file.read_text(encoding="utf-8").rstrip()] if file.exists() else []
 
 
 def _setting(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
