@@ -3,7 +3,8 @@
     python experiments/results.py [--collect RUNS NAME]
 
 `--collect` first copies config.toml and result.json of every finished run under RUNS to experiments/results/NAME. Every
-number of the page, its summary included, is computed from the records; but for a table's findings, `NAME.md` beside its sweep.
+number of the page, its summary included, is computed from the records, but for a table's findings: `NAME.md` beside its
+sweep.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ PLAIN: dict[str, Any] = {
     "gradient_sparsity": 0.2,
     "importance": "cwi",
     "ddr_score": "misclassified",
+    "distribution": "uniform",
 }
 """The whole published method; a claim names what it changes."""
 
@@ -251,8 +253,9 @@ def _accuracy(made: Sequence[Comparison], planned: Sequence[Comparison]) -> list
 
 def _cost(groups: Sequence[Group]) -> list[str]:
     """Executed FLOPs of the plain SparCL rows, as shares of their dense host's."""
-    plain = [g for g in groups if g.sparsifier == "sparcl" and not g.settings_text and g.share_of_dense.mean]
-    shares = [f"{g.label} {g.share_of_dense.mean:.1%}" for g in plain]
+    method = {key: value for key, value in PLAIN.items() if key not in ("pattern", "buffer_size")}
+    plain = [g for g in groups if g.sparsifier == "sparcl" and _matches(g.records[0], method) and g.share_of_dense.mean]
+    shares = [f"{g.method} {g.sparsity:.2f} {g.pattern} (buffer {g.buffer}) {g.share_of_dense.mean:.1%}" for g in plain]
     return [f"FLOPs executed, of the dense host's: {', '.join(shares)}."] if shares else []
 
 
