@@ -183,6 +183,17 @@ def test_what_the_kernels_do_not_know_stays() -> None:
     assert changed == [6, 7, 8]
 
 
+@pytest.mark.parametrize("sizes", [{"stride": 65}, {"padding": 4097}])
+def test_sizes_beyond_the_kernels_stay(sizes: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, **{"stride": 64, **sizes}), nn.Conv2d(2, 2, 1))
+    x = torch.randn(2, 1, 70, 70)
+    expected = model(x)
+    convert.to_native(model, prunable=["0", "1"])
+    assert [type(m) for m in model] == [nn.Conv2d, CompactConv2d]
+    assert_close(model(x), expected)
+
+
 def test_a_copy_of_a_converted_model_is_independent() -> None:
     torch.manual_seed(0)
     model, x = convert.to_native(models.resnet18(10, 3, width=4)).eval(), torch.randn(2, 3, 8, 8)

@@ -28,6 +28,10 @@ BLOCKS = (4, 2)
 """Output channels that the kernels take together where they share their positions, the best first."""
 
 
+MOST_STRIDE, MOST_REACH = 64, 4096
+"""Of a convolution that the kernels compute (csrc/plan.cpp): its stride, and its kernel, padding and dilation."""
+
+
 class CompactLayer(nn.Module, ABC):
     """What a compact convolution and a compact linear layer share: the active weights, and their coming and going.
 
@@ -265,10 +269,13 @@ def explicit_padding(dense: nn.Conv2d) -> tuple[int, int]:
 
 
 def has_kernel(module: nn.Module) -> bool:
-    """Whether the kernels compute this layer: an `nn.Conv2d` or `nn.Linear`, no subclass, with even zero padding."""
+    """Whether the kernels compute this: an `nn.Conv2d` or `nn.Linear`, no subclass, even zero padding, no huge sizes."""
     if type(module) is nn.Linear:
         return True
     if type(module) is not nn.Conv2d or module.padding_mode != "zeros":
+        return False
+    reach = max(*module.kernel_size, *module.dilation, *explicit_padding(module))
+    if max(module.stride) > MOST_STRIDE or reach > MOST_REACH:
         return False
     spans = (d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True))
     return module.padding != "same" or all(span % 2 == 0 for span in spans)
