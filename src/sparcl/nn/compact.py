@@ -269,7 +269,7 @@ def explicit_padding(dense: nn.Conv2d) -> tuple[int, int]:
 
 
 def has_kernel(module: nn.Module) -> bool:
-    """Whether the kernels compute this: an `nn.Conv2d` or `nn.Linear`, no subclass, even zero padding, no huge sizes."""
+    """If the kernels compute this: an `nn.Conv2d` or `nn.Linear`, no subclass, even zero padding, ordinary sizes."""
     if type(module) is nn.Linear:
         return True
     if type(module) is not nn.Conv2d or module.padding_mode != "zeros":
