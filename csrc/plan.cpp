@@ -48,7 +48,6 @@ struct ConvPlan::Geometry {
   Extent input, output;
   Walk walk;
   std::unique_ptr<const Pass> forward, input_gradient, weight_gradient;
-  Pass::Order all;
   mutable std::mutex mutex;  // guards the rest
   mutable std::shared_ptr<const Lists> chosen;
   mutable std::shared_ptr<const Pass::Order> chosen_order;
