@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from sparcl import kernels
 from sparcl.cli import _main
@@ -35,6 +37,11 @@ def test_the_command_measures_and_writes_rows(
         assert row["peak_native_bytes"] > 0
         assert row["theoretical_gain"] > 3
     assert "block" in capsys.readouterr().out
+    printed = StringIO()
+    Console(width=80, file=printed).print(
+        bench.as_table([{**rows[0], "pattern": "unstructured", "sparsity": 0.95, "dense_ms": 4711.1}])
+    )
+    assert "…" not in printed.getvalue()
 
 
 def test_the_theoretical_gain_of_resnet18_is_that_of_its_multiply_adds() -> None:
