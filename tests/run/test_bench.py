@@ -39,7 +39,7 @@ def test_the_command_measures_and_writes_rows(
     assert "block" in capsys.readouterr().out
     printed = StringIO()
     Console(width=80, file=printed).print(
-        bench.as_table([{**rows[0], "pattern": "unstructured", "sparsity": 0.95, "dense_ms": 4711.1}])
+        bench.as_table([{**rows[0], "pattern": "unstructured", "sparsity": 0.95, "dense_ms": 471.1}])
     )
     assert "…" not in printed.getvalue()
 
