@@ -1,12 +1,19 @@
 // Memory for activations and their gradients: taken and given back many times a step, in the same few sizes.
 #pragma once
 #include <cstddef>
+#include <memory>
 
 namespace sparcl {
 
 // 64-byte aligned memory, uninitialised. Throws std::bad_alloc.
 void* take(size_t bytes);
 void give(void* block);
+
+// Such memory, given back by whoever holds it last.
+struct Give {
+  void operator()(float* block) const { give(block); }
+};
+using Block = std::unique_ptr<float, Give>;
 
 struct ArenaUse {
   size_t used, peak;  // bytes handed out now, and the highest address ever used

@@ -38,8 +38,7 @@ Source source_of(const Extent& in, nb::handle x, nb::handle gamma, nb::handle be
                          floats(beta, {in.channels}, "beta"), 0.0f, relu);
   const float* s = floats(stats, {2, in.channels}, "stats");
   if (!s) return n.x;
-  scales.resize(static_cast<size_t>(2 * in.channels));
-  return norm_source(n, s, s + in.channels, scales.data());
+  return norm_source(n, s, s + in.channels, scales);
 }
 
 }  // namespace sparcl

@@ -73,9 +73,8 @@ struct Stage {
   }
   // relu(norm(conv)), to be read by the next convolution.
   Source source() {
-    scales.resize(static_cast<size_t>(2 * out.channels));
     const Norm n = norm_of(out, conv.get(), nullptr, gamma, beta, eps, true);
-    return norm_source(n, stats.get(), stats.get() + out.channels, scales.data());
+    return norm_source(n, stats.get(), stats.get() + out.channels, scales);
   }
 };
 
@@ -149,8 +148,7 @@ struct Back {
     if (!kept) refuse("the backward pass needs what the forward pass kept");
   }
   Source source() {
-    scales.resize(static_cast<size_t>(2 * out.channels));
-    return norm_source(norm_of(out, conv, nullptr, gamma, beta, 0.0f, true), stats, stats + out.channels, scales.data());
+    return norm_source(norm_of(out, conv, nullptr, gamma, beta, 0.0f, true), stats, stats + out.channels, scales);
   }
   // Behind the norm comes a ReLU with the result y; null: as in norm_backward. gx may be null, or gy.
   void norm(const float* y, const float* gy, float* gx, int threads) {

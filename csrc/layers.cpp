@@ -65,13 +65,15 @@ void norm_forward_eval(const Norm& n, const float* running_mean, const float* ru
   });
 }
 
-Source norm_source(const Norm& n, const float* mean, const float* rstd, float* scales) {
+Source norm_source(const Norm& n, const float* mean, const float* rstd, std::vector<float>& scales) {
+  scales.resize(static_cast<size_t>(2 * n.channels));
+  float *scale = scales.data(), *shift = scale + n.channels;
   for (long c = 0; c < n.channels; ++c) {
     const Scale s = scale_of(n, c, mean[c], rstd[c]);
-    scales[c] = s.scale;
-    scales[n.channels + c] = s.shift;
+    scale[c] = s.scale;
+    shift[c] = s.shift;
   }
-  return {n.x, scales, scales + n.channels, n.relu};
+  return {n.x, scale, shift, n.relu};
 }
 
 void norm_backward(const Norm& n, bool training, const float* mean, const float* rstd, const float* y, const float* gy, float* gx,

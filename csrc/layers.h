@@ -1,5 +1,7 @@
 // The other layers of a batch-last network: BatchNorm with ReLU and residual sum, pooling, sums, change of layout.
 #pragma once
+#include <vector>
+
 #include "plan.h"
 
 namespace sparcl {
@@ -19,8 +21,8 @@ void norm_forward_train(const Norm&, float momentum, float* running_mean, float*
 void norm_forward_eval(const Norm&, const float* running_mean, const float* running_var, float* mean, float* rstd, float* y,
                        int threads);
 // The result without residual as a pass's input, from what norm_forward_* left in mean and rstd: the same bits, never written
-// to memory. `scales` [2 * channels] is filled, and must outlive the use.
-Source norm_source(const Norm&, const float* mean, const float* rstd, float* scales);
+// to memory. `scales` is filled, and must outlive the use.
+Source norm_source(const Norm&, const float* mean, const float* rstd, std::vector<float>& scales);
 // y: the forward result, needed only with relu and residual (else null: its sign is computed again).
 // gx, gresidual, ggamma, gbeta may each be null; gx may be the memory of gy.
 void norm_backward(const Norm&, bool training, const float* mean, const float* rstd, const float* y, const float* gy, float* gx,

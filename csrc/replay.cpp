@@ -72,10 +72,10 @@ const float* maybe(const Floats& x) { return x.empty() ? nullptr : x.data(); }
 void check_norm_source(ConvPlan& plan, const Extent& e, const Floats& x, const Floats& gy, int threads) {
   const Norm norm{e.channels, e.height * e.width * e.batch, x.data(), nullptr, nullptr, nullptr, 1e-5f, true};
   const Floats mean(e.channels, 0.25f), var(e.channels, 2.0f);
-  Floats m(e.channels), rstd(e.channels), y(x.size()), scales(2 * e.channels), written(plan.nonzeros()), made(plan.nonzeros());
+  Floats m(e.channels), rstd(e.channels), y(x.size()), scales, written(plan.nonzeros()), made(plan.nonzeros());
   norm_forward_eval(norm, mean.data(), var.data(), m.data(), rstd.data(), y.data(), threads);
   plan.weight_gradient(y.data(), gy.data(), e, written.data(), threads);
-  plan.weight_gradient(norm_source(norm, m.data(), rstd.data(), scales.data()), gy.data(), e, made.data(), threads);
+  plan.weight_gradient(norm_source(norm, m.data(), rstd.data(), scales), gy.data(), e, made.data(), threads);
   same_bits("weight gradient of a norm's result", made, written);
 }
 

@@ -5,7 +5,6 @@
 #include <nanobind/nanobind.h>
 
 #include <initializer_list>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -54,10 +53,6 @@ Activation samples_first(nanobind::handle tensor, const char* name);
 
 // Memory for a new tensor, and the tensor that takes it over. Activations come from the arena. What outlives a step's
 // activations (gradients of weights) does not, as it would keep the arena from closing its gaps.
-struct Give {
-  void operator()(float* block) const { give(block); }
-};
-using Block = std::unique_ptr<float, Give>;
 Block activation_block(const Extent& extent);
 Block vector_block(long length);
 nanobind::object activation_tensor(Block block, const Extent& extent, int axes);

@@ -127,7 +127,7 @@ void Network::run_back(size_t at) {
   State& state = states_[at];
   const Extent& in = extents_[layer.input];
   const float* gy = gradients_[layer.output].get();
-  Buffer gx = layer.input ? room(layer.input) : nullptr;  // nobody asks for the gradient of the input
+  Block gx = layer.input ? room(layer.input) : nullptr;  // nobody asks for the gradient of the input
   if (layer.kind == Layer::kConvolution) {
     std::vector<float> scales;
     state.plan->weight_gradient(source(layer.input, scales), gy, in, state.weight.gradient.data(), threads_);
@@ -135,7 +135,7 @@ void Network::run_back(size_t at) {
     if (layer.bias) bias_gradient(gy, out.channels, out.count() / out.channels, state.bias.gradient.data(), threads_);
     if (gx) state.plan->input_gradient(state.weight.value.data(), gy, in, gx.get(), threads_);
   } else if (layer.kind == Layer::kNorm) {
-    Buffer gresidual = layer.residual >= 0 ? room(layer.residual) : nullptr;
+    Block gresidual = layer.residual >= 0 ? room(layer.residual) : nullptr;
     norm_backward(norm(at, values_[layer.input].get()), true, state.mean.data(), state.rstd.data(),
                   gresidual && layer.relu ? values_[layer.output].get() : nullptr, gy, gx.get(), gresidual.get(),
                   state.weight.gradient.data(), state.bias.gradient.data(), threads_);
@@ -182,8 +182,8 @@ Window Network::window(const Layer& layer) const {
   return {rows, columns, rows, columns, 0, 0};
 }
 
-Buffer Network::room(int tensor) const {
-  return Buffer(static_cast<float*>(take(static_cast<size_t>(extents_[tensor].count()) * sizeof(float))));
+Block Network::room(int tensor) const {
+  return Block(static_cast<float*>(take(static_cast<size_t>(extents_[tensor].count()) * sizeof(float))));
 }
 
 // A norm's result without a residual is made again from its input in the backward pass: a little time for a lot of memory.
@@ -198,13 +198,12 @@ Source Network::source(int tensor, std::vector<float>& scales) const {
   if (!can_be_remade(tensor)) return values_[tensor].get();
   const size_t maker = static_cast<size_t>(maker_[tensor]);
   const State& state = states_[maker];
-  scales.resize(2 * state.mean.size());
-  return norm_source(norm(maker, values_[layers_[maker].input].get()), state.mean.data(), state.rstd.data(), scales.data());
+  return norm_source(norm(maker, values_[layers_[maker].input].get()), state.mean.data(), state.rstd.data(), scales);
 }
 
 // A tensor that is read twice has the sum of two gradients.
-void Network::collect(int tensor, Buffer part) {
-  Buffer& sum = gradients_[tensor];
+void Network::collect(int tensor, Block part) {
+  Block& sum = gradients_[tensor];
   if (sum)
     add(part.get(), sum.get(), extents_[tensor].count(), 1.0f, threads_);
   else

@@ -34,11 +34,6 @@ struct Mask {
 };
 std::vector<int32_t> draw_positions(const ConvShape& shape, const Mask& mask, int layer);  // ascending
 
-struct Give {
-  void operator()(float* memory) const { give(memory); }
-};
-using Buffer = std::unique_ptr<float, Give>;
-
 struct Parameter {
   std::vector<float> value, gradient;
 };
@@ -71,17 +66,17 @@ class Network {
   double cross_entropy();
   Norm norm(size_t at, const float* x) const;
   Window window(const Layer& layer) const;
-  Buffer room(int tensor) const;
+  Block room(int tensor) const;
   bool can_be_remade(int tensor) const;
   Source source(int tensor, std::vector<float>& scales) const;
-  void collect(int tensor, Buffer part);
+  void collect(int tensor, Block part);
 
   std::vector<Layer> layers_;
   std::vector<State> states_;     // of each layer
   std::vector<Extent> extents_;   // of each tensor
   std::vector<int> maker_;        // the layer that makes it; the input: -1
   std::vector<size_t> last_use_;  // the last layer that reads it in the forward pass
-  std::vector<Buffer> values_, gradients_;
+  std::vector<Block> values_, gradients_;
   const float* x_ = nullptr;
   const int* labels_ = nullptr;
   int threads_;
