@@ -25,7 +25,7 @@ def main() -> None:
     axes: dict[str, dict[str, Side]] = {
         "density": {f"{d:.2f}": replace(base, sparsity=1 - d) for d in (0.01, 0.02, 0.05, 0.10, 0.15, 0.20, 0.25)},
         "width": {f"{width}": replace(base, width=width) for width in (16, 32, 64)},
-        "batch": {f"{batch}": replace(base, batch=batch) for batch in (8, 16, 32, 64, 128)},
+        "batch": {f"{batch}": replace(base, batch=batch) for batch in (8, 16, 32, 33, 64, 128)},
     }
     torch.set_num_threads(options.threads)
     for axis, sides in axes.items():
