@@ -1,6 +1,8 @@
-// A residual block in one call: y = relu(norm2(conv2(relu(norm1(conv1(x))))) + shortcut(x)), the shortcut being x itself or
-// norm(conv(x)). What is saved over the layers one by one: autograd's nodes, the first norm's result, which is never written to
-// memory, and the sums of two gradients, which the last convolution makes as it writes.
+// Residual blocks in one call, and what may stand around them: relu(norm(conv(x))) before, the mean over each channel behind.
+// A block: y = relu(norm2(conv2(relu(norm1(conv1(x))))) + shortcut(x)), the shortcut being x itself or norm(conv(x)).
+// What is saved over the layers one by one: autograd's nodes, the first norm's result, which is never written to memory, and the
+// sums of two gradients, which the last convolution makes as it writes. What is saved over the blocks one by one: between two
+// kernels of a full-size network nothing is left in the caches of Python's and autograd's, and 30 us of theirs take 300.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
@@ -21,13 +23,20 @@ namespace {
 
 // A convolution without bias and the BatchNorm behind it, as Python hands them over.
 // plan, values, gamma, beta, running mean, running variance, number of batches, training, momentum, eps
-using Given = std::tuple<ConvPlan*, nb::object, nb::object, nb::object, nb::object, nb::object, nb::object, bool, float, float>;
-// plan, values, gamma, beta, training, result of the convolution, statistics, wanted: gradient of the values, gamma, beta
-using Kept = std::tuple<ConvPlan*, nb::object, nb::object, nb::object, bool, nb::object, nb::object, bool, bool, bool>;
+using Given = std::tuple<nb::object, nb::object, nb::object, nb::object, nb::object, nb::object, nb::object, bool, float, float>;
+// first, second, shortcut
+using GivenBlock = std::tuple<Given, Given, std::optional<Given>>;
 
-ConvPlan& plan_of(ConvPlan* plan) {
-  if (!plan) refuse("a block needs the plans of its convolutions");
-  return *plan;
+// Which gradients are wanted of a stage.
+struct Wanted {
+  bool values = false, gamma = false, beta = false;
+  bool any() const { return values || gamma || beta; }
+};
+
+ConvPlan& plan_of(nb::handle plan) {
+  ConvPlan* of = nullptr;
+  if (!nb::try_cast(plan, of) || !of) refuse("a block needs the plans of its convolutions");
+  return *of;
 }
 
 struct Stage {
@@ -83,41 +92,49 @@ void check_same(const Extent& a, const Extent& b, const char* what) {
     refuse(std::string(what) + " must have the shape of the block's result");
 }
 
-// y, then of each convolution its result and its norm's statistics: what the backward pass asks for, None without `keep`.
-nb::list forward(nb::handle x, const Given& first, const Given& second, const std::optional<Given>& shortcut, bool keep,
-                 int threads) {
-  check_threads(threads);
-  const Activation from = activation(x, "x");
-  if (from.axes != 4) refuse("a block needs an input of 4 axes [N, C, H, W]");
-  Stage one(first, from.extent), two(second, one.out);
+struct Residual {
+  Stage one, two;
   std::optional<Stage> side;
-  if (shortcut) side.emplace(*shortcut, from.extent);
-  check_same(side ? side->out : from.extent, two.out, "the shortcut");
-  Block y;
-  {
-    nb::gil_scoped_release release;
-    one.convolve(from.data, threads);
+
+  Residual(const GivenBlock& given, const Extent& input)
+      : one(std::get<0>(given), input), two(std::get<1>(given), one.out) {
+    if (std::get<2>(given)) side.emplace(*std::get<2>(given), input);
+    check_same(side ? side->out : input, two.out, "the shortcut");
+  }
+  // The result. Without `keep` nothing but the result is left.
+  Block run(const float* x, bool keep, int threads) {
+    Block y;
+    one.convolve(x, threads);
     one.normalise(nullptr, true, nullptr, threads);
     two.convolve(one.source(), threads);
     if (!keep) one.conv.reset();
-    if (side) side->convolve(from.data, threads);
+    if (side) side->convolve(x, threads);
     if (keep) y = activation_block(two.out);
     float* to = keep ? y.get() : two.conv.get();
     float* beside = side && !keep ? side->conv.get() : to;
     if (side) side->normalise(nullptr, false, beside, threads);
-    two.normalise(side ? beside : from.data, true, to, threads);
+    two.normalise(side ? beside : x, true, to, threads);
     if (!keep) y = std::move(two.conv);
+    if (!keep && side) side->conv.reset();
+    return y;
   }
-  nb::list made;
-  made.append(activation_tensor(std::move(y), two.out, 4));
-  for (Stage* stage : {&one, &two, side ? &*side : nullptr}) {
-    if (!stage) continue;
-    const long channels = stage->out.channels;
-    made.append(keep ? activation_tensor(std::move(stage->conv), stage->out, 4) : nb::none());
-    made.append(keep ? contiguous_tensor(std::move(stage->stats), {2, channels}) : nb::none());
+};
+
+// What a stage leaves for the way back; memory only where it will be read.
+struct Left {
+  nb::object plan;
+  Extent in, out;
+  bool training;
+  Wanted wanted;
+  Block conv, stats;
+
+  Left(const Given& given, Stage&& stage, const Wanted& want, bool needed)
+      : plan(std::get<0>(given)), in(stage.in), out(stage.out), training(stage.training), wanted(want) {
+    if (!needed) return;
+    conv = std::move(stage.conv);
+    stats = std::move(stage.stats);
   }
-  return made;
-}
+};
 
 // A stage on the way back, with its gradients.
 struct Back {
@@ -126,27 +143,21 @@ struct Back {
   std::vector<int64_t> values_shape;
   const float *values, *gamma, *beta;
   bool training;
-  bool kept;
   const float *conv, *stats;
   bool want_values, want_gamma, want_beta;
   Block gvalues, ggamma, gbeta;
   std::vector<float> scales;
 
-  Back(const Kept& given, const Extent& input)
-      : plan(plan_of(std::get<0>(given))), in(input), out(plan.output_extent(input)),
-        gamma(floats(std::get<2>(given), {out.channels}, "gamma")), beta(floats(std::get<3>(given), {out.channels}, "beta")),
-        training(std::get<4>(given)), kept(!std::get<5>(given).is_none() && !std::get<6>(given).is_none()),
-        conv(activation_like(std::get<5>(given), out, "the convolution's result")),
-        stats(floats(std::get<6>(given), {2, out.channels}, "stats")), want_values(std::get<7>(given)),
-        want_gamma(std::get<8>(given)), want_beta(std::get<9>(given)) {
-    const Values all = values_of(std::get<1>(given), plan.nonzeros(), "values");
+  // parameters: values, gamma, beta
+  Back(const Left& left, nb::handle of_values, nb::handle of_gamma, nb::handle of_beta)
+      : plan(plan_of(left.plan)), in(left.in), out(left.out), gamma(floats(of_gamma, {out.channels}, "gamma")),
+        beta(floats(of_beta, {out.channels}, "beta")), training(left.training), conv(left.conv.get()), stats(left.stats.get()),
+        want_values(left.wanted.values), want_gamma(left.wanted.gamma), want_beta(left.wanted.beta) {
+    const Values all = values_of(of_values, plan.nonzeros(), "values");
     values = all.data;
     values_shape = all.shape;
   }
   bool wanted() const { return want_values || want_gamma || want_beta; }
-  void need() const {
-    if (!kept) refuse("the backward pass needs what the forward pass kept");
-  }
   Source source() {
     return norm_source(norm_of(out, conv, nullptr, gamma, beta, 0.0f, true), stats, stats + out.channels, scales);
   }
@@ -196,46 +207,190 @@ Block run_back(const Source& x, const float* y, const float* gy, Back& one, Back
   return gx;
 }
 
-// Gradients of x and of each convolution's values, its norm's gamma and beta; None where it is not wanted. made_of: x, gamma, beta,
-// stats of what the block's input was made of, and relu, see source_of.
-nb::list backward(nb::handle gy, nb::handle y, const std::vector<long>& shape, nb::handle x, nb::handle gamma, nb::handle beta,
-                  nb::handle stats, bool relu, const Kept& first, const Kept& second, const std::optional<Kept>& shortcut,
-                  bool want_x, int threads) {
+Window whole(const Extent& e) {
+  const int rows = static_cast<int>(e.height), columns = static_cast<int>(e.width);
+  return {rows, columns, rows, columns, 0, 0};
+}
+
+// What a chain of blocks leaves for the way back. It is memory, no tensors, so that each piece is given back as soon as it has
+// been read: autograd would hold all of them until the whole chain is done.
+struct Tape {
+  struct Place {
+    size_t first;   // of the block's stages in `stages`
+    bool side;      // whether it has a shortcut
+    bool flows;     // whether a gradient of its input is wanted
+    bool needed;    // whether any gradient is wanted that comes through it
+    bool reads;     // whether a gradient is wanted that reads its input
+    Block result;   // null where it will not be read, or is the chain's own
+  };
+  Extent in, last;
+  bool want_x, stem, pooled;
+  bool spent = false;
+  std::vector<Left> stages;  // the stem's, then of each block the first, the second and the shortcut's
+  std::vector<Place> blocks;
+
+  Tape() = default;
+  Tape(const Tape&) = delete;
+  bool stem_needed() const { return stem && blocks[0].flows; }
+  bool reads_input() const { return stem ? stages[0].wanted.values : blocks[0].reads; }
+  nb::list backward(nb::handle gy, nb::handle y, nb::handle x, nb::handle gamma, nb::handle beta, nb::handle stats, bool relu,
+                    const std::vector<nb::object>& parameters, bool release, int threads);
+
+ private:
+  Block run(const float* gy, const float* y, const Source& x, std::vector<Back>& backs, bool release, int threads);
+};
+
+// From the gradient of the result to that of the input, null where it is not wanted.
+Block Tape::run(const float* gy, const float* y, const Source& x, std::vector<Back>& backs, bool release, int threads) {
+  Block g;
+  if (pooled) {
+    g = activation_block(last);
+    average_pool_backward(gy, last, whole(last), g.get(), threads);
+    gy = g.get();
+  }
+  for (size_t b = blocks.size(); b-- > 0 && blocks[b].needed;) {
+    Place& at = blocks[b];
+    Back* back = &backs[at.first];
+    const Source from = b ? blocks[b - 1].result.get() : !stem ? x : at.reads ? backs[0].source() : nullptr;
+    g = run_back(from, at.result ? at.result.get() : y, gy, back[0], back[1], at.side ? &back[2] : nullptr, at.flows, threads);
+    gy = g.get();
+    if (!release) continue;
+    at.result.reset();
+    for (size_t i = at.first; i < at.first + (at.side ? 3 : 2); ++i) stages[i].conv.reset();
+  }
+  if (!stem_needed()) return g;
+  const bool through = want_x || backs[0].want_values;
+  backs[0].norm(nullptr, gy, through ? g.get() : nullptr, threads);
+  if (backs[0].want_values) backs[0].weights(x, g.get(), threads);
+  if (release) stages[0].conv.reset();
+  if (!want_x) return nullptr;
+  Block gx = activation_block(in);
+  backs[0].plan.input_gradient(backs[0].values, g.get(), in, gx.get(), threads);
+  return gx;
+}
+
+// Gradients of x and of each stage's values, its norm's gamma and beta; None where it is not wanted. y: the chain's result, where
+// it is not pooled. x, gamma, beta, stats, relu: what the input was made of, see source_of. parameters: values, gamma, beta of each
+// stage. release: there will be no second time.
+nb::list Tape::backward(nb::handle gy, nb::handle y, nb::handle x, nb::handle gamma, nb::handle beta, nb::handle stats, bool relu,
+                        const std::vector<nb::object>& parameters, bool release, int threads) {
   check_threads(threads);
-  if (shape.size() != 4) refuse("shape must have four axes");
-  const Extent in{shape[1], shape[2], shape[3], shape[0]};
-  Back one(first, in), two(second, one.out);
-  std::optional<Back> side;
-  if (shortcut) side.emplace(*shortcut, in);
-  check_same(side ? side->out : in, two.out, "the shortcut");
-  two.need();
-  if (want_x || one.wanted() || two.want_values) one.need();
-  if (side && (want_x || side->wanted())) side->need();
-  const float *g = activation_like(gy, two.out, "gy"), *result = activation_like(y, two.out, "y");
-  if (gy.is_none() || y.is_none()) refuse("the backward pass needs gy and y");
+  if (spent) refuse("a chain's way back has been gone and its memory given back");
+  if (parameters.size() != 3 * stages.size()) refuse("a chain has three parameters a stage");
+  std::vector<Back> backs;
+  backs.reserve(stages.size());
+  for (size_t i = 0; i < stages.size(); ++i)
+    backs.emplace_back(stages[i], parameters[3 * i], parameters[3 * i + 1], parameters[3 * i + 2]);
+  const Extent out = pooled ? Extent{last.channels, 1, 1, last.batch} : last;
+  const float *g = activation_like(gy, out, "gy"), *result = pooled ? nullptr : activation_like(y, out, "y");
+  if (gy.is_none() || (!pooled && y.is_none())) refuse("the backward pass needs gy and y");
   std::vector<float> scales;
-  const bool reads_x = one.want_values || (side && side->want_values);
-  const Source source = reads_x ? source_of(in, x, gamma, beta, stats, relu, scales) : nullptr;
+  const Source source = reads_input() ? source_of(in, x, gamma, beta, stats, relu, scales) : nullptr;
+  spent = release;
   Block gx;
   {
-    nb::gil_scoped_release release;
-    gx = run_back(source, result, g, one, two, side ? &*side : nullptr, want_x, threads);
+    nb::gil_scoped_release unlocked;
+    gx = run(g, result, source, backs, release, threads);
   }
   nb::list gradients;
   gradients.append(want_x ? activation_tensor(std::move(gx), in, 4) : nb::none());
-  one.append_to(gradients);
-  two.append_to(gradients);
-  if (side) side->append_to(gradients);
+  for (Back& back : backs) back.append_to(gradients);
   return gradients;
+}
+
+// Which gradients are wanted, block by block. wanted: of x, then of each stage's values, gamma and beta; empty: none.
+void mark(Tape& tape, const std::vector<GivenBlock>& given, const std::vector<Wanted>& wanted) {
+  bool flows = tape.want_x || (tape.stem && wanted[0].any());
+  size_t first = tape.stem ? 1 : 0;
+  for (const GivenBlock& one : given) {
+    const bool side = std::get<2>(one).has_value();
+    const Wanted* want = &wanted[first];
+    const bool needed = flows || want[0].any() || want[1].any() || (side && want[2].any());
+    tape.blocks.push_back({first, side, flows, needed, want[0].values || (side && want[2].values), nullptr});
+    flows = needed;
+    first += side ? 3 : 2;
+  }
+}
+
+// What the backward pass reads of a block: the first convolution's result too where only the second one's values are wanted.
+void leave(Tape& tape, const Tape::Place& at, const GivenBlock& given, Residual& block, const std::vector<Wanted>& wanted) {
+  const Wanted* want = &wanted[at.first];
+  const bool below = at.flows;
+  tape.stages.emplace_back(std::get<0>(given), std::move(block.one), want[0], below || want[0].any() || want[1].values);
+  tape.stages.emplace_back(std::get<1>(given), std::move(block.two), want[1], at.needed);
+  if (at.side) tape.stages.emplace_back(*std::get<2>(given), std::move(*block.side), want[2], below || want[2].any());
+}
+
+std::vector<Wanted> each_wanted(const std::vector<bool>& wanted, const std::optional<Given>& stem,
+                                const std::vector<GivenBlock>& blocks) {
+  size_t stages = stem ? 1 : 0;
+  for (const GivenBlock& block : blocks) stages += std::get<2>(block) ? 3 : 2;
+  if (!wanted.empty() && wanted.size() != 1 + 3 * stages) refuse("wanted must speak of x and of three parameters a stage");
+  std::vector<Wanted> each(stages);
+  for (size_t i = 0; i < stages && !wanted.empty(); ++i) each[i] = {wanted[3 * i + 1], wanted[3 * i + 2], wanted[3 * i + 3]};
+  return each;
+}
+
+// The result, and the tape where a gradient is wanted (`wanted` as in mark()).
+nb::tuple forward(nb::handle x, const std::optional<Given>& stem, const std::vector<GivenBlock>& blocks, bool pool,
+                  const std::vector<bool>& wanted, int threads) {
+  check_threads(threads);
+  const Activation from = activation(x, "x");
+  if (from.axes != 4) refuse("a block needs an input of 4 axes [N, C, H, W]");
+  if (blocks.empty()) refuse("a chain needs a block");
+  std::optional<Stage> first;
+  if (stem) first.emplace(*stem, from.extent);
+  std::vector<Residual> chain;
+  chain.reserve(blocks.size());
+  for (const GivenBlock& block : blocks)
+    chain.emplace_back(block, chain.empty() ? (first ? first->out : from.extent) : chain.back().two.out);
+  const std::vector<Wanted> want = each_wanted(wanted, stem, blocks);
+  auto tape = std::make_unique<Tape>();
+  tape->in = from.extent;
+  tape->last = chain.back().two.out;
+  tape->want_x = !wanted.empty() && wanted[0];
+  tape->stem = stem.has_value();
+  tape->pooled = pool;
+  mark(*tape, blocks, want);
+  const bool keep_stem = tape->stem_needed() || tape->blocks[0].reads;
+  Block y, mean;
+  {
+    nb::gil_scoped_release release;
+    if (first) {
+      first->convolve(from.data, threads);
+      if (keep_stem) y = activation_block(first->out);
+      first->normalise(nullptr, true, keep_stem ? y.get() : first->conv.get(), threads);
+      if (!keep_stem) y = std::move(first->conv);
+    }
+    for (size_t b = 0; b < chain.size(); ++b) {
+      Block next = chain[b].run(y ? y.get() : from.data, tape->blocks[b].needed, threads);
+      if (b && (tape->blocks[b - 1].needed || tape->blocks[b].reads)) tape->blocks[b - 1].result = std::move(y);
+      y = std::move(next);
+    }
+    if (pool) {
+      mean = activation_block({tape->last.channels, 1, 1, tape->last.batch});
+      average_pool(y.get(), tape->last, whole(tape->last), mean.get(), threads);
+    }
+  }
+  const Extent last = tape->last;
+  nb::object result = pool ? activation_tensor(std::move(mean), {last.channels, 1, 1, last.batch}, 4) : nb::none();
+  if (!pool) result = activation_tensor(std::move(y), last, 4);
+  if (!tape->blocks.back().needed) return nb::make_tuple(result, nb::none());
+  tape->blocks.back().result = std::move(y);
+  if (stem) tape->stages.emplace_back(*stem, std::move(*first), want[0], keep_stem);
+  for (size_t b = 0; b < chain.size(); ++b) leave(*tape, tape->blocks[b], blocks[b], chain[b], want);
+  return nb::make_tuple(result, nb::cast(tape.release(), nb::rv_policy::take_ownership));
 }
 
 }  // namespace
 
 void bind_block(nb::module_& m) {
   using namespace nb::literals;
-  m.def("residual_block", &forward, "x"_a, "first"_a, "second"_a, "shortcut"_a.none(), "keep"_a, "threads"_a);
-  m.def("residual_block_backward", &backward, "gy"_a, "y"_a, "shape"_a, "x"_a.none(), "gamma"_a.none(), "beta"_a.none(),
-        "stats"_a.none(), "relu"_a, "first"_a, "second"_a, "shortcut"_a.none(), "want_x"_a, "threads"_a);
+  nb::class_<Tape>(m, "Tape")
+      .def_prop_ro("reads_input", &Tape::reads_input)
+      .def("backward", &Tape::backward, "gy"_a, "y"_a.none(), "x"_a.none(), "gamma"_a.none(), "beta"_a.none(), "stats"_a.none(),
+           "relu"_a, "parameters"_a, "release"_a, "threads"_a);
+  m.def("residual_chain", &forward, "x"_a, "stem"_a.none(), "blocks"_a, "pool"_a, "wanted"_a, "threads"_a);
 }
 
 }  // namespace sparcl

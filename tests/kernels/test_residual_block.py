@@ -11,15 +11,31 @@ from torch import Tensor
 from sparcl import kernels
 from sparcl.errors import ConfigError
 from sparcl.kernels import index, layout, ops
-from sparcl.kernels.block import ConvNorm, residual_block
+from sparcl.kernels.block import Block, ConvNorm, residual_chain
 
 pytestmark = pytest.mark.usefixtures("isa")  # each test once for each instruction set
 many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+def residual_block(x: Tensor, first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None = None) -> Tensor:
+    return residual_chain(x, [Block(first, second, shortcut)])
+
+
+def arena_bytes() -> int:
+    """Of all activations that live."""
+    return int(kernels._native.arena_use()[0])
+
+
 def one_by_one(x: Tensor, first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None = None) -> Tensor:
     beside = x if shortcut is None else stage_of(x, shortcut)
     return stage_of(stage_of(x, first, relu=True), second, beside, relu=True)
+
+
+def chain_one_by_one(x: Tensor, blocks: list[Block], stem: ConvNorm | None, pool: bool) -> Tensor:
+    y = x if stem is None else stage_of(x, stem, relu=True)
+    for block in blocks:
+        y = one_by_one(y, *block)
+    return ops.adaptive_average_pool(y, (1, 1)) if pool else y
 
 
 def stage_of(x: Tensor, stage: ConvNorm, residual: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -94,6 +110,68 @@ def test_the_same_bits_as_one_by_one(data: st.DataObject) -> None:
         assert one is None or torch.equal(one, other)
 
 
+def draw_chain(data: st.DataObject, training: bool) -> tuple[list[Block], ConvNorm | None]:
+    options = {"density": 0.4, "block": 1, "affine": data.draw(st.booleans()), "training": training}
+    stem = make_stage(3, 4, 3, 1, **options) if data.draw(st.booleans()) else None
+    blocks, inputs = [], 3 if stem is None else 4
+    for outputs, stride in data.draw(st.lists(st.sampled_from([(3, 1), (4, 1), (4, 2)]), min_size=1, max_size=3)):
+        sides = make_stage(inputs, outputs, 1, stride, **options) if (inputs, 1) != (outputs, stride) else None
+        first, second = make_stage(inputs, outputs, 3, stride, **options), make_stage(outputs, outputs, 3, 1, **options)
+        blocks.append(Block(first, second, sides))
+        inputs = outputs
+    return blocks, stem
+
+
+@many
+@given(data=st.data())
+def test_a_chain_gives_the_same_bits_as_one_by_one(data: st.DataObject) -> None:
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))
+    blocks, stem = draw_chain(data, training=data.draw(st.booleans()))
+    pool, want_x = data.draw(st.booleans()), data.draw(st.booleans())
+    frozen = data.draw(st.sampled_from([0.0, 0.3, 0.8]))
+    wanted = [[bool(w) for w in torch.rand(3) >= frozen] for _ in range(1 + 3 * len(blocks))]
+    x = torch.randn(data.draw(st.sampled_from((2, 16, 33))), 3, 5, 6)
+    results, gradient = [], None
+    for compute in (residual_chain, chain_one_by_one):
+        wants = iter(wanted)
+        own_stem = copied(stem, next(wants))
+        own_blocks = [Block(*(copied(stage, next(wants)) for stage in block)) for block in blocks]
+        own = layout.to_batch_last(x.clone()).requires_grad_(want_x)
+        kernels.reset_counters()
+        y = compute(own, own_blocks, own_stem, pool)
+        gradient = torch.randn(y.shape) if gradient is None else gradient
+        if y.requires_grad:
+            for again in (True, False):
+                y.backward(gradient, retain_graph=again)
+        stages = [stage for stage in [own_stem, *(s for block in own_blocks for s in block)] if stage is not None]
+        leaves = [own, *(t for stage in stages for t in stage[1:7] if t is not None)]
+        numbers = [y.detach(), *(t.detach() for t in leaves), *(t.grad for t in leaves)]
+        results.append((numbers, kernels.counters()))
+    (ours, our_work), (theirs, their_work) = results
+    assert our_work == their_work
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+
+
+def test_a_chain_gives_memory_back_as_it_goes_and_goes_back_once() -> None:
+    torch.manual_seed(0)
+    stem, *stages = (make_stage(4, 4, 3, 1, density=0.5, block=1, affine=True, training=True) for _ in range(9))
+    stages = [copied(stage, [True] * 3) for stage in stages]
+    blocks = [Block(*pair) for pair in zip(stages[::2], stages[1::2], strict=True)]
+    x = layout.to_batch_last(torch.randn(32, 4, 8, 8)).requires_grad_()
+    one, before = x.numel() * 4, arena_bytes()
+    y = residual_chain(x, blocks, stem)
+    kept = 1 + 3 * len(blocks)  # all convolutions and the blocks' results
+    assert arena_bytes() - before == kept * one
+    y.sum().backward(retain_graph=True)
+    assert arena_bytes() - before == (kept + 1) * one  # and the input's gradient
+    y.sum().backward()
+    assert arena_bytes() - before == 2 * one  # the result and the input's gradient
+    with pytest.raises(RuntimeError, match="second time"):
+        y.sum().backward()
+
+
 def test_an_input_that_a_batch_norm_made_is_made_again() -> None:
     """So that a block behind a BatchNorm keeps what that one keeps, unless the input was changed in place since."""
     torch.manual_seed(0)
@@ -143,29 +221,43 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
 def test_only_what_is_asked_for_is_kept() -> None:
     torch.manual_seed(0)
     first, second = (make_stage(4, 4, 3, 1, density=0.5, block=1, affine=True, training=True) for _ in "12")
-    x = layout.to_batch_last(torch.randn(32, 4, 6, 6))
-    for wanted, activations in [((False, False), 0), ((False, True), 3), ((True, False), 4), ((True, True), 4)]:
+    x = layout.to_batch_last(torch.randn(32, 4, 8, 8))
+    one, before = x.numel() * 4, arena_bytes()
+    # `saved` by autograd: the result and the input; `own`: the result and those of the convolutions
+    for wanted, saved, own in [
+        ((False, False), 0, 1),
+        ((False, True), 1, 3),
+        ((True, False), 2, 3),
+        ((True, True), 2, 3),
+    ]:
         stages = [copied(stage, [wants] * 3) for stage, wants in zip((first, second), wanted, strict=True)]
-        kept: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+        y = residual_block(x, *stages)
+        assert arena_bytes() - before == own * one
+        with torch.no_grad():
+            y = residual_block(x, *stages)
+        assert y.grad_fn is None
+        assert arena_bytes() - before == one
+        del y
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.dim()), lambda _: None):
             residual_block(x, *stages)
-            assert sum(t.dim() == 4 for t in kept) == activations
+            assert kept.count(4) == saved
             with torch.no_grad():
-                assert residual_block(x, *stages).grad_fn is None
-        assert sum(t.dim() == 4 for t in kept) == activations
+                residual_block(x, *stages)
+        assert kept.count(4) == saved
 
 
 def test_temporaries_are_given_back() -> None:
     x = layout.to_batch_last(torch.randn(32, 4, 8, 8)).requires_grad_()
     stages = [make_stage(4, 4, 3, 1, density=0.5, block=1, affine=True, training=True) for _ in range(2)]
     one = x.numel() * 4
-    before = kernels._native.arena_use()[0]
+    before = arena_bytes()
     with torch.no_grad():
         y = residual_block(x, *stages)
-    assert kernels._native.arena_use()[0] - before == one
+    assert arena_bytes() - before == one
     y = residual_block(x, *stages)
-    assert kernels._native.arena_use()[0] - before == 3 * one  # two convolutions and the result
+    assert arena_bytes() - before == 3 * one  # two convolutions and the result
     (gx,) = torch.autograd.grad(y, x, torch.ones_like(y))
     del y
-    assert kernels._native.arena_use()[0] - before == one
+    assert arena_bytes() - before == one
     assert gx.shape == x.shape

@@ -55,7 +55,7 @@ def one_by_one(model: nn.Module) -> nn.Module:
 
 
 def is_fused(y: Tensor) -> bool:
-    return y.grad_fn is not None and y.grad_fn.name() == "_ResidualBlockBackward"
+    return y.grad_fn is not None and y.grad_fn.name() == "_ChainBackward"
 
 
 def trained(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
@@ -128,6 +128,83 @@ def test_a_network_gives_the_bits_of_its_layers_and_the_results_of_the_reference
     assert_same(trained(model, x, loss), trained(one_by_one(model), x, loss))
     with torch.no_grad():
         assert torch.equal(model.eval()(x), one_by_one(model)(x))
+
+
+def nodes(y: Tensor) -> int:
+    """How many of the fused operations autograd knows in the graph of `y`."""
+    seen, todo = set(), [y.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [before for before, _ in node.next_functions]
+    return sum(node.name() == "_ChainBackward" for node in seen)
+
+
+def native_resnet() -> nn.Module:
+    torch.manual_seed(0)
+    model = convert.to_native(resnet18(10, width=8))
+    Static(0.7).attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    return model
+
+
+def test_a_network_is_one_operation() -> None:
+    model, x = native_resnet(), torch.randn(4, 3, 16, 16)
+    assert nodes(model(x)) == 1
+    assert nodes(model.eval()(x)) == 1
+    model.train()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    assert model(x).grad_fn is None
+    model.fc.requires_grad_()
+    assert nodes(model(x)) == 0
+    model.layer4[1].bn2.requires_grad_()
+    assert nodes(model(x)) == 1
+
+
+class OwnBlock(BasicBlock):
+    """Of a user's."""
+
+
+def as_own(block: nn.Module) -> None:
+    block.__class__ = OwnBlock
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        (lambda model: model.layer2.register_forward_hook(ignore), 8),
+        (lambda model: model.layer2[1].register_forward_hook(ignore), 8),
+        (lambda model: model.layer2[1].conv2.register_forward_pre_hook(lambda *_: None), 7),
+        (lambda model: model.avgpool.register_full_backward_hook(ignore), 8),
+        (lambda model: model.bn1.register_full_backward_pre_hook(lambda *_: None), 8),
+        (lambda model: setattr(model, "avgpool", nn.AdaptiveAvgPool2d(1)), 8),
+        (lambda model: setattr(model.bn1, "momentum", None), 8),
+        (lambda model: as_own(model.layer3[0]), 8),
+        (lambda model: model.layer3.append(nn.Identity()), 8),
+        (lambda model: setattr(model, "layer4", model.layer4[0]), 7),
+        (lambda model: setattr(model.layer1, "forward", model.layer1[0].forward), 7),
+        (lambda model: model.fc.register_forward_pre_hook(lambda *_: None), 1),
+    ],
+)
+def test_a_network_that_is_watched_or_not_the_usual_goes_block_by_block(
+    change: Callable[[nn.Module], object], left: int
+) -> None:
+    model, x = native_resnet(), torch.randn(4, 3, 16, 16)
+    change(model)
+    y = model(x)
+    assert nodes(y) == left
+    assert torch.equal(y, one_by_one(model)(x))
+
+
+def test_a_network_without_images_and_one_that_cannot_train_on_one_value() -> None:
+    model = native_resnet()
+    assert model.eval()(torch.randn(0, 3, 16, 16)).shape == (0, 10)
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigError, match="more than one value"):
+        model(torch.randn(1, 3, 8, 8))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_the_same_bits_with_one_thread_and_two() -> None:

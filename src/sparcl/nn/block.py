@@ -1,23 +1,42 @@
-"""The residual block of ResNet-18 (He et al., 2016): one native operation where every layer in it is native.
+"""The residual blocks of ResNet-18 (He et al., 2016): one native operation where every layer in them is native.
 
 The result is the same either way, to the bit. What is gained is time outside the kernels, and passes over memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from sparcl.kernels.block import ConvNorm
-from sparcl.kernels.block import residual_block as fused_block
+from sparcl.kernels.block import Block, ConvNorm, residual_chain
 from sparcl.nn.compact import BatchLastConv2d, CompactConv2d
-from sparcl.nn.norm import BatchLastNorm2d, norm_relu
+from sparcl.nn.norm import BatchLastAdaptiveAvgPool2d, BatchLastNorm2d, norm_relu
 
 CONVOLUTIONS = (CompactConv2d, BatchLastConv2d)
 NORMS = (BatchLastNorm2d,)
 SEQUENCES = (nn.Sequential,)
+POOLS = (BatchLastAdaptiveAvgPool2d,)
+LAYERS = ("conv1", "bn1", "conv2", "bn2", "shortcut")
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut: relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return residual_block(x, self.conv1, self.bn1, self.conv2, self.bn2, self.shortcut)
 
 
 def residual_block(
@@ -33,14 +52,64 @@ def residual_block(
         conv1, bn1, conv2, bn2: layers, native or not.
         shortcut: an empty `nn.Sequential`, one of a convolution and a norm, or any other module.
     """
-    first, second = _stage(conv1, bn1), _stage(conv2, bn2)
-    watched = _has_any_global_hook()  # type: ignore[no-untyped-call]
-    if first is not None and second is not None and not watched and _is_plain(shortcut, SEQUENCES):
-        layers = tuple(cast(nn.Sequential, shortcut))
-        beside = _stage(*layers) if len(layers) == 2 else None
-        if not layers or (beside is not None and not cast(BatchLastNorm2d, layers[1]).relu):
-            return fused_block(x, first, second, beside)
+    block = _block(conv1, bn1, conv2, bn2, shortcut)
+    if block is not None and not _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return residual_chain(x, (block,))
     return norm_relu(bn2, conv2(norm_relu(bn1, conv1(x))), shortcut(x))
+
+
+def residual_network(
+    x: Tensor, conv: nn.Module, norm: nn.Module, stages: Sequence[nn.Module], pool: nn.Module
+) -> Tensor:
+    """pool(stages(relu(norm(conv(x))))), layer by layer and block by block wherever that could make a difference.
+
+    Args:
+        x: [N, C, H, W].
+        conv, norm: the stem, native or not.
+        stages: one after the other; an `nn.Sequential` of `BasicBlock`s, or any other module.
+        pool: global average pooling, or any other module.
+    """
+    stem = _stage(conv, norm)
+    mean = _is_plain(pool, POOLS) and pool.output_size in (1, (1, 1))
+    if stem is not None and mean and x.numel() and not _has_any_global_hook():  # type: ignore[no-untyped-call]
+        blocks = _blocks(stages)
+        if blocks:
+            return residual_chain(x, blocks, stem, pool=True)
+    y = norm_relu(norm, conv(x))
+    for stage in stages:
+        y = stage(y)
+    pooled: Tensor = pool(y)
+    return pooled
+
+
+def _blocks(stages: Sequence[nn.Module]) -> list[Block] | None:
+    """All of them for the fused operation; None as in `_stage`."""
+    blocks = []
+    for stage in stages:
+        if not _is_plain(stage, SEQUENCES):
+            return None
+        for module in cast(Iterable[nn.Module], stage._modules.values()):
+            if not _is_plain(module, BLOCKS):
+                return None
+            block = _block(*(cast(nn.Module, module._modules[name]) for name in LAYERS))
+            if block is None:
+                return None
+            blocks.append(block)
+    return blocks
+
+
+def _block(conv1: nn.Module, bn1: nn.Module, conv2: nn.Module, bn2: nn.Module, shortcut: nn.Module) -> Block | None:
+    """The layers for the fused operation; None as in `_stage`."""
+    first, second = _stage(conv1, bn1), _stage(conv2, bn2)
+    if first is None or second is None or not _is_plain(shortcut, SEQUENCES):
+        return None
+    beside = cast(tuple[nn.Module, ...], tuple(shortcut._modules.values()))
+    if not beside:
+        return Block(first, second)
+    third = _stage(*beside) if len(beside) == 2 else None
+    if third is None or cast(BatchLastNorm2d, beside[1]).relu:
+        return None
+    return Block(first, second, third)
 
 
 def _stage(conv: nn.Module, norm: nn.Module) -> ConvNorm | None:
@@ -71,3 +140,6 @@ def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
         or "forward" in own
         or "_compiled_call_impl" in own
     )
+
+
+BLOCKS = (BasicBlock,)

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
-from sparcl.nn.block import residual_block
-from sparcl.nn.norm import norm_relu
+from sparcl.nn.block import BasicBlock, residual_network
 from sparcl.recorded import Recorded
-
-
-class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut: relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return residual_block(x, self.conv1, self.bn1, self.conv2, self.bn2, self.shortcut)
 
 
 class ResNet(Recorded, nn.Module):
@@ -46,10 +30,8 @@ class ResNet(Recorded, nn.Module):
         self.fc = nn.Linear(inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = norm_relu(self.bn1, self.conv1(x))
-        for stage in range(1, 5):
-            out = getattr(self, f"layer{stage}")(out)
-        pooled: Tensor = self.avgpool(out)
+        stages = [cast(nn.Module, self._modules[f"layer{stage}"]) for stage in range(1, 5)]
+        pooled = residual_network(x, self.conv1, self.bn1, stages, self.avgpool)
         logits: Tensor = self.fc(pooled.flatten(1))
         return logits
 
