@@ -20,5 +20,6 @@ Source source_of(const Extent& in, nanobind::handle x, nanobind::handle gamma, n
                  bool relu, std::vector<float>& scales);
 
 void bind_block(nanobind::module_& m);
+void bind_modules(nanobind::module_& m);
 
 }  // namespace sparcl

@@ -373,7 +373,7 @@ nb::tuple forward(nb::handle x, const std::optional<Given>& stem, const std::vec
     }
   }
   const Extent last = tape->last;
-  nb::object result = pool ? activation_tensor(std::move(mean), {last.channels, 1, 1, last.batch}, 4) : nb::none();
+  nb::object result = pool ? activation_tensor(std::move(mean), {last.channels, 1, 1, last.batch}, 2) : nb::none();
   if (!pool) result = activation_tensor(std::move(y), last, 4);
   if (!tape->blocks.back().needed) return nb::make_tuple(result, nb::none());
   tape->blocks.back().result = std::move(y);

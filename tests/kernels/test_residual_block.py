@@ -35,7 +35,7 @@ def chain_one_by_one(x: Tensor, blocks: list[Block], stem: ConvNorm | None, pool
     y = x if stem is None else stage_of(x, stem, relu=True)
     for block in blocks:
         y = one_by_one(y, *block)
-    return ops.adaptive_average_pool(y, (1, 1)) if pool else y
+    return ops.adaptive_average_pool(y, (1, 1)).flatten(1) if pool else y
 
 
 def stage_of(x: Tensor, stage: ConvNorm, residual: Tensor | None = None, relu: bool = False) -> Tensor:

@@ -46,15 +46,13 @@ def residual_chain(x: Tensor, blocks: Sequence[Block], stem: ConvNorm | None = N
     the backward pass the input (or what it was made of), the results of the convolutions and of the blocks, each until
     it has been read.
 
-    x: [N, C, H, W]; returns the same axes (with `pool` [N, C, 1, 1]), batch-last.
+    x: [N, C, H, W]; returns the same axes, with `pool` [N, C], batch-last.
 
     Raises:
         ConfigError: dtype, device or shape do not fit, or training with one value in each channel.
     """
     check(x, "the input")
-    stages = [stem] if stem is not None else []
-    for block in blocks:
-        stages += [stage for stage in block if stage is not None]
+    stages = [stage for block in ((stem,), *blocks) for stage in block if stage is not None]
     parameters = [tensor for stage in stages for tensor in stage[1:4]]
     chain = (stem, blocks, pool)
     keep = torch.is_grad_enabled()

@@ -5,12 +5,12 @@ The result is the same either way, to the bit. What is gained is time outside th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from sparcl.kernels import _native
 from sparcl.kernels.block import Block, ConvNorm, residual_chain
 from sparcl.nn.compact import BatchLastConv2d, CompactConv2d
 from sparcl.nn.norm import BatchLastAdaptiveAvgPool2d, BatchLastNorm2d, norm_relu
@@ -19,7 +19,6 @@ CONVOLUTIONS = (CompactConv2d, BatchLastConv2d)
 NORMS = (BatchLastNorm2d,)
 SEQUENCES = (nn.Sequential,)
 POOLS = (BatchLastAdaptiveAvgPool2d,)
-LAYERS = ("conv1", "bn1", "conv2", "bn2", "shortcut")
 
 
 class BasicBlock(nn.Module):
@@ -52,94 +51,39 @@ def residual_block(
         conv1, bn1, conv2, bn2: layers, native or not.
         shortcut: an empty `nn.Sequential`, one of a convolution and a norm, or any other module.
     """
-    block = _block(conv1, bn1, conv2, bn2, shortcut)
-    if block is not None and not _has_any_global_hook():  # type: ignore[no-untyped-call]
-        return residual_chain(x, (block,))
+    if type(conv1) in CONVOLUTIONS and not _has_any_global_hook():  # type: ignore[no-untyped-call]
+        block: Block | None = _native.block_of(conv1, bn1, conv2, bn2, shortcut, KINDS)
+        if block is not None:
+            return residual_chain(x, (block,))
     return norm_relu(bn2, conv2(norm_relu(bn1, conv1(x))), shortcut(x))
 
 
 def residual_network(
     x: Tensor, conv: nn.Module, norm: nn.Module, stages: Sequence[nn.Module], pool: nn.Module
 ) -> Tensor:
-    """pool(stages(relu(norm(conv(x))))), layer by layer and block by block wherever that could make a difference.
+    """pool(stages(relu(norm(conv(x))))) without axes of size 1, layer by layer wherever that could make a difference.
 
     Args:
         x: [N, C, H, W].
         conv, norm: the stem, native or not.
         stages: one after the other; an `nn.Sequential` of `BasicBlock`s, or any other module.
         pool: global average pooling, or any other module.
+
+    Returns:
+        [N, F].
     """
-    stem = _stage(conv, norm)
-    mean = _is_plain(pool, POOLS) and pool.output_size in (1, (1, 1))
-    if stem is not None and mean and x.numel() and not _has_any_global_hook():  # type: ignore[no-untyped-call]
-        blocks = _blocks(stages)
-        if blocks:
+    if type(conv) in CONVOLUTIONS and type(pool) in POOLS and not _has_any_global_hook():  # type: ignore[no-untyped-call]
+        stem: ConvNorm | None = _native.stage_of(conv, norm, KINDS)
+        blocks: list[Block] | None = _native.blocks_of(stages, KINDS)
+        mean = _native.is_plain(pool, POOLS) and pool.output_size in (1, (1, 1))
+        if stem is not None and blocks and mean and x.numel():
             return residual_chain(x, blocks, stem, pool=True)
     y = norm_relu(norm, conv(x))
     for stage in stages:
         y = stage(y)
     pooled: Tensor = pool(y)
-    return pooled
+    return pooled.flatten(1)
 
 
-def _blocks(stages: Sequence[nn.Module]) -> list[Block] | None:
-    """All of them for the fused operation; None as in `_stage`."""
-    blocks = []
-    for stage in stages:
-        if not _is_plain(stage, SEQUENCES):
-            return None
-        for module in cast(Iterable[nn.Module], stage._modules.values()):
-            if not _is_plain(module, BLOCKS):
-                return None
-            block = _block(*(cast(nn.Module, module._modules[name]) for name in LAYERS))
-            if block is None:
-                return None
-            blocks.append(block)
-    return blocks
-
-
-def _block(conv1: nn.Module, bn1: nn.Module, conv2: nn.Module, bn2: nn.Module, shortcut: nn.Module) -> Block | None:
-    """The layers for the fused operation; None as in `_stage`."""
-    first, second = _stage(conv1, bn1), _stage(conv2, bn2)
-    if first is None or second is None or not _is_plain(shortcut, SEQUENCES):
-        return None
-    beside = cast(tuple[nn.Module, ...], tuple(shortcut._modules.values()))
-    if not beside:
-        return Block(first, second)
-    third = _stage(*beside) if len(beside) == 2 else None
-    if third is None or cast(BatchLastNorm2d, beside[1]).relu:
-        return None
-    return Block(first, second, third)
-
-
-def _stage(conv: nn.Module, norm: nn.Module) -> ConvNorm | None:
-    """Both layers for the fused operation; None where one of them is not simply what the operation computes."""
-    if not (_is_plain(conv, CONVOLUTIONS) and _is_plain(norm, NORMS)):
-        return None
-    assert type(norm) is BatchLastNorm2d
-    # From the modules' dictionaries: asking a module for a parameter costs 0.5 µs, and a step asks for a hundred.
-    parameters, buffers = norm._parameters, norm._buffers
-    mean, var, momentum = buffers.get("running_mean"), buffers.get("running_var"), norm.momentum
-    values = conv._parameters.get("values" if type(conv) is CompactConv2d else "weight")
-    if mean is None or var is None or momentum is None or values is None or conv.bias is not None:
-        return None
-    if "weight" not in parameters or "bias" not in parameters:
-        return None  # something else has been put there
-    scale, shift, tracked = parameters["weight"], parameters["bias"], buffers.get("num_batches_tracked")
-    return ConvNorm(conv.plan, values, scale, shift, mean, var, tracked, norm.training, momentum, norm.eps)
-
-
-def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether calling the module runs the `forward` of one of these classes, and nothing else."""
-    own = module.__dict__
-    return type(module) in kinds and not (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
-        or "_compiled_call_impl" in own
-    )
-
-
-BLOCKS = (BasicBlock,)
+KINDS = (CONVOLUTIONS, NORMS, SEQUENCES, (BasicBlock,))
+"""Classes that the fused operation may stand for, where nothing hangs on the module (csrc/modules.cpp)."""

@@ -32,7 +32,7 @@ class ResNet(Recorded, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         stages = [cast(nn.Module, self._modules[f"layer{stage}"]) for stage in range(1, 5)]
         pooled = residual_network(x, self.conv1, self.bn1, stages, self.avgpool)
-        logits: Tensor = self.fc(pooled.flatten(1))
+        logits: Tensor = self.fc(pooled)
         return logits
 
 
