@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nn.native import assert_close, needs_native, random_index
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sparcl import kernels
 from sparcl.errors import ConfigError
@@ -195,6 +196,32 @@ def test_a_network_that_is_watched_or_not_the_usual_goes_block_by_block(
     y = model(x)
     assert nodes(y) == left
     assert torch.equal(y, one_by_one(model)(x))
+
+
+def test_a_network_used_twice_in_one_graph_and_under_a_checkpoint() -> None:
+    model, x, other = native_resnet(), torch.randn(4, 3, 16, 16), torch.randn(6, 3, 16, 16)
+
+    def gradients(model: nn.Module, forward: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        first, second = forward(x), forward(other)
+        return list(torch.autograd.grad(first.square().sum() + second.square().sum(), list(model.parameters())))
+
+    layers, recomputed = one_by_one(model), copy.deepcopy(model)
+    ours, theirs = gradients(model, model), gradients(layers, layers)
+    for one, expected in zip(ours, theirs, strict=True):
+        assert_close(one, expected)
+    again = gradients(recomputed, lambda x: checkpoint(recomputed, x, use_reentrant=False))
+    assert_same(ours, again)
+
+
+def test_a_network_in_inference_mode_and_with_other_parameters_for_one_call() -> None:
+    model, x = native_resnet().eval(), torch.randn(4, 3, 16, 16)
+    with torch.inference_mode():
+        assert torch.equal(model(x), one_by_one(model)(x))
+    doubled = {name: 2 * parameter for name, parameter in model.named_parameters()}
+    y = torch.func.functional_call(model, doubled, (x,))
+    for parameter in model.parameters():
+        parameter.data *= 2
+    assert torch.equal(y, model(x))
 
 
 def test_a_network_without_images_and_one_that_cannot_train_on_one_value() -> None:
