@@ -1,8 +1,9 @@
 // Residual blocks in one call, and what may stand around them: relu(norm(conv(x))) before, the mean over each channel behind.
 // A block: y = relu(norm2(conv2(relu(norm1(conv1(x))))) + shortcut(x)), the shortcut being x itself or norm(conv(x)).
 // What is saved over the layers one by one: autograd's nodes, the first norm's result, which is never written to memory, and the
-// sums of two gradients, which the last convolution makes as it writes. What is saved over the blocks one by one: between two
-// kernels of a full-size network nothing is left in the caches of Python's and autograd's, and 30 us of theirs take 300.
+// sums of two gradients, which the last convolution makes as it writes. What is saved over the blocks one by one: the way through
+// Python and autograd from one to the next, 70 us in a small network and 250 in a large one, whose kernels leave nothing of
+// theirs in the caches.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>

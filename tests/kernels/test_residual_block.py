@@ -1,4 +1,4 @@
-"""A residual block in one operation against the same operations one by one: the same bits, on each instruction set."""
+"""Residual blocks in one operation against the same operations one by one: the same bits, on each instruction set."""
 
 from __future__ import annotations
 

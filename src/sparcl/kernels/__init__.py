@@ -1,6 +1,6 @@
 """The native engine: compact sparse convolutions on batch-last tensors. Importable where the compiled part is missing.
 
-`ops` holds the autograd functions, `block` that of a whole residual block, `layout` says what batch-last is,
+`ops` holds the autograd functions, `block` that of residual blocks, one or a chain, `layout` says what batch-last is,
 `index` turns masks into positions.
 """
 

@@ -86,6 +86,7 @@ class _Chain(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         y, x, weight, bias, stats, *parameters = ctx.saved_tensors
+        # What the tape holds is not autograd's, which drops its own after the last time.
         again = torch._C._autograd._get_current_graph_task_keep_graph()
         made_of = (x, weight, bias, stats, ctx.relu)
         gradients = ctx.tape.backward(repacked(gradient), y, *made_of, parameters, not again, torch.get_num_threads())
