@@ -256,6 +256,16 @@ def test_blocks_are_seen_in_the_positions(block: int, found: int) -> None:
     assert shared_block(random_index(shape, 0.3, generator, block).int(), shape, 1) == found
 
 
+def test_as_many_positions_in_each_channel_are_no_block_yet() -> None:
+    """Channels 0 and 1 share theirs, 2 and 3 only their number: it takes every block of every size."""
+    per_channel = [[0, 2], [0, 2], [0, 2], [0, 3]]
+    index = torch.tensor([4 * o + p for o, places in enumerate(per_channel) for p in places], dtype=torch.int32)
+    assert shared_block(index, (4, 4), 1) == 1
+    assert shared_block(index[:4], (2, 4), 1) == 2
+    assert shared_block(index[:4], (2, 4), 2) == 1  # a block does not reach from one group into the next
+    assert shared_block(index[:0], (4, 4), 1) == 4
+
+
 def test_same_padding_is_spelled_out() -> None:
     dense = nn.Conv2d(2, 4, 3, padding="same", dilation=2)
     layer, x = CompactConv2d(dense), torch.randn(2, 2, 6, 6)

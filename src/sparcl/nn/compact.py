@@ -284,13 +284,19 @@ def has_kernel(module: nn.Module) -> bool:
 def shared_block(index: Tensor, shape: tuple[int, ...], groups: int) -> int:
     """How many consecutive output channels share their positions throughout, of `BLOCKS`; 1 where not even two do."""
     per_channel = math.prod(shape[1:])
-    counts = torch.bincount(index.long() // per_channel, minlength=shape[0])
+    channels = torch.arange(shape[0] + 1, dtype=torch.int32)
+    start = torch.searchsorted(index, channels * per_channel)  # of each output channel's positions in `index`
+    counts = start.diff()
     for block in BLOCKS:
-        if (shape[0] // groups) % block or bool((counts.view(-1, block) != counts.view(-1, block)[:, :1]).any()):
+        if (shape[0] // groups) % block:
             continue
-        unit = index.long() // (per_channel * block) * per_channel + index.long() % per_channel
-        members = torch.sort(unit).values.view(-1, block)
-        if bool((members == members[:, :1]).all()):
+        rows = counts.view(-1, block)
+        if not torch.equal(rows, rows[:, :1].expand_as(rows)):
+            continue
+        first = start[:-1].view(-1, block)[:, :1].expand_as(rows).reshape(-1)
+        within = index - torch.repeat_interleave(channels[:-1] * per_channel, counts)
+        of_first = torch.arange(len(index)) - torch.repeat_interleave(start[:-1] - first, counts)
+        if torch.equal(within, within[of_first]):
             return block
     return 1
 
