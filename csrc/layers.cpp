@@ -65,6 +65,22 @@ void norm_forward_eval(const Norm& n, const float* running_mean, const float* ru
   });
 }
 
+void norm_again(const Norm& n, const float* mean, const float* rstd, const Norm* beside, const float* beside_mean,
+                const float* beside_rstd, float* y, int threads) {
+  const Kernels& unit = kernels();
+  parallel_for(threads, n.channels, [&](long c) {
+    const long at = c * n.count;
+    const float* residual = n.residual ? n.residual + at : nullptr;
+    if (beside) {
+      const Scale s = scale_of(*beside, c, beside_mean[c], beside_rstd[c]);
+      unit.norm_forward(beside->x + at, nullptr, y + at, n.count, s.scale, s.shift, beside->relu);
+      residual = y + at;
+    }
+    const Scale s = scale_of(n, c, mean[c], rstd[c]);
+    unit.norm_forward(n.x + at, residual, y + at, n.count, s.scale, s.shift, n.relu);
+  });
+}
+
 Source norm_source(const Norm& n, const float* mean, const float* rstd, std::vector<float>& scales) {
   scales.resize(static_cast<size_t>(2 * n.channels));
   float *scale = scales.data(), *shift = scale + n.channels;

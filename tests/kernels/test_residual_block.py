@@ -162,7 +162,7 @@ def test_a_chain_gives_memory_back_as_it_goes_and_goes_back_once() -> None:
     x = layout.to_batch_last(torch.randn(32, 4, 8, 8)).requires_grad_()
     one, before = x.numel() * 4, arena_bytes()
     y = residual_chain(x, blocks, stem)
-    kept = 1 + 3 * len(blocks)  # all convolutions and the blocks' results
+    kept = 1 + 2 * len(blocks) + 2  # all convolutions, and every second block's result
     assert arena_bytes() - before == kept * one
     y.sum().backward(retain_graph=True)
     assert arena_bytes() - before == (kept + 1) * one  # and the input's gradient
@@ -170,6 +170,26 @@ def test_a_chain_gives_memory_back_as_it_goes_and_goes_back_once() -> None:
     assert arena_bytes() - before == 2 * one  # the result and the input's gradient
     with pytest.raises(RuntimeError, match="second time"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("stem", "sides", "results"),
+    [(True, "   ", 2), (False, "   ", 2), (False, "    ", 3), (False, "sss", 1), (True, "s s ", 2), (True, " ss", 1)],
+)
+def test_results_that_one_pass_makes_again_are_not_kept(stem: bool, sides: str, results: int) -> None:
+    """`sides`: s for a block with a shortcut of its own. A result is made of the stem's, a shortcut's or a kept one."""
+    torch.manual_seed(0)
+    options = {"density": 0.5, "block": 1, "affine": True, "training": True}
+    blocks = []
+    for side in sides:
+        stages = [make_stage(4, 4, size, 1, **options) for size in ((3, 3, 1) if side == "s" else (3, 3))]
+        blocks.append(Block(*(copied(stage, [True] * 3) for stage in stages)))
+    x = layout.to_batch_last(torch.randn(32, 4, 8, 8))  # whole pages
+    before = arena_bytes()
+    y = residual_chain(x, blocks, make_stage(4, 4, 3, 1, **options) if stem else None)
+    convolutions = int(stem) + 2 * len(sides) + sides.count("s")
+    assert arena_bytes() - before == (convolutions + results) * x.numel() * 4
+    assert y.requires_grad
 
 
 def test_an_input_that_a_batch_norm_made_is_made_again() -> None:
