@@ -157,9 +157,15 @@ struct Back {
     norm_backward(norm_of(out, conv, nullptr, gamma, beta, 0.0f, true), training, stats, stats + out.channels, y, gy, gx, nullptr,
                   ggamma.get(), gbeta.get(), threads);
   }
-  void weights(const Source& x, const float* gy, int threads) {
-    gvalues = vector_block(plan.nonzeros());
-    plan.weight_gradient(x, gy, in, gvalues.get(), threads);
+  // The gradients of the convolution, whose input was x; gx may be null.
+  void convolve(const Source& x, const float* gy, float* gx, int threads, const Added& added = {}) {
+    if (want_values) gvalues = vector_block(plan.nonzeros());
+    if (want_values && gx)
+      plan.backward(values, x, gy, in, gx, gvalues.get(), threads, added);
+    else if (want_values)
+      plan.weight_gradient(x, gy, in, gvalues.get(), threads);
+    else if (gx)
+      plan.input_gradient(values, gy, in, gx, threads, added);
   }
   void append_to(nb::list& gradients) {
     gradients.append(want_values ? contiguous_tensor(std::move(gvalues), values_shape) : nb::none());
@@ -173,25 +179,20 @@ Block run_back(const Source& x, const float* y, const float* gy, Back& one, Back
   const bool need_one = want_x || one.wanted(), need_side = side && (want_x || side->wanted());
   Block g = need_one || two.want_values ? activation_block(two.out) : nullptr, gx;
   two.norm(y, gy, g.get(), threads);
-  if (two.want_values) two.weights(one.source(), g.get(), threads);
-  if (need_one) {
-    Block gone = activation_block(one.out);
-    two.plan.input_gradient(two.values, g.get(), two.in, gone.get(), threads);
-    g.reset();
-    one.norm(nullptr, gone.get(), gone.get(), threads);
-    if (one.want_values) one.weights(x, gone.get(), threads);
-    if (want_x) {
-      gx = activation_block(one.in);
-      const Added past_the_relu{gy, y};  // the gradient of the shortcut that is x itself
-      one.plan.input_gradient(one.values, gone.get(), one.in, gx.get(), threads, side ? Added{} : past_the_relu);
-    }
-  }
+  Block gone = need_one ? activation_block(one.out) : nullptr;
+  two.convolve(two.want_values ? one.source() : nullptr, g.get(), gone.get(), threads);
   g.reset();
+  if (need_one) {
+    one.norm(nullptr, gone.get(), gone.get(), threads);
+    if (want_x) gx = activation_block(one.in);
+    const Added past_the_relu{gy, y};  // the gradient of the shortcut that is x itself
+    one.convolve(x, gone.get(), gx.get(), threads, side ? Added{} : past_the_relu);
+    gone.reset();
+  }
   if (need_side) {
     g = activation_block(side->out);
     side->norm(y, gy, g.get(), threads);  // it has no ReLU, but the block's is behind it
-    if (side->want_values) side->weights(x, g.get(), threads);
-    if (want_x) side->plan.input_gradient(side->values, g.get(), side->in, gx.get(), threads, {gx.get()});
+    side->convolve(x, g.get(), gx.get(), threads, {gx.get()});
   }
   return gx;
 }
