@@ -1,7 +1,8 @@
 """A residual block in one operation against the same operations one by one: the same bits, on each instruction set."""
 
-from __future__ import gc
-import annotations
+from __future__ import annotations
+
+import gc
 
 import pytest
 import torch
