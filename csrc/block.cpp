@@ -173,9 +173,15 @@ struct Back {
     norm_backward(norm_of(out, conv, nullptr, gamma, beta, 0.0f, true), training, stats, stats + out.channels, y, gy, gx, nullptr,
                   ggamma.get(), gbeta.get(), threads);
   }
-  void weights(const Source& x, const float* gy, int threads) {
-    gvalues = vector_block(plan.nonzeros());
-    plan.weight_gradient(x, gy, in, gvalues.get(), threads);
+  // The gradients of the convolution, whose input was x; gx may be null.
+  void convolve(const Source& x, const float* gy, float* gx, int threads, const Added& added = {}) {
+    if (want_values) gvalues = vector_block(plan.nonzeros());
+    if (want_values && gx)
+      plan.backward(values, x, gy, in, gx, gvalues.get(), threads, added);
+    else if (want_values)
+      plan.weight_gradient(x, gy, in, gvalues.get(), threads);
+    else if (gx)
+      plan.input_gradient(values, gy, in, gx, threads, added);
   }
   void append_to(nb::list& gradients) {
     gradients.append(want_values ? contiguous_tensor(std::move(gvalues), values_shape) : nb::none());
@@ -189,26 +195,21 @@ Block run_back(const Source& x, const float* y, const float* gy, Back& one, Back
   const bool need_one = want_x || one.wanted(), need_side = side && (want_x || side->wanted());
   Block g = need_one || two.want_values ? two.over_conv() : nullptr, gx;
   two.norm(y, gy, g.get(), threads);
-  if (two.want_values) two.weights(one.source(), g.get(), threads);
+  Block gone = need_one ? activation_block(one.out) : nullptr;
+  two.convolve(two.want_values ? one.source() : nullptr, g.get(), gone.get(), threads);
+  g.reset();
   if (need_one) {
-    Block gone = activation_block(one.out);
-    two.plan.input_gradient(two.values, g.get(), two.in, gone.get(), threads);
-    g.reset();
     one.norm(nullptr, gone.get(), gone.get(), threads);
     if (one.own) one.own->reset();
-    if (one.want_values) one.weights(x, gone.get(), threads);
-    if (want_x) {
-      gx = activation_block(one.in);
-      const Added past_the_relu{gy, y};  // the gradient of the shortcut that is x itself
-      one.plan.input_gradient(one.values, gone.get(), one.in, gx.get(), threads, side ? Added{} : past_the_relu);
-    }
+    if (want_x) gx = activation_block(one.in);
+    const Added past_the_relu{gy, y};  // the gradient of the shortcut that is x itself
+    one.convolve(x, gone.get(), gx.get(), threads, side ? Added{} : past_the_relu);
+    gone.reset();
   }
-  g.reset();
   if (need_side) {
     g = side->over_conv();
     side->norm(y, gy, g.get(), threads);  // it has no ReLU, but the block's is behind it
-    if (side->want_values) side->weights(x, g.get(), threads);
-    if (want_x) side->plan.input_gradient(side->values, g.get(), side->in, gx.get(), threads, {gx.get()});
+    side->convolve(x, g.get(), gx.get(), threads, {gx.get()});
   }
   return gx;
 }
@@ -285,11 +286,9 @@ Block Tape::run(const float* gy, const float* y, const Source& x, std::vector<Ba
   if (!stem_needed()) return g;
   const bool through = want_x || backs[0].want_values;
   backs[0].norm(nullptr, gy, through ? g.get() : nullptr, threads);
-  if (backs[0].want_values) backs[0].weights(x, g.get(), threads);
+  Block gx = want_x ? activation_block(in) : nullptr;
+  backs[0].convolve(x, g.get(), gx.get(), threads);
   if (release) stages[0].conv.reset();
-  if (!want_x) return nullptr;
-  Block gx = activation_block(in);
-  backs[0].plan.input_gradient(backs[0].values, g.get(), in, gx.get(), threads);
   return gx;
 }
 

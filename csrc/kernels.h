@@ -69,6 +69,21 @@ struct WeightGradient {
   float* sums;  // where the values would be
 };
 
+// Convolves one packed tile of the output gradient into the input gradient, and sums the weight gradients of entries
+// [start[i], dotted[i]) of each list. An entry is one offset for `depth` nonzeros, of channels that lie packed_channel apart.
+struct Backward {
+  Convolve to;             // without bias
+  long packed_channel;
+  const int32_t* dotted;
+  int first, last;         // only lists of these channels
+  const float* x;          // the convolution's input, packed: [last - first][rows * columns of the register tile][V]
+  float* sums;             // where the values would be; null: no weight gradient
+};
+
+struct Visited {
+  long all, dotted;  // nonzeros
+};
+
 // One channel of a fused BatchNorm: y = relu(x * scale + shift + residual).
 struct NormBackward {
   const float *x, *y, *gradient;  // y: null where the sign is recomputed from x
@@ -89,6 +104,7 @@ struct Kernels {
   void (*pack)(const Pack&);
   long (*convolve)(int block, int shape, const Convolve&);  // returns the list entries visited
   long (*weight_gradient)(int block, const WeightGradient&);
+  Visited (*backward)(int depth, int shape, const Backward&);
   double (*sum)(const float* x, long count);
   void (*moments)(const float* x, long count, double* mean, double* squares);  // squares: sum of (x - mean)^2
   void (*norm_forward)(const float* x, const float* residual, float* y, long count, float scale, float shift,

@@ -165,7 +165,7 @@ void run_items(int threads, long items, Item body, void* context) {
 }
 
 float* scratch(int slot, long floats) {
-  thread_local Scratch slots[4];
+  thread_local Scratch slots[5];
   Scratch& s = slots[slot];
   if (s.floats < floats) {
     std::free(s.memory);

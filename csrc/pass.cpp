@@ -13,7 +13,7 @@ namespace {
 constexpr long kFirstCache = 24 * 1024, kSecondCache = 512 * 1024;
 // Nonzeros that a list should have within a block of channels: with fewer, carrying sums from block to block (of the weight
 // gradient: adding up lanes) costs more than the first cache gives.
-constexpr long kShortList = 14, kShortDot = 6;
+constexpr long kShortList = 14, kShortDot = 6, kShortDeep = 28;  // deep: of entries of several nonzeros
 // The register tile of the weight gradient is only a loop over positions, so it may be longer.
 constexpr int kDotRows = 4, kDotColumns = 8;
 // Parts of the positions whose weight gradients are summed apart. Fixed, so that the bits do not depend on the threads.
@@ -33,8 +33,8 @@ struct Pass::Place {
   int lanes;
 };
 
-Pass::Pass(const Kernels& unit, const PassShape& shape, const Lists& lists, bool gradient_of_weights)
-    : unit_(&unit), shape_(shape), channels_(lists.channels) {
+Pass::Pass(const Kernels& unit, const PassShape& shape, const Form& form, bool gradient_of_weights)
+    : unit_(&unit), shape_(shape), channels_(form.channels) {
   row_min_ = column_min_ = 1 << 30;
   int row_max = -(1 << 30), column_max = row_max;
   for (const Tap& tap : shape_.taps) {
@@ -52,12 +52,11 @@ Pass::Pass(const Kernels& unit, const PassShape& shape, const Lists& lists, bool
     grid_rows_ = std::max(grid_rows_, output.rows);
     grid_columns_ = std::max(grid_columns_, output.columns);
   }
-  choose_tiles(lists, gradient_of_weights);
-  if (!gradient_of_weights) order_ = order(lists);  // a weight gradient is given one: that of the chosen nonzeros
+  choose_tiles(form, gradient_of_weights);
 }
 
-void Pass::choose_tiles(const Lists& lists, bool gradient_of_weights) {
-  const TileShape* shapes = unit_->shapes[lists.block == 4 ? 2 : lists.block == 2 ? 1 : 0];
+void Pass::choose_tiles(const Form& form, bool gradient_of_weights) {
+  const TileShape* shapes = unit_->shapes[form.block == 4 ? 2 : form.block == 2 ? 1 : 0];
   double best = 1e300;
   for (int s = 0; s < kMaxShapes && shapes[s].rows > 0; ++s) {
     const double tiles = static_cast<double>(ceil_div(grid_rows_, shapes[s].rows)) * ceil_div(grid_columns_, shapes[s].columns);
@@ -74,11 +73,13 @@ void Pass::choose_tiles(const Lists& lists, bool gradient_of_weights) {
   const auto channel_bytes = [&](int rows, int columns) {
     return vector_bytes * row_phases_ * column_phases_ * phase_rows(rows) * phase_columns(columns);
   };
-  const long taken = std::max<long>(1, static_cast<long>(lists.key.size()) / std::max(1, lists.channels));
-  const long for_length = ((gradient_of_weights ? kShortDot : kShortList) * shape_.in_channels + taken - 1) / taken;
+  const long taken = std::max<long>(1, form.nonzeros / std::max(1, form.channels));
+  const long shortest = gradient_of_weights ? kShortDot : form.depth > 1 ? kShortDeep : kShortList;
+  const long for_length = (shortest * shape_.in_channels + taken - 1) / taken;
   long channels = std::max(kFirstCache / channel_bytes(tile_.rows, tile_.columns), for_length);
-  if (lists.block > 1) channels = shape_.in_channels;  // each load serves several sums: the second cache is fast enough
-  block_channels_ = static_cast<int>(std::min<long>(std::max<long>(1, channels), shape_.in_channels));
+  if (form.block > 1) channels = shape_.in_channels;  // each load serves several sums: the second cache is fast enough
+  channels = (std::max<long>(1, channels) + form.depth - 1) / form.depth * form.depth;  // an entry lies in one block
+  block_channels_ = static_cast<int>(std::min<long>(channels, shape_.in_channels));
   blocks_ = ceil_div(shape_.in_channels, block_channels_);
 
   group_rows_ = group_columns_ = 1;
@@ -120,7 +121,7 @@ long Pass::packed_floats(bool all) const {
   return packed_channel_ * (all ? shape_.in_channels : block_channels_) + overhang;
 }
 
-Pass::Order Pass::order(const Lists& lists) const {
+Pass::Order Pass::order(const Lists& lists, const uint8_t* dotted) const {
   const int taps = static_cast<int>(shape_.taps.size());
   std::vector<uint32_t> table(static_cast<size_t>(shape_.in_channels) * taps);
   for (int c = 0; c < shape_.in_channels; ++c)
@@ -132,31 +133,37 @@ Pass::Order Pass::order(const Lists& lists) const {
                                 r / shape_.row_step * packed_row_ + q / shape_.column_step * unit_->lanes);
     }
   Order order;
-  const int G = order.block = lists.block;
+  order.block = lists.block;
+  order.depth = lists.depth;
   const int32_t* key = lists.key.data();
   std::vector<int32_t> at(lists.start.begin(), lists.start.end() - 1), end(at);  // what each list has left, and in this block
   order.start.push_back(0);
-  order.offsets.reserve(lists.key.size() / G);
-  order.canonical.reserve(lists.key.size());
+  order.offsets.reserve(lists.key.size() / lists.block);
+  order.canonical.reserve(lists.key.size() * lists.depth);
+  const auto place = [&](int32_t k, int d) { return lists.canonical.empty() ? k : lists.canonical[static_cast<size_t>(k) * lists.depth + d]; };
+  const auto wanted = [&](int32_t k) { return !dotted || dotted[place(k, 0)]; };
+  const auto append = [&](int32_t k, int32_t first) {
+    order.offsets.push_back(table[static_cast<size_t>(key[k])]);
+    for (int g = 0; g < lists.block; ++g) order.canonical.push_back(place(k - at[first] + at[first + g], 0));
+    for (int d = 1; d < lists.depth; ++d) order.canonical.push_back(place(k, d));
+  };
   for (int b = 0; b < blocks_; ++b)
     for (const Output& output : shape_.outputs) {
       const int32_t limit = static_cast<int32_t>(std::min<long>((b + 1L) * block_channels_, shape_.in_channels) * taps);
       for (int c = output.first; c < output.first + output.count; ++c)
         end[c] = static_cast<int32_t>(std::lower_bound(key + at[c], key + lists.start[c + 1], limit) - key);
       const auto begin = static_cast<long>(order.sequence.size());
-      for (int c = 0; c < output.count; c += G) order.sequence.push_back(c);
+      for (int c = 0; c < output.count; c += lists.block) order.sequence.push_back(c);
       const auto length = [&](int32_t c) { return end[output.first + c] - at[output.first + c]; };
       std::stable_sort(order.sequence.begin() + begin, order.sequence.end(),
                        [&](int32_t c, int32_t d) { return length(c) < length(d); });
       for (auto c = order.sequence.begin() + begin; c != order.sequence.end(); ++c) {
         const int32_t first = output.first + *c;
-        for (int32_t k = at[first]; k < end[first]; ++k) {
-          order.offsets.push_back(table[static_cast<size_t>(key[k])]);
-          for (int g = 0; g < G; ++g) {
-            const int32_t same = k - at[first] + at[first + g];
-            order.canonical.push_back(lists.canonical.empty() ? same : lists.canonical[same]);
-          }
-        }
+        for (int32_t k = at[first]; k < end[first]; ++k)
+          if (wanted(k)) append(k, first);
+        order.dotted.push_back(static_cast<int32_t>(order.offsets.size()));
+        for (int32_t k = at[first]; dotted && k < end[first]; ++k)
+          if (!wanted(k)) append(k, first);
         order.start.push_back(static_cast<int32_t>(order.offsets.size()));
       }
       for (int c = output.first; c < output.first + output.count; ++c) at[c] = end[c];
@@ -208,6 +215,38 @@ void Pass::pack_input(const Walk& walk, const Place& place, const Source& x, int
   unit_->pack(p);
 }
 
+// Channels [first, last) of a tensor that is laid out like the output, at the positions of one register tile, without a halo:
+// [last - first][rows * columns][V].
+void Pass::pack_tile(const Walk& walk, const Place& tile, const Output& output, const Source& x, int first, int last,
+                     float* to) const {
+  const int V = unit_->lanes;
+  Pack p;
+  p.column_stride = walk.batch;
+  p.row_stride = walk.flat && walk.tail ? (shape_.out_width - 1) * walk.batch + walk.tail : shape_.out_width * walk.batch;
+  p.channel_stride = p.row_stride * shape_.out_height;
+  p.source = x.data + first * p.channel_stride + tile.lane;
+  p.scale = x.scale ? x.scale + first : nullptr;
+  p.shift = x.scale ? x.shift + first : nullptr;
+  p.floor = x.relu ? 0.0f : -INFINITY;
+  p.channels = last - first;
+  p.height = shape_.out_height;
+  p.width = shape_.out_width;
+  p.lanes = tile.lanes;
+  p.tail_column = walk.tail ? shape_.out_width - 1 : -1;
+  p.tail_lanes = static_cast<int>(walk.tail);
+  p.row = output.row + tile.row * shape_.out_row_step;
+  p.column = output.column + tile.column * shape_.out_column_step;
+  p.row_step = shape_.out_row_step;
+  p.column_step = shape_.out_column_step;
+  p.row_phases = p.column_phases = 1;
+  p.rows = tile_.rows;
+  p.columns = tile_.columns;
+  p.packed_row = static_cast<long>(tile_.columns) * V;
+  p.packed_phase = tile_.rows * p.packed_row;
+  p.packed = to;
+  unit_->pack(p);
+}
+
 // Whether the result goes past the caches: it is large, and every vector of it begins on a whole one.
 bool Pass::streams(const Walk& walk, const float* out) const {
   const long bytes = 4L * channels_ * grid_rows_ * grid_columns_ * walk.batch;  // of all outputs together
@@ -215,8 +254,35 @@ bool Pass::streams(const Walk& walk, const float* out) const {
   return unit_->streams && aligned && bytes >= kStreamed;
 }
 
-long long Pass::convolve_item(const Walk& walk, long item, const float* values, const float* bias, const Source& x, float* out,
-                              const Added& added) const {
+// What a pass to the input gradient is to do: the lists of channels [first, last), and their weight gradients on the way.
+struct Pass::Gradients {
+  const Source& x;  // the convolution's input
+  float* sums;      // null: no weight gradients
+  int first, last;
+};
+
+// Input channels' block `block` of one register tile. The convolution's input at the tile is packed at the first.
+Visited Pass::back_tile(const Walk& walk, const Order& order, const Place& tile, const Output& output, int block, const Convolve& to,
+                        const Gradients& gradients) const {
+  Backward b;
+  b.to = to;
+  b.packed_channel = packed_channel_;
+  b.dotted = order.dotted.data() + (to.lists.start - order.start.data());
+  b.first = gradients.first;
+  b.last = gradients.last;
+  b.sums = gradients.sums;
+  b.x = nullptr;
+  if (gradients.sums) {
+    const long cells = static_cast<long>(tile_.rows) * tile_.columns * unit_->lanes;
+    float* x = scratch(4, channels_ * cells) + (output.first / output.count) * (b.last - b.first) * cells;
+    if (block == 0) pack_tile(walk, tile, output, gradients.x, b.first, b.last, x);
+    b.x = x;
+  }
+  return unit_->backward(order.depth, micro_, b);
+}
+
+Pass::Work Pass::convolve_item(const Walk& walk, const Order& order, long item, const float* values, const float* bias,
+                               const Source& x, float* out, const Added& added, const Gradients* gradients) const {
   const Place at = place(walk, item);
   const int V = unit_->lanes, T = tile_.rows * tile_.columns;
   const bool at_once = group_rows_ * group_columns_ > 1;  // else each block is packed just before it is used
@@ -234,7 +300,7 @@ long long Pass::convolve_item(const Walk& walk, long item, const float* values, 
   a.lanes = at.lanes;
   a.tail_lanes = static_cast<int>(walk.tail);
   a.streaming = added.data != out && streams(walk, out);
-  long long done = 0;
+  Work done{0, 0};
   for (int i = 0; i < group_rows_; ++i)
     for (int j = 0; j < group_columns_; ++j) {
       const int row = at.row + i * tile_.rows, column = at.column + j * tile_.columns;
@@ -250,7 +316,7 @@ long long Pass::convolve_item(const Walk& walk, long item, const float* values, 
           a.rows = std::min(tile_.rows, output.rows - row);
           a.columns = std::min(tile_.columns, output.columns - column);
           if (a.rows <= 0 || a.columns <= 0) continue;
-          a.lists = view(order_, b, output);
+          a.lists = view(order, b, output);
           a.partial = partial ? partial + static_cast<long>(output.first) * T * V : nullptr;
           a.bias = bias;
           a.out = out + (output.row * out_row) + static_cast<long>(row) * a.out_row + output.column * walk.batch +
@@ -258,28 +324,37 @@ long long Pass::convolve_item(const Walk& walk, long item, const float* values, 
           a.add = added.data ? added.data + (a.out - out) : nullptr;
           a.where = added.where ? added.where + (a.out - out) : nullptr;
           a.tail_column = walk.tail && column + a.columns == output.columns ? a.columns - 1 : -1;
-          const long visited = unit_->convolve(order_.block, micro_, a);
-          const long cells = a.rows * ((a.columns - (a.tail_column >= 0)) * static_cast<long>(at.lanes) +
-                                       (a.tail_column >= 0 ? walk.tail : 0));
-          done += static_cast<long long>(visited) * cells;
+          const Visited visited = gradients ? back_tile(walk, order, {row, column, at.lane, at.lanes}, output, b, a, *gradients)
+                                            : Visited{unit_->convolve(order.block, micro_, a), 0};
+          const long long cells = a.rows * ((a.columns - (a.tail_column >= 0)) * static_cast<long>(at.lanes) +
+                                            (a.tail_column >= 0 ? walk.tail : 0));
+          done.input += visited.all * cells;
+          done.weights += visited.dotted * cells;
         }
       }
     }
   return done;
 }
 
-long long Pass::convolve(const Walk& walk, const float* values, const float* bias, const Source& x, float* out,
-                         int threads, const Added& added) const {
-  std::atomic<long long> done{0};
-  const long nonzeros = order_.nonzeros();
-  float* ordered = scratch(2, nonzeros);
-  const int32_t* canonical = order_.canonical.data();
+// The values in the order in which they are walked.
+const float* Pass::ordered(const Order& order, const float* values, int threads) const {
+  const long nonzeros = order.nonzeros();
+  float* to = scratch(2, nonzeros);
+  const int32_t* canonical = order.canonical.data();
   parallel_for(threads, ceil_div(nonzeros, kSpan), [&](long span) {
     const long last = std::min(nonzeros, (span + 1) * kSpan);
-    for (long k = span * kSpan; k < last; ++k) ordered[k] = values[canonical[k]];
+    for (long k = span * kSpan; k < last; ++k) to[k] = values[canonical[k]];
   });
+  return to;
+}
+
+long long Pass::convolve(const Walk& walk, const Order& order, const float* values, const float* bias, const Source& x, float* out,
+                         int threads, const Added& added) const {
+  std::atomic<long long> done{0};
+  const float* walked = ordered(order, values, threads);
   parallel_for(threads, tiles() * walk.chunks, [&](long item) {
-    done.fetch_add(convolve_item(walk, item, ordered, bias, x, out, added), std::memory_order_relaxed);
+    const Work work = convolve_item(walk, order, item, walked, bias, x, out, added, nullptr);
+    done.fetch_add(work.input, std::memory_order_relaxed);
   });
   return done.load();
 }
@@ -293,26 +368,6 @@ long long Pass::weight_gradient_item(const Walk& walk, const Order& order, const
   float* gradient = scratch(1, (last - first) * cells * V);
   if (at_once) pack_input(walk, at, x, 0, shape_.in_channels, packed);
   const Output& output = shape_.outputs[0];
-  const long out_row = walk.flat && walk.tail ? (output.columns - 1) * walk.batch + walk.tail : output.columns * walk.batch;
-
-  Pack g{};
-  g.column_stride = walk.batch;
-  g.row_stride = out_row;
-  g.channel_stride = out_row * output.rows;
-  g.source = gy + first * g.channel_stride + at.lane;
-  g.channels = last - first;
-  g.height = output.rows;
-  g.width = output.columns;
-  g.lanes = at.lanes;
-  g.tail_column = walk.tail ? output.columns - 1 : -1;
-  g.tail_lanes = static_cast<int>(walk.tail);
-  g.row_step = g.column_step = g.row_phases = g.column_phases = 1;
-  g.rows = tile_.rows;
-  g.columns = tile_.columns;
-  g.packed_row = static_cast<long>(tile_.columns) * V;
-  g.packed_phase = cells * V;
-  g.packed = gradient;
-
   WeightGradient a;
   a.packed_row = packed_row_;
   a.gradient = gradient;
@@ -324,12 +379,12 @@ long long Pass::weight_gradient_item(const Walk& walk, const Order& order, const
   long long done = 0;
   for (int i = 0; i < group_rows_; ++i)
     for (int j = 0; j < group_columns_; ++j) {
-      g.row = at.row + i * tile_.rows;
-      g.column = at.column + j * tile_.columns;
-      const int rows = std::min(tile_.rows, output.rows - g.row), columns = std::min(tile_.columns, output.columns - g.column);
+      const Place tile{at.row + i * tile_.rows, at.column + j * tile_.columns, at.lane, at.lanes};
+      const int rows = std::min(tile_.rows, output.rows - tile.row);
+      const int columns = std::min(tile_.columns, output.columns - tile.column);
       if (rows <= 0 || columns <= 0) continue;
-      unit_->pack(g);
-      const bool tail = walk.tail && g.column + columns == output.columns;
+      pack_tile(walk, tile, output, gy, first, last, gradient);
+      const bool tail = walk.tail && tile.column + columns == output.columns;
       const long counted = rows * ((columns - tail) * static_cast<long>(at.lanes) + (tail ? walk.tail : 0));
       for (int b = 0; b < blocks_; ++b) {
         const int begin = b * block_channels_;
@@ -343,22 +398,22 @@ long long Pass::weight_gradient_item(const Walk& walk, const Order& order, const
   return done;
 }
 
-long long Pass::weight_gradient(const Walk& walk, const Order& order, const Source& x, const float* gy, float* gvalues,
-                                int threads) const {
+// Calls body(first item, last item, sums, first channel, last channel) for parts of the positions, whose `sums` are then added
+// up in order into gvalues. Fewer parts than threads: the lists are divided as well, which changes no sum.
+template <class Body>
+void Pass::sum_parts(const Walk& walk, const Order& order, float* gvalues, int threads, Body body) const {
   const long items = tiles() * walk.chunks, parts = std::min(items, kParts), nonzeros = order.nonzeros();
-  // Fewer parts than threads: the lists are divided as well, which changes no sum.
-  const long slices = std::max<long>(1, std::min<long>(threads > parts ? ceil_div(threads, parts) : 1, channels_ / 4));
-  float* sums = scratch(2, parts * nonzeros);
-  std::fill(sums, sums + parts * nonzeros, 0.0f);
-  std::atomic<long long> done{0};
+  const int channels = shape_.outputs[0].count;
+  const long slices = std::max<long>(1, std::min<long>(threads > parts ? ceil_div(threads, parts) : 1, channels / 4));
+  float* sums = scratch(3, parts * nonzeros);  // slot 2 holds the values
+  if (slices > 1) std::fill(sums, sums + parts * nonzeros, 0.0f);
   parallel_for(threads, parts * slices, [&](long work) {
     const long part = work / slices, slice = work % slices;
-    const int first = static_cast<int>(channels_ / 4 * slice / slices * 4);
-    const int last = slice + 1 == slices ? channels_ : static_cast<int>(channels_ / 4 * (slice + 1) / slices * 4);
-    long long own = 0;
-    for (long item = items * part / parts; item < items * (part + 1) / parts; ++item)
-      own += weight_gradient_item(walk, order, place(walk, item), first, last, x, gy, sums + part * nonzeros);
-    done.fetch_add(own, std::memory_order_relaxed);
+    const int first = static_cast<int>(channels / 4 * slice / slices * 4);
+    const int last = slice + 1 == slices ? channels : static_cast<int>(channels / 4 * (slice + 1) / slices * 4);
+    float* own = sums + part * nonzeros;
+    if (slices == 1) std::fill(own, own + nonzeros, 0.0f);
+    body(items * part / parts, items * (part + 1) / parts, own, first, last);
   });
   const int32_t* canonical = order.canonical.data();
   parallel_for(threads, ceil_div(nonzeros, kSpan), [&](long span) {
@@ -369,7 +424,35 @@ long long Pass::weight_gradient(const Walk& walk, const Order& order, const Sour
       gvalues[canonical[k]] = sum;
     }
   });
+}
+
+long long Pass::weight_gradient(const Walk& walk, const Order& order, const Source& x, const float* gy, float* gvalues,
+                                int threads) const {
+  std::atomic<long long> done{0};
+  sum_parts(walk, order, gvalues, threads, [&](long item, long end, float* sums, int first, int last) {
+    long long own = 0;
+    for (; item < end; ++item) own += weight_gradient_item(walk, order, place(walk, item), first, last, x, gy, sums);
+    done.fetch_add(own, std::memory_order_relaxed);
+  });
   return done.load();
+}
+
+Pass::Work Pass::backward(const Walk& walk, const Order& order, const float* values, const Source& x, const float* gy, float* gx,
+                          float* gvalues, int threads, const Added& added) const {
+  std::atomic<long long> input{0}, weights{0};
+  const float* walked = ordered(order, values, threads);
+  const auto run = [&](long item, const Gradients& gradients) {
+    const Work work = convolve_item(walk, order, item, walked, nullptr, gy, gx, added, &gradients);
+    input.fetch_add(work.input, std::memory_order_relaxed);
+    weights.fetch_add(work.weights, std::memory_order_relaxed);
+  };
+  if (gvalues)
+    sum_parts(walk, order, gvalues, threads, [&](long item, long end, float* sums, int first, int last) {
+      for (; item < end; ++item) run(item, {x, sums, first, last});
+    });
+  else
+    parallel_for(threads, tiles() * walk.chunks, [&](long item) { run(item, {x, nullptr, 0, shape_.outputs[0].count}); });
+  return {input.load(), weights.load()};
 }
 
 }  // namespace sparcl

@@ -8,13 +8,20 @@
 
 namespace sparcl {
 
-// The nonzeros, by list (one for each output channel of the pass), ascending by input channel, then tap.
-struct Lists {
-  int channels = 0;                // lists
-  int block = 1;                   // consecutive channels that share their positions: 1, 2 or 4
+// How the nonzeros are listed, one list for each output channel of the pass. Seen from the other side, consecutive channels
+// that share their positions are consecutive input channels: one entry then stands for `depth` nonzeros.
+struct Form {
+  int channels = 0;  // lists
+  int block = 1;     // consecutive channels that share their positions: 1, 2 or 4
+  int depth = 1;     // consecutive input channels of an entry: 1, or 2 or 4 where block is 1
+  long nonzeros = 0;
+};
+
+// The nonzeros, each list ascending by input channel, then tap.
+struct Lists : Form {
   std::vector<int32_t> start;      // [channels + 1]
-  std::vector<int32_t> key;        // [K] input channel of the pass * taps + tap
-  std::vector<int32_t> canonical;  // [K] place in `values`; empty: the same order
+  std::vector<int32_t> key;        // [K / depth] (first) input channel of the pass * taps + tap
+  std::vector<int32_t> canonical;  // [K / depth][depth] place in `values`; empty: the same order
 };
 
 // The input that tap t needs for grid position (u, v): row u * row_step + row, column v * column_step + column.
@@ -63,43 +70,59 @@ struct Added {
 // A pass for one size of input on one unit: tiles, packed layout, offsets.
 class Pass {
  public:
-  Pass(const Kernels& unit, const PassShape& shape, const Lists& lists, bool gradient_of_weights);
+  Pass(const Kernels& unit, const PassShape& shape, const Form& form, bool gradient_of_weights);
 
   // The lists in the order in which they are walked, so that memory is read in one stream: block of input channels after
   // block, in each the outputs, in each the channels by the length of their lists, so that the processor foresees where a
-  // list ends (a wrong guess costs as much as two nonzeros).
+  // list ends (a wrong guess costs as much as two nonzeros). Of a list, entries whose weight gradient is wanted come first.
   struct Order {
-    int block;
+    int block, depth;
     std::vector<int32_t> sequence;   // [blocks][channels / block] first channel of the list, within its output
     std::vector<int32_t> start;      // [blocks * channels / block + 1]
-    std::vector<uint32_t> offsets;   // [K / block]
-    std::vector<int32_t> canonical;  // [K / block][block] place in `values`
+    std::vector<int32_t> dotted;     // [blocks * channels / block] end of the entries with a weight gradient
+    std::vector<uint32_t> offsets;   // [K / block / depth]
+    std::vector<int32_t> canonical;  // [K / block / depth][block or depth] place in `values`
     long nonzeros() const { return static_cast<long>(canonical.size()); }
   };
-  Order order(const Lists& lists) const;
+  // dotted: [K] of `values`, whose weight gradients are wanted, the same for all nonzeros of an entry; null: all.
+  Order order(const Lists& lists, const uint8_t* dotted = nullptr) const;
 
   long tiles() const { return static_cast<long>(tile_rows_) * tile_columns_; }
 
-  // Both return the multiply-adds.
-  long long convolve(const Walk& walk, const float* values, const float* bias, const Source& x, float* out, int threads,
-                     const Added& added = {}) const;
+  // Returns the multiply-adds, as do the others.
+  long long convolve(const Walk& walk, const Order& order, const float* values, const float* bias, const Source& x, float* out,
+                     int threads, const Added& added = {}) const;
   // Writes gvalues at the nonzeros of `order`, and nowhere else.
   long long weight_gradient(const Walk& walk, const Order& order, const Source& x, const float* gy, float* gvalues,
                             int threads) const;
+  // Of the pass from output gradient to input gradient: both gradients. x: the convolution's input; gvalues: null, or written at
+  // the nonzeros of `order` whose weight gradient is wanted.
+  struct Work {
+    long long input, weights;
+  };
+  Work backward(const Walk& walk, const Order& order, const float* values, const Source& x, const float* gy, float* gx,
+                float* gvalues, int threads, const Added& added = {}) const;
 
  private:
   struct Place;  // of a tile
+  struct Gradients;
   ListView view(const Order& order, int block, const Output& output) const;
   Place place(const Walk& walk, long item) const;
+  const float* ordered(const Order& order, const float* values, int threads) const;
+  template <class Body>
+  void sum_parts(const Walk& walk, const Order& order, float* gvalues, int threads, Body body) const;
   void pack_input(const Walk& walk, const Place& place, const Source& x, int first, int count, float* to) const;
+  Visited back_tile(const Walk& walk, const Order& order, const Place& tile, const Output& output, int block, const Convolve& to,
+                    const Gradients& gradients) const;
+  void pack_tile(const Walk& walk, const Place& tile, const Output& output, const Source& x, int first, int last, float* to) const;
   bool streams(const Walk& walk, const float* out) const;
-  long long convolve_item(const Walk& walk, long item, const float* values, const float* bias, const Source& x, float* out,
-                          const Added& added) const;
+  Work convolve_item(const Walk& walk, const Order& order, long item, const float* values, const float* bias, const Source& x,
+                     float* out, const Added& added, const Gradients* gradients) const;
   long long weight_gradient_item(const Walk& walk, const Order& order, const Place& place, int first, int last,
                                  const Source& x, const float* gy, float* sums) const;
   void lay_out();
   long packed_floats(bool all) const;
-  void choose_tiles(const Lists& lists, bool gradient_of_weights);
+  void choose_tiles(const Form& form, bool gradient_of_weights);
 
   const Kernels* unit_;
   PassShape shape_;
@@ -115,7 +138,6 @@ class Pass {
   int packed_rows_, packed_columns_;   // of each phase of a group
   long packed_row_, packed_phase_, packed_channel_;  // floats from one to the next
   int block_channels_, blocks_;        // input channels walked together
-  Order order_;
 };
 
 }  // namespace sparcl

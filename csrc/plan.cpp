@@ -48,9 +48,33 @@ struct ConvPlan::Geometry {
   Extent input, output;
   Walk walk;
   std::unique_ptr<const Pass> forward, input_gradient, weight_gradient;
-  mutable std::mutex mutex;  // guards the rest
-  mutable std::shared_ptr<const Lists> chosen;
-  mutable std::shared_ptr<const Pass::Order> chosen_order;
+  // The input gradient's pass, seen from a tap, is over as many positions as the output has: the weight gradient can be summed
+  // on the way.
+  bool same_positions;
+  // An order is made when it is first asked for: a step walks two, or three where the gradients are not taken together.
+  struct Cached {
+    std::mutex mutex;
+    std::shared_ptr<const Chosen> chosen;
+    std::shared_ptr<const Pass::Order> order;
+    template <class Make>
+    std::shared_ptr<const Pass::Order> get(const std::shared_ptr<const Chosen>& now, Make make) {
+      std::lock_guard<std::mutex> lock(mutex);
+      if (!order || chosen != now) {
+        order.reset();
+        order = std::make_shared<const Pass::Order>(make());
+        chosen = now;
+      }
+      return order;
+    }
+  };
+  mutable Cached forward_order, back_order, weight_order;
+};
+
+// The nonzeros whose weight gradients are wanted.
+struct ConvPlan::Chosen {
+  std::vector<uint8_t> flags;  // [K]
+  long count;
+  bool shared;  // by the channels of a block
 };
 
 ConvPlan::ConvPlan(const int32_t* index, long nonzeros, const ConvShape& shape, int block) : shape_(shape) {
@@ -71,6 +95,7 @@ void ConvPlan::build_forward(const int32_t* index, int block) {
   const int taps = w[2] * w[3], row = w[1] * taps, per_group = w[0] / shape_.groups;
   forward_.channels = w[0];
   forward_.block = kernel_block(block);
+  forward_.nonzeros = nonzeros_;
   forward_.start.assign(w[0] + 1, 0);
   forward_.key.resize(static_cast<size_t>(nonzeros_));
   long k = 0;
@@ -99,33 +124,44 @@ void ConvPlan::find_phases() {
   }
 }
 
-// The same nonzeros by (phase of the input position, input channel), for the input gradient. A stride of s makes s phases a
-// side: input rows y with the same y mod s are reached by the same taps.
+// The form of the lists by (phase of the input position, input channel), for the input gradient. A stride of s makes s phases
+// a side: input rows y with the same y mod s are reached by the same taps.
+Form ConvPlan::transposed_form() const {
+  const auto& w = shape_.weight;
+  const bool dense = nonzeros() == static_cast<long>(w[0]) * w[1] * w[2] * w[3];
+  Form form;
+  form.channels = shape_.stride[0] * shape_.stride[1] * input_channels();
+  form.block = dense ? kernel_block(w[1]) : 1;
+  form.depth = form.block == 1 ? forward_.block : 1;
+  form.nonzeros = nonzeros();
+  return form;
+}
+
 Lists ConvPlan::transposed() const {
   const auto& w = shape_.weight;
-  const int taps = w[2] * w[3], channels = input_channels(), phases = shape_.stride[0] * shape_.stride[1];
+  const int taps = w[2] * w[3], channels = input_channels();
   std::vector<int32_t> list(static_cast<size_t>(channels) * taps), tap(list.size());
   for (int c = 0; c < channels; ++c)
     for (int t = 0; t < taps; ++t) {
       list[static_cast<size_t>(c) * taps + t] = phase_of_tap_[t] * channels + c;
       tap[static_cast<size_t>(c) * taps + t] = t;
     }
-  const bool dense = nonzeros() == static_cast<long>(w[0]) * w[1] * taps;
   Lists lists;
-  lists.channels = phases * channels;
-  lists.block = dense ? kernel_block(w[1]) : 1;
+  static_cast<Form&>(lists) = transposed_form();
+  const int D = lists.depth;
   auto& start = lists.start;
   start.assign(lists.channels + 1, 0);
-  for (int32_t key : forward_.key) ++start[list[key] + 1];
+  for (int o = 0; o < w[0]; o += D)
+    for (int32_t k = forward_.start[o]; k < forward_.start[o + 1]; ++k) ++start[list[forward_.key[k]] + 1];
   for (int c = 0; c < lists.channels; ++c) start[c + 1] += start[c];
   std::vector<int32_t> next(start.begin(), start.end() - 1);
-  lists.key.resize(static_cast<size_t>(nonzeros_));
+  lists.key.resize(static_cast<size_t>(nonzeros_ / D));
   lists.canonical.resize(static_cast<size_t>(nonzeros_));
-  for (int o = 0; o < w[0]; ++o)
+  for (int o = 0; o < w[0]; o += D)
     for (int32_t k = forward_.start[o]; k < forward_.start[o + 1]; ++k) {
       const int32_t key = forward_.key[k], at = next[list[key]]++;
       lists.key[at] = o * taps + tap[key];
-      lists.canonical[at] = k;
+      for (int d = 0; d < D; ++d) lists.canonical[static_cast<size_t>(at) * D + d] = k - forward_.start[o] + forward_.start[o + d];
     }
   return lists;
 }
@@ -145,26 +181,55 @@ Extent ConvPlan::output_extent(const Extent& input) const {
 }
 
 void ConvPlan::set_chosen(const uint8_t* chosen) {
-  std::shared_ptr<Lists> lists;
+  std::shared_ptr<Chosen> made;
   if (chosen) {
-    lists = std::make_shared<Lists>();
-    lists->channels = forward_.channels;
-    lists->start.push_back(0);
-    bool shared = true;
+    made = std::make_shared<Chosen>(Chosen{{chosen, chosen + nonzeros_}, 0, true});
     for (int o = 0; o < forward_.channels; ++o) {
-      const int32_t first = forward_.start[o / forward_.block * forward_.block];
-      for (int32_t k = forward_.start[o]; k < forward_.start[o + 1]; ++k) {
-        shared = shared && (chosen[k] != 0) == (chosen[first + k - forward_.start[o]] != 0);
-        if (!chosen[k]) continue;
-        lists->key.push_back(forward_.key[k]);
-        lists->canonical.push_back(k);
+      const int32_t own = forward_.start[o], first = forward_.start[o / forward_.block * forward_.block];
+      for (int32_t k = own; k < forward_.start[o + 1]; ++k) {
+        made->count += chosen[k] != 0;
+        made->shared = made->shared && (chosen[k] != 0) == (chosen[first + k - own] != 0);
       }
-      lists->start.push_back(static_cast<int32_t>(lists->key.size()));
     }
-    lists->block = shared ? forward_.block : 1;
   }
   std::lock_guard<std::mutex> lock(mutex_);
-  chosen_ = lists;
+  chosen_ = made;
+}
+
+std::shared_ptr<const ConvPlan::Chosen> ConvPlan::chosen() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return chosen_;
+}
+
+Lists ConvPlan::lists_of(const Chosen& chosen) const {
+  Lists lists;
+  lists.channels = forward_.channels;
+  lists.block = chosen.shared ? forward_.block : 1;
+  lists.nonzeros = chosen.count;
+  lists.start.push_back(0);
+  for (int o = 0; o < forward_.channels; ++o) {
+    for (int32_t k = forward_.start[o]; k < forward_.start[o + 1]; ++k) {
+      if (!chosen.flags[k]) continue;
+      lists.key.push_back(forward_.key[k]);
+      lists.canonical.push_back(k);
+    }
+    lists.start.push_back(static_cast<int32_t>(lists.key.size()));
+  }
+  return lists;
+}
+
+std::shared_ptr<const Pass::Order> ConvPlan::forward_order(const Geometry& g) const {
+  return g.forward_order.get(nullptr, [&] { return g.forward->order(forward_); });
+}
+
+std::shared_ptr<const Pass::Order> ConvPlan::back_order(const Geometry& g, const std::shared_ptr<const Chosen>& chosen) const {
+  return g.back_order.get(chosen, [&] {
+    return g.input_gradient->order(transposed(), chosen && chosen->shared ? chosen->flags.data() : nullptr);
+  });
+}
+
+std::shared_ptr<const Pass::Order> ConvPlan::weight_order(const Geometry& g, const std::shared_ptr<const Chosen>& chosen) const {
+  return g.weight_order.get(chosen, [&] { return g.weight_gradient->order(chosen ? lists_of(*chosen) : forward_); });
 }
 
 std::shared_ptr<const ConvPlan::Geometry> ConvPlan::geometry(const Extent& input) {
@@ -219,8 +284,11 @@ std::shared_ptr<const ConvPlan::Geometry> ConvPlan::geometry(const Extent& input
   made->output = out;
   made->walk = walk;
   made->forward = std::make_unique<Pass>(unit, forward, forward_, false);
-  made->input_gradient = std::make_unique<Pass>(unit, back, transposed(), false);
+  made->input_gradient = std::make_unique<Pass>(unit, back, transposed_form(), false);
   made->weight_gradient = std::make_unique<Pass>(unit, forward, forward_, true);
+  made->same_positions = true;
+  for (const Output& output : back.outputs)
+    made->same_positions = made->same_positions && output.rows == out_height && output.columns == out_width;
   if (geometries_.size() >= kGeometries) geometries_.pop_back();
   geometries_.insert(geometries_.begin(), made);
   return made;
@@ -237,7 +305,7 @@ std::vector<Tap> ConvPlan::forward_taps() const {
 void ConvPlan::forward(const float* values, const float* bias, const Source& x, const Extent& input, float* out, int threads) {
   if (output_extent(input).count() == 0) return;
   const auto g = geometry(input);
-  forward_done += g->forward->convolve(g->walk, values, bias, x, out, threads);
+  forward_done += g->forward->convolve(g->walk, *forward_order(*g), values, bias, x, out, threads);
 }
 
 void ConvPlan::input_gradient(const float* values, const float* gy, const Extent& input, float* gx, int threads,
@@ -247,7 +315,11 @@ void ConvPlan::input_gradient(const float* values, const float* gy, const Extent
     return;
   }
   const auto g = geometry(input);
-  input_gradient_done += g->input_gradient->convolve(g->walk, values, nullptr, gy, gx, threads, added);
+  const auto order = back_order(*g, chosen());
+  if (order->block > 1)
+    input_gradient_done += g->input_gradient->convolve(g->walk, *order, values, nullptr, gy, gx, threads, added);
+  else
+    input_gradient_done += g->input_gradient->backward(g->walk, *order, values, nullptr, gy, gx, nullptr, threads, added).input;
 }
 
 void ConvPlan::weight_gradient(const Source& x, const float* gy, const Extent& input, float* gvalues, int threads) {
@@ -256,22 +328,23 @@ void ConvPlan::weight_gradient(const Source& x, const float* gy, const Extent& i
     return;
   }
   const auto g = geometry(input);
-  std::shared_ptr<const Lists> chosen;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    chosen = chosen_;
-  }
-  std::shared_ptr<const Pass::Order> order;
-  {
-    std::lock_guard<std::mutex> lock(g->mutex);
-    if (!g->chosen_order || g->chosen != chosen) {
-      g->chosen = chosen;
-      g->chosen_order = std::make_shared<Pass::Order>(g->weight_gradient->order(chosen ? *chosen : forward_));
-    }
-    order = g->chosen_order;
-  }
+  const auto chosen = this->chosen();
   if (chosen) std::fill(gvalues, gvalues + nonzeros(), 0.0f);
-  weight_gradient_done += g->weight_gradient->weight_gradient(g->walk, *order, x, gy, gvalues, threads);
+  weight_gradient_done += g->weight_gradient->weight_gradient(g->walk, *weight_order(*g, chosen), x, gy, gvalues, threads);
+}
+
+void ConvPlan::backward(const float* values, const Source& x, const float* gy, const Extent& input, float* gx, float* gvalues,
+                        int threads, const Added& added) {
+  const auto chosen = this->chosen();
+  const auto g = output_extent(input).count() > 0 ? geometry(input) : nullptr;
+  if (!g || !g->same_positions || transposed_form().block > 1 || (chosen && !chosen->shared)) {
+    weight_gradient(x, gy, input, gvalues, threads);
+    input_gradient(values, gy, input, gx, threads, added);
+    return;
+  }
+  const auto done = g->input_gradient->backward(g->walk, *back_order(*g, chosen), values, x, gy, gx, gvalues, threads, added);
+  input_gradient_done += done.input;
+  weight_gradient_done += done.weights;
 }
 
 Counters counters() { return {forward_done.load(), input_gradient_done.load(), weight_gradient_done.load()}; }

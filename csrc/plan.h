@@ -39,19 +39,29 @@ class ConvPlan {
   void forward(const float* values, const float* bias, const Source& x, const Extent& input, float* out, int threads);
   void input_gradient(const float* values, const float* gy, const Extent& input, float* gx, int threads, const Added& added = {});
   void weight_gradient(const Source& x, const float* gy, const Extent& input, float* gvalues, int threads);
+  // Both, in one walk where that does no more multiply-adds: there are as many input positions as output positions for each tap.
+  void backward(const float* values, const Source& x, const float* gy, const Extent& input, float* gx, float* gvalues, int threads,
+                const Added& added = {});
 
  private:
   struct Geometry;
+  struct Chosen;
   std::shared_ptr<const Geometry> geometry(const Extent& input);
   std::vector<Tap> forward_taps() const;
   void build_forward(const int32_t* index, int block);
   void find_phases();
+  Form transposed_form() const;
   Lists transposed() const;
+  Lists lists_of(const Chosen& chosen) const;
+  std::shared_ptr<const Chosen> chosen();
+  std::shared_ptr<const Pass::Order> forward_order(const Geometry& geometry) const;
+  std::shared_ptr<const Pass::Order> back_order(const Geometry& geometry, const std::shared_ptr<const Chosen>& chosen) const;
+  std::shared_ptr<const Pass::Order> weight_order(const Geometry& geometry, const std::shared_ptr<const Chosen>& chosen) const;
 
   ConvShape shape_;
   long nonzeros_;
   Lists forward_;
-  std::shared_ptr<const Lists> chosen_;  // null: all
+  std::shared_ptr<const Chosen> chosen_;  // null: all
   std::vector<int> phase_of_tap_;        // of the input gradient
   std::mutex mutex_;                     // guards what follows, and chosen_
   std::vector<std::shared_ptr<const Geometry>> geometries_;

@@ -15,6 +15,13 @@
 #endif
 #define SPARCL_INLINE inline __attribute__((always_inline))
 #define SPARCL_INLINED __attribute__((always_inline))  // of a lambda
+#if defined(__AVX512F__)
+#define SPARCL_KEEP(v) asm("" : "+v"(v))  // in a register
+#elif defined(__aarch64__)
+#define SPARCL_KEEP(v) asm("" : "+w"(v))
+#else
+#define SPARCL_KEEP(v) asm("" : "+x"(v))
+#endif
 #define SPARCL_UNROLL _Pragma("GCC unroll 32")
 
 namespace sparcl {
@@ -71,6 +78,8 @@ SPARCL_INLINE long smaller(long a, long b) { return a < b ? a : b; }
 #include "norm-inl.h"
 #include "weight_gradient-inl.h"
 
+#include "backward-inl.h"
+
 namespace sparcl {
 
 const Kernels& SPARCL_UNIT() {
@@ -81,6 +90,7 @@ const Kernels& SPARCL_UNIT() {
                                 pack,
                                 convolve,
                                 weight_gradient,
+                                backward,
                                 sum,
                                 moments,
                                 norm_forward,

@@ -13,22 +13,28 @@ SPARCL_INLINE vec join(vec a, vec b, std::integer_sequence<int, I...>) {
          __builtin_shufflevector(a, b, (I / H * V + I % H / L * W + I % L + L)...);
 }
 
-// to[b] += the sum of the lanes of x[b] for b < count <= B; B <= V, a power of two. The order is that of the tree.
-template <int W, int B, int N>
-SPARCL_INLINE void add_lanes(const vec (&x)[N], float* to, int count) {
+// The sums of the lanes of x[0] .. x[N - 1], N <= V a power of two, in the first N lanes. The order is that of the tree.
+template <int W, int N>
+SPARCL_INLINE vec lane_sums(const vec (&x)[N]) {
   if constexpr (W == 1) {
-    float t[V];
-    store(t, x[0]);
-    SPARCL_UNROLL
-    for (int b = 0; b < B; ++b)
-      if (b < count) to[b] += t[b];
+    return x[0];
   } else {
     constexpr int M = N > 1 ? N / 2 : 1;
     vec y[M];
     SPARCL_UNROLL
     for (int i = 0; i < M; ++i) y[i] = join<W>(x[N > 1 ? 2 * i : 0], x[N > 1 ? 2 * i + 1 : 0], std::make_integer_sequence<int, V>());
-    add_lanes<W / 2, B>(y, to, count);
+    return lane_sums<W / 2>(y);
   }
+}
+
+// to[b] += the sum of the lanes of x[b] for b < count <= B.
+template <int B>
+SPARCL_INLINE void add_lanes(const vec (&x)[B], float* to, int count) {
+  float t[V];
+  store(t, lane_sums<V>(x));
+  SPARCL_UNROLL
+  for (int b = 0; b < B; ++b)
+    if (b < count) to[b] += t[b];
 }
 
 // B nonzeros of G channels over all positions of the tile, C of a row unrolled. Where B * G sums alone would leave the
@@ -72,7 +78,7 @@ SPARCL_INLINE void dot(const WeightGradient& a, const float* gradient, const uin
         for (int u = 1; u < U; ++u) part[i] += sums[u][g][b];
       }
     }
-    add_lanes<V, P>(part, to + s, smaller(P, S - s));
+    add_lanes(part, to + s, smaller(P, S - s));
   }
 }
 

@@ -130,10 +130,13 @@ void Network::run_back(size_t at) {
   Block gx = layer.input ? room(layer.input) : nullptr;  // nobody asks for the gradient of the input
   if (layer.kind == Layer::kConvolution) {
     std::vector<float> scales;
-    state.plan->weight_gradient(source(layer.input, scales), gy, in, state.weight.gradient.data(), threads_);
+    const Source x = source(layer.input, scales);
+    if (gx)
+      state.plan->backward(state.weight.value.data(), x, gy, in, gx.get(), state.weight.gradient.data(), threads_);
+    else
+      state.plan->weight_gradient(x, gy, in, state.weight.gradient.data(), threads_);
     const Extent& out = extents_[layer.output];
     if (layer.bias) bias_gradient(gy, out.channels, out.count() / out.channels, state.bias.gradient.data(), threads_);
-    if (gx) state.plan->input_gradient(state.weight.value.data(), gy, in, gx.get(), threads_);
   } else if (layer.kind == Layer::kNorm) {
     Block gresidual = layer.residual >= 0 ? room(layer.residual) : nullptr;
     norm_backward(norm(at, values_[layer.input].get()), true, state.mean.data(), state.rstd.data(),

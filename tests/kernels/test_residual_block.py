@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -271,6 +273,7 @@ def test_temporaries_are_given_back() -> None:
     x = layout.to_batch_last(torch.randn(32, 4, 8, 8)).requires_grad_()
     stages = [make_stage(4, 4, 3, 1, density=0.5, block=1, affine=True, training=True) for _ in range(2)]
     one = x.numel() * 4
+    gc.collect()  # what other tests have left
     before = arena_bytes()
     with torch.no_grad():
         y = residual_block(x, *stages)
