@@ -121,7 +121,7 @@ Visited backward_tile(const Backward& b) {
       SPARCL_UNROLL
       for (int t = 0; t < T; ++t) store(partial + t * V, sums[0][t]);
     } else {
-      write_tile<R, C>(a, c * a.out_channel, sums[0]);
+      write_tile<R, C>(a, c, sums[0]);
     }
     visited.all += (end - begin) * D;
     visited.dotted += (dotted - begin) * D;

@@ -70,10 +70,11 @@ struct Stage {
     plan.forward(values, nullptr, x, in, conv.get(), threads);
   }
   // y: see norm_forward_train.
-  void normalise(const float* residual, bool relu, float* y, int threads) {
+  void normalise(const float* residual, bool relu, float* y, uint8_t* signs, int threads) {
     stats = vector_block(2 * out.channels);
     float *mean = stats.get(), *rstd = mean + out.channels;
-    const Norm n = norm_of(out, conv.get(), residual, gamma, beta, eps, relu);
+    Norm n = norm_of(out, conv.get(), residual, gamma, beta, eps, relu);
+    n.signs = signs;
     if (training) {
       if (tracked) ++*tracked;
       norm_forward_train(n, momentum, running_mean, running_var, mean, rstd, y, threads);
@@ -87,6 +88,10 @@ struct Stage {
     return norm_source(n, stats.get(), stats.get() + out.channels, scales);
   }
 };
+
+// Signs of a tensor, see sign_bytes.
+Block sign_block(const Extent& e) { return vector_block((e.channels * sign_bytes(e.height * e.width * e.batch) + 3) / 4); }
+uint8_t* bytes(const Block& signs) { return reinterpret_cast<uint8_t*>(signs.get()); }
 
 void check_same(const Extent& a, const Extent& b, const char* what) {
   if (a.channels != b.channels || a.height != b.height || a.width != b.width || a.batch != b.batch)
@@ -102,19 +107,20 @@ struct Residual {
     if (std::get<2>(given)) side.emplace(*std::get<2>(given), input);
     check_same(side ? side->out : input, two.out, "the shortcut");
   }
-  // The result. Without `keep` nothing but the result is left.
-  Block run(const float* x, bool keep, int threads) {
+  // The result, and its signs. Without `keep` nothing but the result is left.
+  Block run(const float* x, bool keep, Block& signs, int threads) {
     Block y;
+    if (keep) signs = sign_block(two.out);
     one.convolve(x, threads);
-    one.normalise(nullptr, true, nullptr, threads);
+    one.normalise(nullptr, true, nullptr, nullptr, threads);
     two.convolve(one.source(), threads);
     if (!keep) one.conv.reset();
     if (side) side->convolve(x, threads);
     if (keep) y = activation_block(two.out);
     float* to = keep ? y.get() : two.conv.get();
     float* beside = side && !keep ? side->conv.get() : to;
-    if (side) side->normalise(nullptr, false, beside, threads);
-    two.normalise(side ? beside : x, true, to, threads);
+    if (side) side->normalise(nullptr, false, beside, nullptr, threads);
+    two.normalise(side ? beside : x, true, to, bytes(signs), threads);
     if (!keep) y = std::move(two.conv);
     if (!keep && side) side->conv.reset();
     return y;
@@ -166,12 +172,13 @@ struct Back {
   }
   // Memory for the gradient of conv: its own, if it may go. To write where one has just read is faster, too.
   Block over_conv() { return own ? std::move(*own) : activation_block(out); }
-  // Behind the norm comes a ReLU with the result y; null: as in norm_backward. gx may be null, gy or conv.
-  void norm(const float* y, const float* gy, float* gx, int threads) {
+  // Behind the norm comes a ReLU; the signs of its result are at hand or (null) computed again. gx may be null, gy or conv.
+  void norm(uint8_t* signs, const float* gy, float* gx, int threads) {
     if (want_gamma) ggamma = vector_block(out.channels);
     if (want_beta) gbeta = vector_block(out.channels);
-    norm_backward(norm_of(out, conv, nullptr, gamma, beta, 0.0f, true), training, stats, stats + out.channels, y, gy, gx, nullptr,
-                  ggamma.get(), gbeta.get(), threads);
+    Norm n = norm_of(out, conv, nullptr, gamma, beta, 0.0f, true);
+    n.signs = signs;
+    norm_backward(n, training, stats, stats + out.channels, nullptr, gy, gx, nullptr, ggamma.get(), gbeta.get(), threads);
   }
   // The gradients of the convolution, whose input was x; gx may be null.
   void convolve(const Source& x, const float* gy, float* gx, int threads, const Added& added = {}) {
@@ -190,11 +197,12 @@ struct Back {
   }
 };
 
-// The gradient of x, null where it is not wanted. Every temporary is given back as soon as it has been read.
-Block run_back(const Source& x, const float* y, const float* gy, Back& one, Back& two, Back* side, bool want_x, int threads) {
+// The gradient of x, null where it is not wanted. signs: of the block's result. Every temporary is given back as soon as it has been
+// read.
+Block run_back(const Source& x, uint8_t* signs, const float* gy, Back& one, Back& two, Back* side, bool want_x, int threads) {
   const bool need_one = want_x || one.wanted(), need_side = side && (want_x || side->wanted());
   Block g = need_one || two.want_values ? two.over_conv() : nullptr, gx;
-  two.norm(y, gy, g.get(), threads);
+  two.norm(signs, gy, g.get(), threads);
   Block gone = need_one ? activation_block(one.out) : nullptr;
   two.convolve(two.want_values ? one.source() : nullptr, g.get(), gone.get(), threads);
   g.reset();
@@ -202,13 +210,13 @@ Block run_back(const Source& x, const float* y, const float* gy, Back& one, Back
     one.norm(nullptr, gone.get(), gone.get(), threads);
     if (one.own) one.own->reset();
     if (want_x) gx = activation_block(one.in);
-    const Added past_the_relu{gy, y};  // the gradient of the shortcut that is x itself
+    const Added past_the_relu{gy, signs};  // the gradient of the shortcut that is x itself
     one.convolve(x, gone.get(), gx.get(), threads, side ? Added{} : past_the_relu);
     gone.reset();
   }
   if (need_side) {
     g = side->over_conv();
-    side->norm(y, gy, g.get(), threads);  // it has no ReLU, but the block's is behind it
+    side->norm(signs, gy, g.get(), threads);  // it has no ReLU, but the block's is behind it
     side->convolve(x, g.get(), gx.get(), threads, {gx.get()});
   }
   return gx;
@@ -229,7 +237,8 @@ struct Tape {
     bool needed;    // whether any gradient is wanted that comes through it
     bool reads;     // whether a gradient is wanted that reads its input
     bool again;     // whether its result is not kept, but made again before it is read
-    Block result;   // null where it is not read, not there yet, or the chain's own
+    Block result;   // null where the next block does not read it, or not there yet
+    Block signs;    // of the result
   };
   Extent in, last;
   bool want_x, stem, pooled;
@@ -241,11 +250,11 @@ struct Tape {
   Tape(const Tape&) = delete;
   bool stem_needed() const { return stem && blocks[0].flows; }
   bool reads_input() const { return stem ? stages[0].wanted.values : blocks[0].reads; }
-  nb::list backward(nb::handle gy, nb::handle y, nb::handle x, nb::handle gamma, nb::handle beta, nb::handle stats, bool relu,
+  nb::list backward(nb::handle gy, nb::handle x, nb::handle gamma, nb::handle beta, nb::handle stats, bool relu,
                     const std::vector<nb::object>& parameters, bool release, int threads);
 
  private:
-  Block run(const float* gy, const float* y, const Source& x, std::vector<Back>& backs, bool release, int threads);
+  Block run(const float* gy, const Source& x, std::vector<Back>& backs, bool release, int threads);
   void make_again(size_t b, const std::vector<Back>& backs, int threads);
 };
 
@@ -264,7 +273,7 @@ void Tape::make_again(size_t b, const std::vector<Back>& backs, int threads) {
 }
 
 // From the gradient of the result to that of the input, null where it is not wanted.
-Block Tape::run(const float* gy, const float* y, const Source& x, std::vector<Back>& backs, bool release, int threads) {
+Block Tape::run(const float* gy, const Source& x, std::vector<Back>& backs, bool release, int threads) {
   Block g;
   if (pooled) {
     g = activation_block(last);
@@ -274,13 +283,13 @@ Block Tape::run(const float* gy, const float* y, const Source& x, std::vector<Ba
   for (size_t b = blocks.size(); b-- > 0 && blocks[b].needed;) {
     Place& at = blocks[b];
     Back* back = &backs[at.first];
-    make_again(b, backs, threads);
     if (b && at.reads) make_again(b - 1, backs, threads);
     const Source from = b ? blocks[b - 1].result.get() : !stem ? x : at.reads ? backs[0].source() : nullptr;
-    g = run_back(from, at.result ? at.result.get() : y, gy, back[0], back[1], at.side ? &back[2] : nullptr, at.flows, threads);
+    g = run_back(from, bytes(at.signs), gy, back[0], back[1], at.side ? &back[2] : nullptr, at.flows, threads);
     gy = g.get();
-    if (release || at.again) at.result.reset();
+    if (b && (release || blocks[b - 1].again)) blocks[b - 1].result.reset();
     if (!release) continue;
+    at.signs.reset();
     for (size_t i = at.first; i < at.first + (at.side ? 3 : 2); ++i) stages[i].conv.reset();
   }
   if (!stem_needed()) return g;
@@ -292,10 +301,9 @@ Block Tape::run(const float* gy, const float* y, const Source& x, std::vector<Ba
   return gx;
 }
 
-// Gradients of x and of each stage's values, its norm's gamma and beta; None where it is not wanted. y: the chain's result, where
-// it is not pooled. x, gamma, beta, stats, relu: what the input was made of, see source_of. parameters: values, gamma, beta of each
-// stage. release: there will be no second time.
-nb::list Tape::backward(nb::handle gy, nb::handle y, nb::handle x, nb::handle gamma, nb::handle beta, nb::handle stats, bool relu,
+// Gradients of x and of each stage's values, its norm's gamma and beta; None where it is not wanted. x, gamma, beta, stats, relu: what
+// the input was made of, see source_of. parameters: values, gamma, beta of each stage. release: there will be no second time.
+nb::list Tape::backward(nb::handle gy, nb::handle x, nb::handle gamma, nb::handle beta, nb::handle stats, bool relu,
                         const std::vector<nb::object>& parameters, bool release, int threads) {
   check_threads(threads);
   if (spent) refuse("a chain's way back has been gone and its memory given back");
@@ -305,15 +313,15 @@ nb::list Tape::backward(nb::handle gy, nb::handle y, nb::handle x, nb::handle ga
   for (size_t i = 0; i < stages.size(); ++i)
     backs.emplace_back(stages[i], parameters[3 * i], parameters[3 * i + 1], parameters[3 * i + 2], release);
   const Extent out = pooled ? Extent{last.channels, 1, 1, last.batch} : last;
-  const float *g = activation_like(gy, out, "gy"), *result = pooled ? nullptr : activation_like(y, out, "y");
-  if (gy.is_none() || (!pooled && y.is_none())) refuse("the backward pass needs gy and y");
+  const float* g = activation_like(gy, out, "gy");
+  if (gy.is_none()) refuse("the backward pass needs gy");
   std::vector<float> scales;
   const Source source = reads_input() ? source_of(in, x, gamma, beta, stats, relu, scales) : nullptr;
   spent = release;
   Block gx;
   {
     nb::gil_scoped_release unlocked;
-    gx = run(g, result, source, backs, release, threads);
+    gx = run(g, source, backs, release, threads);
   }
   nb::list gradients;
   gradients.append(want_x ? activation_tensor(std::move(gx), in, 4) : nb::none());
@@ -329,15 +337,14 @@ void mark(Tape& tape, const std::vector<GivenBlock>& given, const std::vector<Wa
     const bool side = std::get<2>(one).has_value();
     const Wanted* want = &wanted[first];
     const bool needed = flows || want[0].any() || want[1].any() || (side && want[2].any());
-    tape.blocks.push_back({first, side, flows, needed, want[0].values || (side && want[2].values), false, nullptr});
+    tape.blocks.push_back({first, side, flows, needed, want[0].values || (side && want[2].values), false, nullptr, nullptr});
     flows = needed;
     first += side ? 3 : 2;
   }
 }
 
 // Results that a pass over memory makes again of what is kept in any case are not kept: of a block behind a stem, of one with a
-// shortcut, of one behind a result that is kept. An eighth of what a ResNet-18 keeps, for a sixtieth of its step. Not the
-// last one, which is read at once.
+// shortcut, of one behind a result that is kept. An eighth of what a ResNet-18 keeps, for a sixtieth of its step.
 void mark_again(Tape& tape, const std::vector<Wanted>& wanted) {
   for (size_t b = 0; b + 1 < tape.blocks.size(); ++b) {
     Tape::Place& at = tape.blocks[b];
@@ -347,8 +354,8 @@ void mark_again(Tape& tape, const std::vector<Wanted>& wanted) {
     else if (b == 0)
       beside = tape.stem && (tape.stem_needed() || at.reads);
     else
-      beside = !tape.blocks[b - 1].again && (tape.blocks[b - 1].needed || at.reads);
-    at.again = at.needed && beside;
+      beside = !tape.blocks[b - 1].again && at.reads;
+    at.again = at.needed && tape.blocks[b + 1].reads && beside;
   }
 }
 
@@ -400,13 +407,12 @@ nb::tuple forward(nb::handle x, const std::optional<Given>& stem, const std::vec
     if (first) {
       first->convolve(from.data, threads);
       if (keep_stem) y = activation_block(first->out);
-      first->normalise(nullptr, true, keep_stem ? y.get() : first->conv.get(), threads);
+      first->normalise(nullptr, true, keep_stem ? y.get() : first->conv.get(), nullptr, threads);
       if (!keep_stem) y = std::move(first->conv);
     }
     for (size_t b = 0; b < chain.size(); ++b) {
-      Block next = chain[b].run(y ? y.get() : from.data, tape->blocks[b].needed, threads);
-      const bool read = b && (tape->blocks[b - 1].needed || tape->blocks[b].reads);
-      if (read && !tape->blocks[b - 1].again) tape->blocks[b - 1].result = std::move(y);
+      Block next = chain[b].run(y ? y.get() : from.data, tape->blocks[b].needed, tape->blocks[b].signs, threads);
+      if (b && tape->blocks[b].reads && !tape->blocks[b - 1].again) tape->blocks[b - 1].result = std::move(y);
       y = std::move(next);
     }
     if (pool) {
@@ -418,7 +424,6 @@ nb::tuple forward(nb::handle x, const std::optional<Given>& stem, const std::vec
   nb::object result = pool ? activation_tensor(std::move(mean), {last.channels, 1, 1, last.batch}, 2) : nb::none();
   if (!pool) result = activation_tensor(std::move(y), last, 4);
   if (!tape->blocks.back().needed) return nb::make_tuple(result, nb::none());
-  tape->blocks.back().result = std::move(y);
   if (stem) tape->stages.emplace_back(*stem, std::move(*first), want[0], keep_stem);
   for (size_t b = 0; b < chain.size(); ++b) leave(*tape, tape->blocks[b], blocks[b], chain[b], want);
   return nb::make_tuple(result, nb::cast(tape.release(), nb::rv_policy::take_ownership));
@@ -430,7 +435,7 @@ void bind_block(nb::module_& m) {
   using namespace nb::literals;
   nb::class_<Tape>(m, "Tape")
       .def_prop_ro("reads_input", &Tape::reads_input)
-      .def("backward", &Tape::backward, "gy"_a, "y"_a.none(), "x"_a.none(), "gamma"_a.none(), "beta"_a.none(), "stats"_a.none(),
+      .def("backward", &Tape::backward, "gy"_a, "x"_a.none(), "gamma"_a.none(), "beta"_a.none(), "stats"_a.none(),
            "relu"_a, "parameters"_a, "release"_a, "threads"_a);
   m.def("residual_chain", &forward, "x"_a, "stem"_a.none(), "blocks"_a, "pool"_a, "wanted"_a, "threads"_a);
 }

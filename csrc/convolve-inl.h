@@ -127,15 +127,17 @@ SPARCL_INLINE void accumulate(const float* x, long row, const uint32_t* offsets,
 }
 
 template <int R, int C>
-SPARCL_INLINE void write_tile(const Convolve& a, long at, vec (&sums)[R * C]) {
+SPARCL_INLINE void write_tile(const Convolve& a, int channel, vec (&sums)[R * C]) {
+  const long at = channel * a.out_channel;
   float* out = a.out + at;
-  const float *add = a.add ? a.add + at : nullptr, *where = a.where ? a.where + at : nullptr;
+  const float* add = a.add ? a.add + at : nullptr;
+  const uint8_t* where = a.where ? a.where + channel * a.where_channel : nullptr;
   if (a.rows == R && a.columns == C && a.lanes == V && a.tail_column < 0) {
     if (add && where)
       SPARCL_UNROLL
       for (int t = 0; t < R * C; ++t) {
         const long cell = (t / C) * a.out_row + (t % C) * a.out_column;
-        sums[t] += load(where + cell) > 0.0f ? load(add + cell) : vec{};
+        sums[t] += keep(load(add + cell), signs_at(where, a.where_at + cell));
       }
     else if (add)
       SPARCL_UNROLL
@@ -159,7 +161,7 @@ SPARCL_INLINE void write_tile(const Convolve& a, long at, vec (&sums)[R * C]) {
       if (add) {
         const vec plus = load_some(add + cell, lanes);
         if (where)
-          sum += load_some(where + cell, lanes) > 0.0f ? plus : vec{};
+          sum += keep(plus, signs_at(where, a.where_at + cell));
         else
           sum += plus;
       }
@@ -175,7 +177,6 @@ SPARCL_INLINE void fetch_tile(const Convolve& a, int channel) {
       for (int c = 0; c < a.columns; ++c) {
         const long cell = (channel + g) * a.out_channel + r * a.out_row + c * a.out_column;
         __builtin_prefetch(a.add + cell);
-        if (a.where) __builtin_prefetch(a.where + cell);
       }
 }
 
@@ -206,7 +207,7 @@ long convolve_tile(const Convolve& a) {
         for (int t = 0; t < T; ++t) store(partial + (g * T + t) * V, sums[g][t]);
     } else {
       SPARCL_UNROLL
-      for (int g = 0; g < G; ++g) write_tile<R, C>(a, (c + g) * a.out_channel, sums[g]);
+      for (int g = 0; g < G; ++g) write_tile<R, C>(a, c + g, sums[g]);
     }
     visited += static_cast<long>(n) * G;
   }

@@ -54,8 +54,11 @@ struct Convolve {
   int lanes, tail_column, tail_lanes;
   bool streaming;     // whole vectors of `out` are aligned, and are to go past the caches
   // Added to the result: `add`, laid out like `out` (it may be `out`: then a list without an entry or bias leaves it alone), but
-  // only where `where` is positive. Null: nothing; everywhere.
-  const float *add, *where;
+  // only where the sign in `where` is positive. Null: nothing; everywhere.
+  const float* add;
+  const uint8_t* where;  // signs of channel 0
+  long where_channel;    // bytes from one channel to the next
+  long where_at;         // floats from a channel's first to that of `out`
 };
 
 // Adds one tile's share to the weight gradients of those lists whose channels lie in [first, last).
@@ -84,9 +87,13 @@ struct Visited {
   long all, dotted;  // nonzeros
 };
 
+// The signs of a channel of `count` floats: bit i % 8 of byte i / 8 tells whether float i is positive. Four bytes are read at a time.
+constexpr long sign_bytes(long count) { return (count + 7) / 8 + 3; }
+
 // One channel of a fused BatchNorm: y = relu(x * scale + shift + residual).
 struct NormBackward {
-  const float *x, *y, *gradient;  // y: null where the sign is recomputed from x
+  const float *x, *y, *gradient;  // y: null where the sign is in `signs` or, where that is null too, computed again from x
+  const uint8_t* signs;
   long count;
   float scale, shift, mean;
   bool relu;
@@ -107,8 +114,8 @@ struct Kernels {
   Visited (*backward)(int depth, int shape, const Backward&);
   double (*sum)(const float* x, long count);
   void (*moments)(const float* x, long count, double* mean, double* squares);  // squares: sum of (x - mean)^2
-  void (*norm_forward)(const float* x, const float* residual, float* y, long count, float scale, float shift,
-                       bool relu);
+  void (*norm_forward)(const float* x, const float* residual, float* y, uint8_t* signs, long count, float scale, float shift,
+                       bool relu);  // signs: of y, or null
   void (*norm_sums)(const NormBackward&, double* gradient, double* product);  // sum g, sum g * (x - mean)
   void (*norm_backward)(const NormBackward&);
   void (*add_scaled)(const float* x, float* y, long count, float scale);  // y += scale * x

@@ -21,6 +21,8 @@ Scale scale_of(const Norm& n, long c, float mean, float rstd) {
   return {scale, (n.beta ? n.beta[c] : 0.0f) - mean * scale};
 }
 
+uint8_t* signs_of(const Norm& n, long c) { return n.signs ? n.signs + c * sign_bytes(n.count) : nullptr; }
+
 // Rows (or columns) of the input that window position o covers.
 struct Span {
   long first, last;
@@ -48,7 +50,7 @@ void norm_forward_train(const Norm& n, float momentum, float* running_mean, floa
     }
     if (!y) return;
     const Scale s = scale_of(n, c, mean[c], rstd[c]);
-    unit.norm_forward(n.x + at, n.residual ? n.residual + at : nullptr, y + at, n.count, s.scale, s.shift, n.relu);
+    unit.norm_forward(n.x + at, n.residual ? n.residual + at : nullptr, y + at, signs_of(n, c), n.count, s.scale, s.shift, n.relu);
   });
 }
 
@@ -61,7 +63,7 @@ void norm_forward_eval(const Norm& n, const float* running_mean, const float* ru
     rstd[c] = 1.0f / std::sqrt(running_var[c] + n.eps);
     if (!y) return;
     const Scale s = scale_of(n, c, mean[c], rstd[c]);
-    unit.norm_forward(n.x + at, n.residual ? n.residual + at : nullptr, y + at, n.count, s.scale, s.shift, n.relu);
+    unit.norm_forward(n.x + at, n.residual ? n.residual + at : nullptr, y + at, signs_of(n, c), n.count, s.scale, s.shift, n.relu);
   });
 }
 
@@ -73,11 +75,11 @@ void norm_again(const Norm& n, const float* mean, const float* rstd, const Norm*
     const float* residual = n.residual ? n.residual + at : nullptr;
     if (beside) {
       const Scale s = scale_of(*beside, c, beside_mean[c], beside_rstd[c]);
-      unit.norm_forward(beside->x + at, nullptr, y + at, n.count, s.scale, s.shift, beside->relu);
+      unit.norm_forward(beside->x + at, nullptr, y + at, nullptr, n.count, s.scale, s.shift, beside->relu);
       residual = y + at;
     }
     const Scale s = scale_of(n, c, mean[c], rstd[c]);
-    unit.norm_forward(n.x + at, residual, y + at, n.count, s.scale, s.shift, n.relu);
+    unit.norm_forward(n.x + at, residual, y + at, nullptr, n.count, s.scale, s.shift, n.relu);
   });
 }
 
@@ -101,6 +103,7 @@ void norm_backward(const Norm& n, bool training, const float* mean, const float*
     NormBackward b;
     b.x = n.x + at;
     b.y = y ? y + at : nullptr;
+    b.signs = signs_of(n, c);
     b.gradient = gy + at;
     b.count = n.count;
     b.scale = s.scale;

@@ -13,6 +13,7 @@ struct Norm {
   const float *gamma, *beta;           // [channels], or null: 1 and 0
   float eps;
   bool relu;
+  uint8_t* signs = nullptr;            // [channels][sign_bytes(count)]: those of y, written with it, read on the way back; or null
 };
 // Training: mean and 1 / sqrt(var + eps) of the batch are written to mean, rstd; running_* (or null) are moved by `momentum`.
 // y: null where nothing but the statistics is wanted. It may be the memory of x or of the residual.
@@ -27,7 +28,7 @@ void norm_again(const Norm& n, const float* mean, const float* rstd, const Norm*
 // The result without residual as a pass's input, from what norm_forward_* left in mean and rstd: the same bits, never written
 // to memory. `scales` is filled, and must outlive the use.
 Source norm_source(const Norm&, const float* mean, const float* rstd, std::vector<float>& scales);
-// y: the forward result, needed only with relu and residual (else null: its sign is computed again).
+// y: the forward result, needed only with relu and residual and without signs (else null: its sign is computed again).
 // gx, gresidual, ggamma, gbeta may each be null; gx may be the memory of gy or of x.
 void norm_backward(const Norm&, bool training, const float* mean, const float* rstd, const float* y, const float* gy, float* gx,
                    float* gresidual, float* ggamma, float* gbeta, int threads);

@@ -78,30 +78,37 @@ void moments(const float* x, long count, double* mean, double* squares) {
 SPARCL_INLINE vec positive(vec v) { return v < 0.0f ? vec{} : v; }  // NaN passes through
 
 template <bool Residual, bool Relu>
-SPARCL_INLINE void norm_forward_as(const float* x, const float* residual, float* y, long count, float scale, float shift) {
-  each_vector(count, [&](long i, int lanes) SPARCL_INLINED {
+SPARCL_INLINE void norm_forward_as(const float* x, const float* residual, float* y, uint8_t* signs, long count, float scale,
+                                   float shift) {
+  const auto make = [&](long i, int lanes) SPARCL_INLINED {
     vec v = get(x + i, lanes) * scale + shift;
     if (Residual) v += get(residual + i, lanes);
     if (Relu) v = positive(v);
     put(y + i, v, lanes);
-  });
+    return v;
+  };
+  if (signs)
+    each_vector(count, [&](long i, int lanes) SPARCL_INLINED { put_signs(signs, i, signs_of(make(i, lanes))); });
+  else
+    each_vector(count, make);
 }
 
-void norm_forward(const float* x, const float* residual, float* y, long count, float scale, float shift, bool relu) {
-  if (residual && relu) return norm_forward_as<true, true>(x, residual, y, count, scale, shift);
-  if (residual) return norm_forward_as<true, false>(x, residual, y, count, scale, shift);
-  if (relu) return norm_forward_as<false, true>(x, residual, y, count, scale, shift);
-  norm_forward_as<false, false>(x, residual, y, count, scale, shift);
+void norm_forward(const float* x, const float* residual, float* y, uint8_t* signs, long count, float scale, float shift, bool relu) {
+  if (residual && relu) return norm_forward_as<true, true>(x, residual, y, signs, count, scale, shift);
+  if (residual) return norm_forward_as<true, false>(x, residual, y, signs, count, scale, shift);
+  if (relu) return norm_forward_as<false, true>(x, residual, y, signs, count, scale, shift);
+  norm_forward_as<false, false>(x, residual, y, signs, count, scale, shift);
 }
 
 // Where the sign of the forward result comes from: there is no ReLU, it is computed again with the same operations, or the result
-// is at hand. A template argument, as a test for each vector costs as much as the memory it waits for.
-enum class Relu { kNone, kAgain, kResult };
+// or its signs are at hand. A template argument, as a test for each vector costs as much as the memory it waits for.
+enum class Relu { kNone, kAgain, kResult, kSigns };
 
 template <Relu R>
 SPARCL_INLINE vec behind_relu(const NormBackward& a, long i, int lanes, vec x) {
   const vec g = get(a.gradient + i, lanes);
   if constexpr (R == Relu::kNone) return g;
+  if constexpr (R == Relu::kSigns) return keep(g, signs_at(a.signs, i));
   const vec y = R == Relu::kResult ? get(a.y + i, lanes) : x * a.scale + a.shift;
   return y > 0.0f ? g : vec{};
 }
@@ -151,12 +158,14 @@ void norm_backward_to(const NormBackward& a) {
 void norm_sums(const NormBackward& a, double* gradient, double* product) {
   if (!a.relu) return norm_sums_as<Relu::kNone>(a, gradient, product);
   if (a.y) return norm_sums_as<Relu::kResult>(a, gradient, product);
+  if (a.signs) return norm_sums_as<Relu::kSigns>(a, gradient, product);
   norm_sums_as<Relu::kAgain>(a, gradient, product);
 }
 
 void norm_backward(const NormBackward& a) {
   if (!a.relu) return norm_backward_to<Relu::kNone>(a);
   if (a.y) return norm_backward_to<Relu::kResult>(a);
+  if (a.signs) return norm_backward_to<Relu::kSigns>(a);
   norm_backward_to<Relu::kAgain>(a);
 }
 

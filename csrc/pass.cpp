@@ -299,6 +299,8 @@ Pass::Work Pass::convolve_item(const Walk& walk, const Order& order, long item, 
   a.out_channel = out_row * shape_.out_height;
   a.lanes = at.lanes;
   a.tail_lanes = static_cast<int>(walk.tail);
+  a.where = added.where;
+  a.where_channel = sign_bytes(a.out_channel);
   a.streaming = added.data != out && streams(walk, out);
   Work done{0, 0};
   for (int i = 0; i < group_rows_; ++i)
@@ -322,7 +324,7 @@ Pass::Work Pass::convolve_item(const Walk& walk, const Order& order, long item, 
           a.out = out + (output.row * out_row) + static_cast<long>(row) * a.out_row + output.column * walk.batch +
                   column * a.out_column + at.lane;
           a.add = added.data ? added.data + (a.out - out) : nullptr;
-          a.where = added.where ? added.where + (a.out - out) : nullptr;
+          a.where_at = a.out - out;
           a.tail_column = walk.tail && column + a.columns == output.columns ? a.columns - 1 : -1;
           const Visited visited = gradients ? back_tile(walk, order, {row, column, at.lane, at.lanes}, output, b, a, *gradients)
                                             : Visited{unit_->convolve(order.block, micro_, a), 0};

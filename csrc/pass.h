@@ -62,9 +62,10 @@ struct Source {
 };
 
 // What is added to a pass's result, laid out like it: `data` (null: nothing; it may be the result's own memory), but only where
-// `where` is positive (null: everywhere), which is how a gradient comes back through a ReLU.
+// `where` says so (signs of each channel, see sign_bytes; null: everywhere), which is how a gradient comes back through a ReLU.
 struct Added {
-  const float *data = nullptr, *where = nullptr;
+  const float* data = nullptr;
+  const uint8_t* where = nullptr;
 };
 
 // A pass for one size of input on one unit: tiles, packed layout, offsets.

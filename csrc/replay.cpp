@@ -66,6 +66,13 @@ float sum_of_sizes(const Floats& x) {
   return s;
 }
 
+std::vector<uint8_t> signs_of(const Floats& x, const Extent& e) {
+  const long count = e.height * e.width * e.batch, row = sign_bytes(count);
+  std::vector<uint8_t> signs(static_cast<size_t>(e.channels * row));
+  for (long i = 0; i < e.count(); ++i) signs[i / count * row + i % count / 8] |= (x[i] > 0) << i % count % 8;
+  return signs;
+}
+
 const float* maybe(const Floats& x) { return x.empty() ? nullptr : x.data(); }
 
 // The weight gradient of a BatchNorm's result, written to memory or made on the way in.
@@ -99,7 +106,7 @@ void replay_convolution(Reader& in) {
   const Floats want_gvalues = in.floats(nonzeros), want_gbias = in.floats(has_bias ? out.channels : 0);
 
   std::vector<uint8_t> chosen(chosen_numbers.begin(), chosen_numbers.end());
-  Floats want_chosen = want_gvalues, first_y, first_gx, first_gvalues;
+  Floats want_chosen = want_gvalues, first_y, first_gx, first_gvalues, first_both;
   long long count = 0;
   for (size_t k = 0; k < chosen.size(); ++k) {
     want_chosen[k] *= chosen[k];
@@ -111,7 +118,8 @@ void replay_convolution(Reader& in) {
     plan.input_gradient(values.data(), gy.data(), e, gx.data(), threads);
     Floats twice = gx, doubled = gx, some(gx.size()), doubled_there = gx;
     plan.input_gradient(values.data(), gy.data(), e, twice.data(), threads, {twice.data()});
-    plan.input_gradient(values.data(), gy.data(), e, some.data(), threads, {gx.data(), x.data()});
+    const std::vector<uint8_t> where = signs_of(x, e);
+    plan.input_gradient(values.data(), gy.data(), e, some.data(), threads, {gx.data(), where.data()});
     for (size_t i = 0; i < gx.size(); ++i) {
       doubled[i] += gx[i];
       if (x[i] > 0) doubled_there[i] += gx[i];
@@ -134,13 +142,42 @@ void replay_convolution(Reader& in) {
     same_bits("forward", y, first_y);
     same_bits("input gradient", gx, first_gx);
     same_bits("weight gradient", gvalues, first_gvalues);
+    Floats both_gx(gx.size(), NAN), both_gvalues(gvalues.size(), NAN);
+    plan.backward(values.data(), x.data(), gy.data(), e, both_gx.data(), both_gvalues.data(), threads);
+    same_bits("input gradient, both at once", both_gx, gx);
+    compare("weight gradient, both at once", both_gvalues, want_gvalues);
+    if (threads == 1) first_both = both_gvalues;
+    same_bits("weight gradient, both at once", both_gvalues, first_both);
     plan.set_chosen(chosen.data());
-    reset_counters();
-    plan.weight_gradient(x.data(), gy.data(), e, gvalues.data(), threads);
-    compare("weight gradient of the chosen", gvalues, want_chosen);
-    if (counters().weight_gradient != count * out.height * out.width * out.batch)
-      throw std::runtime_error("multiply-adds of the weight gradient: chosen x positions x batch expected");
+    for (bool both : {false, true}) {
+      reset_counters();
+      if (both)
+        plan.backward(values.data(), x.data(), gy.data(), e, both_gx.data(), gvalues.data(), threads);
+      else
+        plan.weight_gradient(x.data(), gy.data(), e, gvalues.data(), threads);
+      compare("weight gradient of the chosen", gvalues, want_chosen);
+      if (counters().weight_gradient != count * out.height * out.width * out.batch)
+        throw std::runtime_error("multiply-adds of the weight gradient: chosen x positions x batch expected");
+    }
+    compare("input gradient, beside the weight gradient of the chosen", both_gx, want_gx);
   }
+}
+
+// The signs that a forward pass leaves, and the way back by them: the same bits as by the result.
+void check_signs(Norm n, bool training, const Extent& e, const Floats& mean, const Floats& rstd, const Floats& y, const Floats& gy,
+                 int threads) {
+  std::vector<uint8_t> signs(static_cast<size_t>(e.channels * sign_bytes(n.count)), 0xff);
+  Floats again(y.size()), m(mean.size()), r(mean.size()), by_result(y.size()), by_signs(y.size());
+  norm_backward(n, training, mean.data(), rstd.data(), y.data(), gy.data(), by_result.data(), nullptr, nullptr, nullptr, threads);
+  n.signs = signs.data();
+  if (training) {
+    norm_forward_train(n, 0.1f, nullptr, nullptr, m.data(), r.data(), again.data(), threads);
+    same_bits("normalised, with signs", again, y);
+  } else {
+    signs = signs_of(y, e);
+  }
+  norm_backward(n, training, mean.data(), rstd.data(), nullptr, gy.data(), by_signs.data(), nullptr, nullptr, nullptr, threads);
+  same_bits("input gradient of the norm, by signs", by_signs, by_result);
 }
 
 void replay_norm(Reader& in) {
@@ -163,6 +200,7 @@ void replay_norm(Reader& in) {
       norm_forward_train(n, 0.1f, running_mean.data(), running_var.data(), m.data(), rstd.data(), y.data(), threads);
     else
       norm_forward_eval(n, running_mean.data(), running_var.data(), m.data(), rstd.data(), y.data(), threads);
+    if (relu) check_signs(n, training, e, m, rstd, y, gy, threads);
     norm_backward(n, training, m.data(), rstd.data(), with_residual && relu ? y.data() : nullptr, gy.data(), gx.data(),
                   with_residual ? gresidual.data() : nullptr, ggamma.data(), gbeta.data(), threads);
     const float parts = sum_of_sizes(gy) / static_cast<float>(e.channels);

@@ -68,6 +68,46 @@ SPARCL_INLINE void store_some(float* p, vec v, int lanes) {
   for (int l = 0; l < lanes; ++l) p[l] = t[l];
 }
 #endif
+
+// A bit for each lane that is positive (NaN is not), and the lanes whose bit is set.
+#if defined(__AVX512F__)
+SPARCL_INLINE uint32_t signs_of(vec v) { return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_setzero_ps(), _CMP_GT_OQ); }
+SPARCL_INLINE vec keep(vec v, uint32_t signs) {
+  return reinterpret_cast<vec>(_mm512_maskz_mov_ps(static_cast<__mmask16>(signs), reinterpret_cast<__m512>(v)));
+}
+#else
+SPARCL_INLINE uint32_t signs_of(vec v) {
+#if defined(__AVX__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(v > 0.0f)));
+#else
+  uint32_t signs = 0;
+  for (int l = 0; l < V; ++l) signs |= static_cast<uint32_t>(v[l] > 0.0f) << l;
+  return signs;
+#endif
+}
+SPARCL_INLINE vec keep(vec v, uint32_t signs) {
+  mask bit;
+  SPARCL_UNROLL
+  for (int l = 0; l < V; ++l) bit[l] = 1 << l;
+  return ((static_cast<int32_t>(signs) - mask{}) & bit) != 0 ? v : vec{};
+}
+#endif
+// Those of the V floats from the i-th on; only multiples of V are written, in ascending order.
+SPARCL_INLINE uint32_t signs_at(const uint8_t* signs, long i) {
+  uint32_t some;
+  memcpy(&some, signs + (i >> 3), sizeof some);
+  return some >> (i & 7);
+}
+SPARCL_INLINE void put_signs(uint8_t* signs, long i, uint32_t bits) {
+  signs += i >> 3;
+  if (i & 7)
+    *signs = static_cast<uint8_t>(*signs | bits << 4);  // four lanes
+  else if (V == 16)
+    memcpy(signs, &bits, 2);
+  else
+    *signs = static_cast<uint8_t>(bits);
+}
+
 SPARCL_INLINE int smaller(int a, int b) { return a < b ? a : b; }
 SPARCL_INLINE long smaller(long a, long b) { return a < b ? a : b; }
 

@@ -78,16 +78,15 @@ class _Chain(torch.autograd.Function):
                 inputs[0] = x
             else:
                 _, ctx.relu, *inputs = recipe
-        _, _, pooled = chain
-        ctx.save_for_backward(None if pooled else y, *inputs, *parameters)
+        ctx.save_for_backward(*inputs, *parameters)
         return y  # type: ignore[no-any-return]
 
     @staticmethod
     @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        y, x, weight, bias, stats, *parameters = ctx.saved_tensors
+        x, weight, bias, stats, *parameters = ctx.saved_tensors
         # What the tape holds is not autograd's, which drops its own after the last time.
         again = torch._C._autograd._get_current_graph_task_keep_graph()
         made_of = (x, weight, bias, stats, ctx.relu)
-        gradients = ctx.tape.backward(repacked(gradient), y, *made_of, parameters, not again, torch.get_num_threads())
+        gradients = ctx.tape.backward(repacked(gradient), *made_of, parameters, not again, torch.get_num_threads())
         return (None, None, None, *gradients)
