@@ -172,12 +172,11 @@ void check_signs(Norm n, bool training, const Extent& e, const Floats& mean, con
   std::vector<uint8_t> signs(static_cast<size_t>(e.channels * sign_bytes(n.count)), 0xff);
   Floats again(y.size()), m(mean.size()), r(mean.size()), by_result(y.size()), by_signs(y.size());
   norm_backward(n, training, mean.data(), rstd.data(), y.data(), gy.data(), by_result.data(), nullptr, nullptr, nullptr, threads);
+  if (!training) signs = signs_of(y, e);
   n.signs = signs.data();
   if (training) {
     norm_forward_train(n, 0.1f, nullptr, nullptr, m.data(), r.data(), again.data(), threads);
     same_bits("normalised, with signs", again, y);
-  } else {
-    signs = signs_of(y, e);
   }
   norm_backward(n, training, mean.data(), rstd.data(), nullptr, gy.data(), by_signs.data(), nullptr, nullptr, nullptr, threads);
   same_bits("input gradient of the norm, by signs", by_signs, by_result);
