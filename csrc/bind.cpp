@@ -252,7 +252,7 @@ NB_MODULE(_native, m) {
         "running_var"_a.none(), "tracked"_a.none(), "stats"_a, "training"_a, "momentum"_a, "eps"_a, "relu"_a, "threads"_a);
   m.def("batch_norm_backward", &batch_norm_backward, "gy"_a, "x"_a, "y"_a.none(), "gamma"_a.none(), "beta"_a.none(), "stats"_a,
         "want_x"_a, "want_gamma"_a, "want_beta"_a, "want_residual"_a, "training"_a, "relu"_a, "threads"_a);
-  bind_block(m);
+  bind_chain(m);
   bind_modules(m);
   m.def("average_pool", &average_pool_of, "x"_a, "size"_a, "stride"_a, "threads"_a);
   m.def("average_pool_backward", &average_pool_backward_of, "gy"_a, "shape"_a, "size"_a, "stride"_a, "threads"_a);

@@ -19,7 +19,7 @@ Norm norm_of(const Extent& e, const float* x, const float* residual, const float
 Source source_of(const Extent& in, nanobind::handle x, nanobind::handle gamma, nanobind::handle beta, nanobind::handle stats,
                  bool relu, std::vector<float>& scales);
 
-void bind_block(nanobind::module_& m);
+void bind_chain(nanobind::module_& m);
 void bind_modules(nanobind::module_& m);
 
 }  // namespace sparcl

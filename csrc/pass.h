@@ -112,6 +112,7 @@ class Pass {
   const float* ordered(const Order& order, const float* values, int threads) const;
   template <class Body>
   void sum_parts(const Walk& walk, const Order& order, float* gvalues, int threads, Body body) const;
+  Pack packing(const Walk& walk, const Place& place, const Source& x, int height, int width, int first, int count, float* to) const;
   void pack_input(const Walk& walk, const Place& place, const Source& x, int first, int count, float* to) const;
   Visited back_tile(const Walk& walk, const Order& order, const Place& tile, const Output& output, int block, const Convolve& to,
                     const Gradients& gradients) const;
@@ -140,5 +141,7 @@ class Pass {
   long packed_row_, packed_phase_, packed_channel_;  // floats from one to the next
   int block_channels_, blocks_;        // input channels walked together
 };
+
+inline int ceil_div(long a, long b) { return static_cast<int>((a + b - 1) / b); }
 
 }  // namespace sparcl

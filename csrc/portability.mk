@@ -5,7 +5,7 @@
 , := ,
 REPLAY := build/replay
 REPLAY_CASES := $(REPLAY)/cases.bin
-REPLAY_COMMON := csrc/replay.cpp csrc/dispatch.cpp csrc/layers.cpp csrc/parallel.cpp csrc/pass.cpp csrc/plan.cpp csrc/unit_plain.cpp
+REPLAY_COMMON := csrc/replay.cpp csrc/dispatch.cpp csrc/layers.cpp csrc/parallel.cpp csrc/pass.cpp csrc/plan.cpp csrc/tiles.cpp csrc/unit_plain.cpp
 REPLAY_SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 REPLAY_FLAGS := -std=c++17 -Icsrc -Wall -Wextra -ffp-contract=fast -fno-math-errno -pthread
 AVX2 := -mavx2 -mfma
