@@ -9,9 +9,9 @@ namespace {
 
 // What an input tile may fill of the first cache (48 KB where measured), and a group of tiles of the second (1 MB).
 constexpr long kFirstCache = 24 * 1024, kSecondCache = 512 * 1024;
-// Nonzeros that a list should have within a block of channels: with fewer, carrying sums from block to block (of the weight
-// gradient: adding up lanes) costs more than the first cache gives. Deep: of entries of several nonzeros.
-constexpr long kShortList = 14, kShortDot = 6, kShortDeep = 28;
+// Vectors that a list should multiply within a block of channels (of the weight gradient: nonzeros that it should have): with fewer,
+// carrying sums from block to block (adding up lanes) costs more than the first cache gives. Deep: of entries of several nonzeros.
+constexpr long kShortList = 224, kShortDot = 6, kShortDeep = 448;
 // The register tile of the weight gradient is only a loop over positions, so it may be longer.
 constexpr int kDotRows = 4, kDotColumns = 8;
 
@@ -58,7 +58,8 @@ void Pass::choose_tiles(const Form& form, bool gradient_of_weights) {
     return vector_bytes * row_phases_ * column_phases_ * phase_rows(rows) * phase_columns(columns);
   };
   const long taken = std::max<long>(1, form.nonzeros / std::max(1, form.channels));
-  const long shortest = gradient_of_weights ? kShortDot : form.depth > 1 ? kShortDeep : kShortList;
+  const long cells = static_cast<long>(tile_.rows) * tile_.columns;
+  const long shortest = gradient_of_weights ? kShortDot : ceil_div(form.depth > 1 ? kShortDeep : kShortList, cells);
   const long for_length = (shortest * shape_.in_channels + taken - 1) / taken;
   long channels = std::max(kFirstCache / channel_bytes(tile_.rows, tile_.columns), for_length);
   if (form.block > 1) channels = shape_.in_channels;  // each load serves several sums: the second cache is fast enough

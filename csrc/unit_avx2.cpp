@@ -6,5 +6,5 @@
 #define SPARCL_SHAPES_2 {{2, 2}, {1, 4}, {1, 2}, {1, 1}, {0, 0}}
 #define SPARCL_SHAPES_4 {{1, 2}, {1, 1}, {0, 0}}
 #define SPARCL_TOGETHER 2
-#define SPARCL_HELD 2
+#define SPARCL_HELD 3
 #include "unit-inl.h"
