@@ -48,9 +48,7 @@ SPARCL_INLINE void pack_row(const Pack& p, const float* source, int first, Exist
   }
   for (int q = e.begin; q < e.end; ++q) {
     const int lanes = first + q * p.column_step == p.tail_column ? p.tail_lanes : p.lanes;
-    float made[V];
-    store(made, make(load_some(from + q * stride, lanes)));
-    store(to + q * V, load_some(made, lanes));  // lanes that do not exist stay zero
+    store(to + q * V, keep(make(load_some(from + q * stride, lanes)), (1u << lanes) - 1));  // lanes that do not exist are zero
   }
 }
 
@@ -148,6 +146,18 @@ SPARCL_INLINE void write_tile(const Convolve& a, int channel, vec (&sums)[R * C]
     else
       SPARCL_UNROLL
       for (int t = 0; t < R * C; ++t) store(out + (t / C) * a.out_row + (t % C) * a.out_column, sums[t]);
+    return;
+  }
+  if (a.rows == R && a.columns == C && a.tail_column < 0) {  // all of it, of fewer samples
+    SPARCL_UNROLL
+    for (int t = 0; t < R * C; ++t) {
+      const long cell = (t / C) * a.out_row + (t % C) * a.out_column;
+      if (add) {
+        const vec plus = load_some(add + cell, a.lanes);
+        sums[t] += where ? keep(plus, signs_at(where, a.where_at + cell)) : plus;
+      }
+      store_some(out + cell, sums[t], a.lanes);
+    }
     return;
   }
   float tile[R * C * V];
