@@ -1,4 +1,6 @@
-"""Each convolution of ResNet-18 (CIFAR form), three passes, sparse against dense PyTorch; sides alternate, medians.
+"""Each convolution of ResNet-18 (CIFAR form), forward and both gradients: sparse against dense PyTorch.
+
+Sides alternate, medians.
 
     python benchmarks/layers.py --sparsity 0.75 0.90 0.95 --pattern unstructured block --threads 2
 
@@ -49,32 +51,28 @@ DENSE = [
     Layer(128, 256, 16, 2, 1, 1),
     Layer(256, 512, 8, 2, 1, 1),
 ]
-PASSES = ("forward", "input gradient", "weight gradient")
+PASSES = {"forward": 1, "both gradients": 2}  # multiply-adds of each weight at a position
 Side = tuple[list[Callable[[], object]], int]
 
 
 def dense_side(layer: Layer, batch: int, memory_format: torch.memory_format) -> Side:
-    """The three passes of PyTorch's convolution, and its multiply-adds."""
+    """Both passes of PyTorch's convolution, and the multiply-adds of one."""
     x = torch.randn(batch, layer.inputs, layer.size, layer.size).contiguous(memory_format=memory_format)
     weight = torch.randn(layer.out, layer.inputs, layer.kernel, layer.kernel).contiguous(memory_format=memory_format)
     stride, padding = [layer.stride] * 2, [layer.kernel // 2] * 2
     y = torch.conv2d(x, weight, None, stride, padding)
 
-    def backward(*mask: bool) -> Callable[[], object]:
-        return lambda: torch.ops.aten.convolution_backward(
-            y, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, list(mask)
+    def backward() -> object:
+        return torch.ops.aten.convolution_backward(
+            y, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, [True, True, False]
         )
 
-    passes = [
-        lambda: torch.conv2d(x, weight, None, stride, padding),
-        backward(True, False, False),
-        backward(False, True, False),
-    ]
+    passes = [lambda: torch.conv2d(x, weight, None, stride, padding), backward]
     return passes, weight.numel() * y.numel() // layer.out
 
 
 def sparse_side(layer: Layer, batch: int, sparsity: float, block: int) -> Side:
-    """The three passes of the native convolution, and its multiply-adds."""
+    """Both passes of the native convolution, and the multiply-adds of one."""
     shape = (layer.out, layer.inputs, layer.kernel, layer.kernel)
     mask = (torch.rand(shape[0] // block, *shape[1:]) >= sparsity).repeat_interleave(block, 0)
     positions = index.index_of(mask)
@@ -86,11 +84,11 @@ def sparse_side(layer: Layer, batch: int, sparsity: float, block: int) -> Side:
     gy = layout.repacked(torch.randn(batch, layer.out, size, size))
     threads = torch.get_num_threads()
 
-    def backward(want_x: bool, want_values: bool) -> Callable[[], object]:
+    def backward() -> object:
         source = (x, None, None, None, False)
-        return lambda: plan.backward(gy, x.shape, values, *source, want_x, want_values, False, threads)
+        return plan.backward(gy, x.shape, values, *source, True, True, False, threads)
 
-    passes = [lambda: plan.forward(x, values, None, threads), backward(True, False), backward(False, True)]
+    passes = [lambda: plan.forward(x, values, None, threads), backward]
     return passes, len(positions) * size * size * batch
 
 
@@ -108,7 +106,7 @@ def alternating_medians(runs: list[Callable[[], object]], repeats: int) -> list[
 
 def measure(layers: list[Layer], sparsity: float, block: int, batch: int, repeats: int) -> None:
     names = ("NCHW", "channels_last", "native")
-    totals = torch.zeros(3, 3)
+    totals = torch.zeros(len(PASSES), 3)
     print(f"{'ms: ' + ' / '.join(names):32}" + "".join(f"{p:>28} {'GFLOP/s':>8}" for p in PASSES))
     for layer in layers:
         sides = [
@@ -117,10 +115,10 @@ def measure(layers: list[Layer], sparsity: float, block: int, batch: int, repeat
             sparse_side(layer, batch, sparsity, block),
         ]
         line = f"{f'{layer} x{layer.count}':32}"
-        for p in range(3):
+        for p, times in enumerate(PASSES.values()):
             seconds = alternating_medians([passes[p] for passes, _ in sides], repeats)
             totals[p] += Tensor([s * layer.count for s in seconds])
-            rate = 2e-9 * sides[2][1] / seconds[2]
+            rate = 2e-9 * times * sides[2][1] / seconds[2]
             line += f"{' / '.join(f'{1e3 * s:6.2f}' for s in seconds):>28} {rate:8.0f}"
         print(line, flush=True)
     for p, name in enumerate(PASSES):

@@ -51,21 +51,24 @@ def test_only_chosen_weights_have_a_gradient_and_only_they_cost(case: Case, data
     if data.draw(st.booleans()):  # whole blocks, as a block sparsifier chooses
         chosen = torch.full_like(chosen, share > 0.5)
     plan.set_chosen(chosen.to(torch.uint8))
-    kernels.reset_counters()
-    gvalues = weight_gradient(plan, want)
     positions = want.y.shape[2] * want.y.shape[3]
-    assert kernels.counters()["weight_gradient"] == int(chosen.sum()) * positions * case.batch
-    assert torch.equal(gvalues[~chosen], torch.zeros(int((~chosen).sum())))
-    assert_close(gvalues, want.gvalues * chosen)
+    for with_input in (False, True):  # a walk of its own, and on the way to the input gradient
+        kernels.reset_counters()
+        gvalues, gx = gradients(plan, want, with_input)
+        assert kernels.counters()["weight_gradient"] == int(chosen.sum()) * positions * case.batch
+        assert torch.equal(gvalues[~chosen], torch.zeros(int((~chosen).sum())))
+        assert_close(gvalues, want.gvalues * chosen)
+        if gx is not None:
+            assert_close(gx, want.gx)
     plan.set_chosen(None)
-    assert_close(weight_gradient(plan, want), want.gvalues)
+    assert_close(gradients(plan, want, False)[0], want.gvalues)
 
 
-def weight_gradient(plan: Any, want: Expected) -> torch.Tensor:
-    values = want.values.clone().requires_grad_()
-    ops.sparse_conv2d(want.x, values, plan).backward(want.gy)
+def gradients(plan: Any, want: Expected, with_input: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    values, x = want.values.clone().requires_grad_(), want.x.clone().requires_grad_(with_input)
+    ops.sparse_conv2d(x, values, plan).backward(want.gy)
     assert values.grad is not None
-    return values.grad
+    return values.grad, x.grad
 
 
 def pass_bits(case: Case, threads: int) -> list[torch.Tensor]:
