@@ -4,7 +4,7 @@ Forward, backward and SGD's update at batch 32, CIFAR shapes, width 64. The side
 `--seconds`; figures are medians. Dense is NCHW, channels_last and (with `--compile`) torch.compile, fp32; bf16 autocast
 is timed for information. Native is timed at .75, .90 and .95, unstructured and in blocks of 4, without DGM and with it
 at the published setting (a fifth of the active weights frozen). DGM's choice, two more passes in 30 steps, is timed
-apart and a thirtieth of it added. `--avx2` holds both sides to AVX2.
+apart and a thirtieth of it added. `--avx2` holds both sides to AVX2. GFLOP/s count the operations really done.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def main() -> None:
     base = Side("nchw", threads=options.threads, batch=options.batch)
     dense = ["nchw", "channels_last", *(["compile"] if options.compile else [])]
     steps = {name: replace(base, variant=name).build()[1] for name in [*dense, "bf16"]}
+    flops = dict.fromkeys(steps, base.flops()[0])
     refresh: dict[str, float] = {}
     for pattern in ("unstructured", "block"):
         for sparsity in (0.75, 0.90, 0.95):
@@ -67,7 +68,7 @@ def main() -> None:
                 replace(base, variant="native", sparsity=sparsity, pattern=pattern),
                 f"{pattern} {sparsity:.2f}",
             )
-            steps[name] = side.build()[1]
+            steps[name], flops[name] = side.build()[1], side.flops()[1]
             steps[f"{name} DGM"], refresh[f"{name} DGM"] = with_dgm(side)
     times = milliseconds(steps, options.seconds)
     for name, milliseconds_of_choice in refresh.items():
@@ -75,7 +76,8 @@ def main() -> None:
     fastest = min(dense, key=times.__getitem__)
     print(f"{kernels.isa()}, {options.threads} threads, batch {options.batch}; dense is {fastest}")
     for name, taken in times.items():
-        print(f"{name:24} {taken:7.1f} ms {times[fastest] / taken:6.2f}x")
+        rate = f"{flops[name] / taken / 1e6:6.0f} GFLOP/s" if name in flops else ""
+        print(f"{name:24} {taken:7.1f} ms {times[fastest] / taken:6.2f}x {rate}".rstrip())
     if options.json:
         options.json.write_text(json.dumps(times, indent=2) + "\n", encoding="utf-8")
 

@@ -86,13 +86,18 @@ class Side:
         return model, step
 
     def theoretical_gain(self) -> float:
-        """Multiply-adds of the dense step over those of this one."""
+        """FLOPs of the dense step over those of this one."""
+        dense, own = self.flops()
+        return dense / own
+
+    def flops(self) -> tuple[int, int]:
+        """Of the dense step and of this one: forward and backward, without the optimizer."""
         model = build(self.model, CLASSES, INPUT_SHAPES[self.model], self.width)
         sparsifier = Static(self.sparsity, pattern=make_pattern(self.pattern, self.block_size))
         sparsifier.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
         profile = Profile(model, sparsifier.layers, INPUT_SHAPES[self.model])
         dense, sparse = profile.dense, profile.costs
-        return (dense.forward + dense.backward) / (sparse.forward + sparse.backward)
+        return self.batch * (dense.forward + dense.backward), self.batch * (sparse.forward + sparse.backward)
 
 
 def milliseconds(steps: Mapping[str, Step], seconds: float, warm_up: int = 2) -> dict[str, float]:
