@@ -90,12 +90,7 @@ nb::tuple backward(ConvPlan& plan, nb::handle gy, const std::vector<long>& shape
     nb::gil_scoped_release release;
     if (want_values) gvalues = vector_block(plan.nonzeros());
     if (want_x) gx = activation_block(in);
-    if (want_x && want_values)
-      plan.backward(v.data, source, g, in, gx.get(), gvalues.get(), threads);
-    else if (want_values)
-      plan.weight_gradient(source, g, in, gvalues.get(), threads);
-    else if (want_x)
-      plan.input_gradient(v.data, g, in, gx.get(), threads);
+    if (want_x || want_values) plan.backward(v.data, source, g, in, gx.get(), gvalues.get(), threads);
     if (want_bias) {
       gbias = vector_block(out.channels);
       bias_gradient(g, out.channels, out.height * out.width * out.batch, gbias.get(), threads);

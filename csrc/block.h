@@ -180,12 +180,7 @@ struct Back {
   // The gradients of the convolution, whose input was x; gx may be null.
   void convolve(const Source& x, const float* gy, float* gx, int threads, const Added& added = {}) {
     if (want_values) gvalues = vector_block(plan.nonzeros());
-    if (want_values && gx)
-      plan.backward(values, x, gy, in, gx, gvalues.get(), threads, added);
-    else if (want_values)
-      plan.weight_gradient(x, gy, in, gvalues.get(), threads);
-    else if (gx)
-      plan.input_gradient(values, gy, in, gx, threads, added);
+    if (want_values || gx) plan.backward(values, x, gy, in, gx, gvalues.get(), threads, added);
   }
   void append_to(nb::list& gradients) {
     gradients.append(want_values ? contiguous_tensor(std::move(gvalues), values_shape) : nb::none());

@@ -23,6 +23,12 @@ Scale scale_of(const Norm& n, long c, float mean, float rstd) {
 
 uint8_t* signs_of(const Norm& n, long c) { return n.signs ? n.signs + c * sign_bytes(n.count) : nullptr; }
 
+void write_channel(const Norm& n, long c, float mean, float rstd, const float* residual, float* y) {
+  const long at = c * n.count;
+  const Scale s = scale_of(n, c, mean, rstd);
+  kernels().norm_forward(n.x + at, residual ? residual + at : nullptr, y + at, signs_of(n, c), n.count, s.scale, s.shift, n.relu);
+}
+
 // Rows (or columns) of the input that window position o covers.
 struct Span {
   long first, last;
@@ -48,38 +54,24 @@ void norm_forward_train(const Norm& n, float momentum, float* running_mean, floa
       running_mean[c] += momentum * (static_cast<float>(m) - running_mean[c]);
       running_var[c] += momentum * (static_cast<float>(unbiased) - running_var[c]);
     }
-    if (!y) return;
-    const Scale s = scale_of(n, c, mean[c], rstd[c]);
-    unit.norm_forward(n.x + at, n.residual ? n.residual + at : nullptr, y + at, signs_of(n, c), n.count, s.scale, s.shift, n.relu);
+    if (y) write_channel(n, c, mean[c], rstd[c], n.residual, y);
   });
 }
 
 void norm_forward_eval(const Norm& n, const float* running_mean, const float* running_var, float* mean, float* rstd, float* y,
                        int threads) {
-  const Kernels& unit = kernels();
   parallel_for(threads, n.channels, [&](long c) {
-    const long at = c * n.count;
     mean[c] = running_mean[c];
     rstd[c] = 1.0f / std::sqrt(running_var[c] + n.eps);
-    if (!y) return;
-    const Scale s = scale_of(n, c, mean[c], rstd[c]);
-    unit.norm_forward(n.x + at, n.residual ? n.residual + at : nullptr, y + at, signs_of(n, c), n.count, s.scale, s.shift, n.relu);
+    if (y) write_channel(n, c, mean[c], rstd[c], n.residual, y);
   });
 }
 
 void norm_again(const Norm& n, const float* mean, const float* rstd, const Norm* beside, const float* beside_mean,
                 const float* beside_rstd, float* y, int threads) {
-  const Kernels& unit = kernels();
   parallel_for(threads, n.channels, [&](long c) {
-    const long at = c * n.count;
-    const float* residual = n.residual ? n.residual + at : nullptr;
-    if (beside) {
-      const Scale s = scale_of(*beside, c, beside_mean[c], beside_rstd[c]);
-      unit.norm_forward(beside->x + at, nullptr, y + at, nullptr, n.count, s.scale, s.shift, beside->relu);
-      residual = y + at;
-    }
-    const Scale s = scale_of(n, c, mean[c], rstd[c]);
-    unit.norm_forward(n.x + at, residual, y + at, nullptr, n.count, s.scale, s.shift, n.relu);
+    if (beside) write_channel(*beside, c, beside_mean[c], beside_rstd[c], nullptr, y);
+    write_channel(n, c, mean[c], rstd[c], beside ? y : n.residual, y);
   });
 }
 

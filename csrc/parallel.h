@@ -15,7 +15,7 @@ void parallel_for(int threads, long items, Body&& body) {
   run_items(threads, items, [](void* context, long item) { (*static_cast<Plain*>(context))(item); }, &body);
 }
 
-// Memory of the calling thread that survives the call, aligned to 64 bytes; slot in [0, 4). Throws std::bad_alloc.
+// Memory of the calling thread that survives the call, aligned to 64 bytes; slot in [0, 5). Throws std::bad_alloc.
 float* scratch(int slot, long floats);
 
 }  // namespace sparcl

@@ -45,7 +45,7 @@ Pack Pass::packing(const Walk& walk, const Place& place, const Source& x, int he
                    float* to) const {
   Pack p;
   p.column_stride = walk.batch;
-  p.row_stride = walk.flat && walk.tail ? (width - 1) * walk.batch + walk.tail : width * walk.batch;
+  p.row_stride = walk.row(width);
   p.channel_stride = p.row_stride * height;
   p.source = x.data + first * p.channel_stride + place.lane;
   p.scale = x.scale ? x.scale + first : nullptr;
@@ -140,7 +140,7 @@ Pass::Work Pass::convolve_item(const Walk& walk, const Order& order, long item, 
   a.packed_row = packed_row_;
   a.values = values;
   a.out_column = shape_.out_column_step * walk.batch;
-  const long out_row = walk.flat && walk.tail ? (shape_.out_width - 1) * walk.batch + walk.tail : shape_.out_width * walk.batch;
+  const long out_row = walk.row(shape_.out_width);
   a.out_row = shape_.out_row_step * out_row;
   a.out_channel = out_row * shape_.out_height;
   a.lanes = at.lanes;

@@ -49,6 +49,7 @@ struct Walk {
   long batch;   // floats of one column that are data: N, or V where flat
   long tail;    // lanes of the last column where flat and not full, else 0
   long chunks;  // vectors of one column: ceil(N / V), or 1 where flat
+  long row(long columns) const { return flat && tail ? (columns - 1) * batch + tail : columns * batch; }  // floats
 };
 
 // A pass's input: a tensor, or what is made of one on the way in: relu(x * scale + shift), channel by channel (a BatchNorm's

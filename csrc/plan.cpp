@@ -308,43 +308,31 @@ void ConvPlan::forward(const float* values, const float* bias, const Source& x, 
   forward_done += g->forward->convolve(g->walk, *forward_order(*g), values, bias, x, out, threads);
 }
 
-void ConvPlan::input_gradient(const float* values, const float* gy, const Extent& input, float* gx, int threads,
-                              const Added& added) {
-  if (output_extent(input).count() == 0) {
-    std::fill(gx, gx + input.count(), 0.0f);
-    return;
-  }
-  const auto g = geometry(input);
-  const auto order = back_order(*g, chosen());
-  if (order->block > 1)
-    input_gradient_done += g->input_gradient->convolve(g->walk, *order, values, nullptr, gy, gx, threads, added);
-  else
-    input_gradient_done += g->input_gradient->backward(g->walk, *order, values, nullptr, gy, gx, nullptr, threads, added).input;
-}
-
-void ConvPlan::weight_gradient(const Source& x, const float* gy, const Extent& input, float* gvalues, int threads) {
-  if (output_extent(input).count() == 0) {
-    std::fill(gvalues, gvalues + nonzeros(), 0.0f);
-    return;
-  }
-  const auto g = geometry(input);
-  const auto chosen = this->chosen();
-  if (chosen) std::fill(gvalues, gvalues + nonzeros(), 0.0f);
-  weight_gradient_done += g->weight_gradient->weight_gradient(g->walk, *weight_order(*g, chosen), x, gy, gvalues, threads);
-}
-
 void ConvPlan::backward(const float* values, const Source& x, const float* gy, const Extent& input, float* gx, float* gvalues,
                         int threads, const Added& added) {
-  const auto chosen = this->chosen();
-  const auto g = output_extent(input).count() > 0 ? geometry(input) : nullptr;
-  if (!g || !g->same_positions || transposed_form().block > 1 || (chosen && !chosen->shared)) {
-    weight_gradient(x, gy, input, gvalues, threads);
-    input_gradient(values, gy, input, gx, threads, added);
+  if (output_extent(input).count() == 0) {
+    if (gx) std::fill(gx, gx + input.count(), 0.0f);
+    if (gvalues) std::fill(gvalues, gvalues + nonzeros(), 0.0f);
     return;
   }
-  const auto done = g->input_gradient->backward(g->walk, *back_order(*g, chosen), values, x, gy, gx, gvalues, threads, added);
-  input_gradient_done += done.input;
-  weight_gradient_done += done.weights;
+  const auto g = geometry(input);
+  const auto chosen = this->chosen();
+  const bool dense = transposed_form().block > 1;
+  const bool together = gx && gvalues && g->same_positions && !dense && (!chosen || chosen->shared);
+  if (gvalues && !together) {
+    if (chosen) std::fill(gvalues, gvalues + nonzeros(), 0.0f);
+    weight_gradient_done += g->weight_gradient->weight_gradient(g->walk, *weight_order(*g, chosen), x, gy, gvalues, threads);
+  }
+  if (!gx) return;
+  const auto order = back_order(*g, chosen);
+  const Pass& pass = *g->input_gradient;
+  if (dense) {
+    input_gradient_done += pass.convolve(g->walk, *order, values, nullptr, gy, gx, threads, added);
+  } else {
+    const auto done = pass.backward(g->walk, *order, values, x, gy, gx, together ? gvalues : nullptr, threads, added);
+    input_gradient_done += done.input;
+    weight_gradient_done += done.weights;
+  }
 }
 
 Counters counters() { return {forward_done.load(), input_gradient_done.load(), weight_gradient_done.load()}; }

@@ -37,9 +37,8 @@ class ConvPlan {
   void set_chosen(const uint8_t* chosen);
 
   void forward(const float* values, const float* bias, const Source& x, const Extent& input, float* out, int threads);
-  void input_gradient(const float* values, const float* gy, const Extent& input, float* gx, int threads, const Added& added = {});
-  void weight_gradient(const Source& x, const float* gy, const Extent& input, float* gvalues, int threads);
-  // Both, in one walk where that does no more multiply-adds: there are as many input positions as output positions for each tap.
+  // The gradient of the input, of the values, or both; null where it is not wanted (x is read for the values' alone). Both take one
+  // walk where that does no more multiply-adds: where there are as many input positions as output positions for each tap.
   void backward(const float* values, const Source& x, const float* gy, const Extent& input, float* gx, float* gvalues, int threads,
                 const Added& added = {});
 

@@ -76,13 +76,13 @@ std::vector<uint8_t> signs_of(const Floats& x, const Extent& e) {
 const float* maybe(const Floats& x) { return x.empty() ? nullptr : x.data(); }
 
 // The weight gradient of a BatchNorm's result, written to memory or made on the way in.
-void check_norm_source(ConvPlan& plan, const Extent& e, const Floats& x, const Floats& gy, int threads) {
+void check_norm_source(ConvPlan& plan, const Extent& e, const Floats& values, const Floats& x, const Floats& gy, int threads) {
   const Norm norm{e.channels, e.height * e.width * e.batch, x.data(), nullptr, nullptr, nullptr, 1e-5f, true};
   const Floats mean(e.channels, 0.25f), var(e.channels, 2.0f);
   Floats m(e.channels), rstd(e.channels), y(x.size()), scales, written(plan.nonzeros()), made(plan.nonzeros());
   norm_forward_eval(norm, mean.data(), var.data(), m.data(), rstd.data(), y.data(), threads);
-  plan.weight_gradient(y.data(), gy.data(), e, written.data(), threads);
-  plan.weight_gradient(norm_source(norm, m.data(), rstd.data(), scales), gy.data(), e, made.data(), threads);
+  plan.backward(values.data(), y.data(), gy.data(), e, nullptr, written.data(), threads);
+  plan.backward(values.data(), norm_source(norm, m.data(), rstd.data(), scales), gy.data(), e, nullptr, made.data(), threads);
   same_bits("weight gradient of a norm's result", made, written);
 }
 
@@ -116,22 +116,22 @@ void replay_convolution(Reader& in) {
     Floats y(want_y.size(), NAN), gx(want_gx.size(), NAN), gvalues(want_gvalues.size(), NAN), gbias(want_gbias.size(), NAN);
     plan.set_chosen(nullptr);  // it decides on the order in which an input gradient is summed
     plan.forward(values.data(), maybe(bias), x.data(), e, y.data(), threads);
-    plan.input_gradient(values.data(), gy.data(), e, gx.data(), threads);
+    plan.backward(values.data(), nullptr, gy.data(), e, gx.data(), nullptr, threads);
     Floats twice = gx, doubled = gx, some(gx.size()), doubled_there = gx;
-    plan.input_gradient(values.data(), gy.data(), e, twice.data(), threads, {twice.data()});
+    plan.backward(values.data(), nullptr, gy.data(), e, twice.data(), nullptr, threads, {twice.data()});
     const std::vector<uint8_t> where = signs_of(x, e);
-    plan.input_gradient(values.data(), gy.data(), e, some.data(), threads, {gx.data(), where.data()});
+    plan.backward(values.data(), nullptr, gy.data(), e, some.data(), nullptr, threads, {gx.data(), where.data()});
     for (size_t i = 0; i < gx.size(); ++i) {
       doubled[i] += gx[i];
       if (x[i] > 0) doubled_there[i] += gx[i];
     }
     same_bits("input gradient, added to itself", twice, doubled);
     same_bits("input gradient, added to itself in places", some, doubled_there);
-    plan.weight_gradient(x.data(), gy.data(), e, gvalues.data(), threads);
+    plan.backward(values.data(), x.data(), gy.data(), e, nullptr, gvalues.data(), threads);
     compare("forward", y, want_y);
     compare("input gradient", gx, want_gx);
     compare("weight gradient", gvalues, want_gvalues);
-    check_norm_source(plan, e, x, gy, threads);
+    check_norm_source(plan, e, values, x, gy, threads);
     if (has_bias) {
       bias_gradient(gy.data(), out.channels, out.height * out.width * out.batch, gbias.data(), threads);
       compare("bias gradient", gbias, want_gbias, sum_of_sizes(gy) / static_cast<float>(out.channels));
@@ -152,12 +152,9 @@ void replay_convolution(Reader& in) {
     same_bits("input gradient, both at once", both_gx, first_both_gx);
     same_bits("weight gradient, both at once", both_gvalues, first_both_gvalues);
     plan.set_chosen(chosen.data());
-    for (bool both : {false, true}) {
+    for (float* with : {static_cast<float*>(nullptr), both_gx.data()}) {
       reset_counters();
-      if (both)
-        plan.backward(values.data(), x.data(), gy.data(), e, both_gx.data(), gvalues.data(), threads);
-      else
-        plan.weight_gradient(x.data(), gy.data(), e, gvalues.data(), threads);
+      plan.backward(values.data(), x.data(), gy.data(), e, with, gvalues.data(), threads);
       compare("weight gradient of the chosen", gvalues, want_chosen);
       if (counters().weight_gradient != count * out.height * out.width * out.batch)
         throw std::runtime_error("multiply-adds of the weight gradient: chosen x positions x batch expected");

@@ -130,11 +130,8 @@ void Network::run_back(size_t at) {
   Block gx = layer.input ? room(layer.input) : nullptr;  // nobody asks for the gradient of the input
   if (layer.kind == Layer::kConvolution) {
     std::vector<float> scales;
-    const Source x = source(layer.input, scales);
-    if (gx)
-      state.plan->backward(state.weight.value.data(), x, gy, in, gx.get(), state.weight.gradient.data(), threads_);
-    else
-      state.plan->weight_gradient(x, gy, in, state.weight.gradient.data(), threads_);
+    state.plan->backward(state.weight.value.data(), source(layer.input, scales), gy, in, gx.get(), state.weight.gradient.data(),
+                         threads_);
     const Extent& out = extents_[layer.output];
     if (layer.bias) bias_gradient(gy, out.channels, out.count() / out.channels, state.bias.gradient.data(), threads_);
   } else if (layer.kind == Layer::kNorm) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -69,6 +70,22 @@ def copied(stage: ConvNorm | None, wanted: list[bool]) -> ConvNorm | None:
     return ConvNorm(stage.plan, *tensors, *stage[7:])
 
 
+Outcome = tuple[list[Tensor | None], dict[str, int]]
+
+
+def outcome(y: Tensor, x: Tensor, stages: Sequence[ConvNorm | None]) -> Outcome:
+    """The result, x, parameters and buffers, the gradients, and the multiply-adds that all took."""
+    leaves = [x, *(t for stage in stages if stage for t in stage[1:7] if t is not None)]
+    return [y.detach(), *(t.detach() for t in leaves), *(t.grad for t in leaves)], kernels.counters()
+
+
+def assert_same_outcome(one: Outcome, other: Outcome) -> None:
+    assert one[1] == other[1]
+    for a, b in zip(one[0], other[0], strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(a, b)
+
+
 @many
 @given(data=st.data())
 def test_the_same_bits_as_one_by_one(data: st.DataObject) -> None:
@@ -102,14 +119,8 @@ def test_the_same_bits_as_one_by_one(data: st.DataObject) -> None:
         gradient = torch.randn(y.shape) if gradient is None else gradient
         if y.requires_grad:
             y.backward(gradient)
-        leaves = [own, *(t for stage in stages if stage for t in stage[1:7] if t is not None)]
-        numbers = [y.detach(), *(t.detach() for t in leaves), *(t.grad for t in leaves)]
-        results.append((numbers, kernels.counters()))
-    (ours, our_work), (theirs, their_work) = results
-    assert our_work == their_work
-    for one, other in zip(ours, theirs, strict=True):
-        assert (one is None) == (other is None)
-        assert one is None or torch.equal(one, other)
+        results.append(outcome(y, own, stages))
+    assert_same_outcome(*results)
 
 
 def draw_chain(data: st.DataObject, training: bool) -> tuple[list[Block], ConvNorm | None]:
@@ -145,15 +156,8 @@ def test_a_chain_gives_the_same_bits_as_one_by_one(data: st.DataObject) -> None:
         if y.requires_grad:
             for again in (True, False):
                 y.backward(gradient, retain_graph=again)
-        stages = [stage for stage in [own_stem, *(s for block in own_blocks for s in block)] if stage is not None]
-        leaves = [own, *(t for stage in stages for t in stage[1:7] if t is not None)]
-        numbers = [y.detach(), *(t.detach() for t in leaves), *(t.grad for t in leaves)]
-        results.append((numbers, kernels.counters()))
-    (ours, our_work), (theirs, their_work) = results
-    assert our_work == their_work
-    for one, other in zip(ours, theirs, strict=True):
-        assert (one is None) == (other is None)
-        assert one is None or torch.equal(one, other)
+        results.append(outcome(y, own, [own_stem, *(stage for block in own_blocks for stage in block)]))
+    assert_same_outcome(*results)
 
 
 def test_a_chain_gives_memory_back_as_it_goes_and_goes_back_once() -> None:
