@@ -84,6 +84,8 @@ Visited backward_tile(const Backward& b) {
   const long row = a.packed_row, channel = b.packed_channel;
   Visited visited{0, 0};
   Dots dots;
+  Next<kNextBackward> next(packed, offsets);
+  long walked = -1;
   for (int i = 0; i < a.lists.count; ++i) {
     const int c = a.lists.sequence[i];
     if (c < b.first || c >= b.last) continue;
@@ -101,22 +103,24 @@ Visited backward_tile(const Backward& b) {
       SPARCL_UNROLL
       for (int t = 0; t < H; ++t) held[t] = load(x + t * V);
     }
+    if (begin != walked) next = Next<kNextBackward>(packed, offsets + begin);
+    walked = end;
     long k = begin;
     while (k < dotted) {
       const long stop = smaller(dotted, k + dots.room(b.sums + k * D) / D);
-      float* next = dots.next();
+      float* waiting = dots.next();
       dots.count += static_cast<int>(stop - k) * D;
-      for (; k < stop; ++k, next += D * V) {
-        const float* g = packed + offsets[k];
+      for (; k < stop; ++k, waiting += D * V) {
+        const float* g = next.take(packed, offsets + k);
         SPARCL_UNROLL
         for (int d = 0; d < D; d += E)
-          spread_and_dot<R, C, E, H>(g + d * channel, row, channel, values + k * D + d, held, x, sums, next + d * V);
+          spread_and_dot<R, C, E, H>(g + d * channel, row, channel, values + k * D + d, held, x, sums, waiting + d * V);
       }
     }
     if constexpr (D == 1)
-      accumulate<R, C, 1, U>(packed, row, offsets + k, values + k, static_cast<int>(end - k), sums);
+      accumulate<R, C, 1, U>(packed, row, offsets + k, values + k, static_cast<int>(end - k), next, sums);
     else
-      for (; k < end; ++k) spread<R, C, D>(packed + offsets[k], row, channel, values + k * D, sums);
+      for (; k < end; ++k) spread<R, C, D>(next.take(packed, offsets + k), row, channel, values + k * D, sums);
     if (a.store_partial) {
       SPARCL_UNROLL
       for (int t = 0; t < T; ++t) store(partial + t * V, sums[0][t]);

@@ -101,18 +101,41 @@ SPARCL_INLINE void multiply(const float* x, long row, const float* values, vec (
   }
 }
 
+// Where the inputs of the next N nonzeros lie, worked out long before they are needed: vectors that wait for their address hold up
+// those that could be loaded meanwhile (3.7 ns a nonzero of 4x4 positions, 2.6 with it). Lists that follow each other in memory are
+// one to it; it reads beyond the end of the last.
+template <int N>
+struct Next {
+  static_assert(N <= kOffsetsBeyond);
+  const float* at[N];
+  SPARCL_INLINE Next(const float* x, const uint32_t* offsets) {
+    SPARCL_UNROLL
+    for (int a = 0; a < N; ++a) at[a] = x + offsets[a];
+  }
+  // The first of them. offsets: from the nonzero that it belongs to.
+  SPARCL_INLINE const float* take(const float* x, const uint32_t* offsets) {
+    const float* first = at[0];
+    SPARCL_UNROLL
+    for (int a = 0; a + 1 < N; ++a) at[a] = at[a + 1];
+    at[N - 1] = x + offsets[N];
+    asm("" : "+r"(at[N - 1]));  // now, and not when it is needed
+    return first;
+  }
+};
+constexpr int kNextForward = 6, kNextBackward = 4;  // as many as leave a register for the rest
+
 // The inner loop, over the nonzeros of a list. U of them are in flight where the tile alone would leave the multipliers
 // waiting for each other.
-template <int R, int C, int G, int U>
-SPARCL_INLINE void accumulate(const float* x, long row, const uint32_t* offsets, const float* values, int n,
+template <int R, int C, int G, int U, int N>
+SPARCL_INLINE void accumulate(const float* x, long row, const uint32_t* offsets, const float* values, int n, Next<N>& next,
                               vec (&sums)[G][R * C]) {
   int k = 0;
   if constexpr (U > 1) {
     vec more[U - 1][G][R * C] = {};
     for (; k + U <= n; k += U) {
-      multiply<R, C, G>(x + offsets[k], row, values + k * G, sums);
+      multiply<R, C, G>(next.take(x, offsets + k), row, values + k * G, sums);
       SPARCL_UNROLL
-      for (int u = 1; u < U; ++u) multiply<R, C, G>(x + offsets[k + u], row, values + (k + u) * G, more[u - 1]);
+      for (int u = 1; u < U; ++u) multiply<R, C, G>(next.take(x, offsets + k + u), row, values + (k + u) * G, more[u - 1]);
     }
     SPARCL_UNROLL
     for (int u = 0; u < U - 1; ++u)
@@ -121,7 +144,7 @@ SPARCL_INLINE void accumulate(const float* x, long row, const uint32_t* offsets,
         SPARCL_UNROLL
         for (int t = 0; t < R * C; ++t) sums[g][t] += more[u][g][t];
   }
-  for (; k < n; ++k) multiply<R, C, G>(x + offsets[k], row, values + k * G, sums);
+  for (; k < n; ++k) multiply<R, C, G>(next.take(x, offsets + k), row, values + k * G, sums);
 }
 
 template <int R, int C>
@@ -195,6 +218,7 @@ long convolve_tile(const Convolve& a) {
   constexpr int T = R * C;
   constexpr int U = G * T >= 8 ? 1 : 8 / (G * T);
   long visited = 0;
+  Next<kNextForward> next(a.packed, a.lists.offsets + a.lists.start[0]);
   for (int i = 0; i < a.lists.count; ++i) {
     const int c = a.lists.sequence[i];
     const long begin = a.lists.start[i];
@@ -209,7 +233,7 @@ long convolve_tile(const Convolve& a) {
       SPARCL_UNROLL
       for (int t = 0; t < T; ++t)
         sums[g][t] = a.load_partial ? load(partial + (g * T + t) * V) : fill(a.bias ? a.bias[c + g] : 0.0f);
-    accumulate<R, C, G, U>(a.packed, a.packed_row, a.lists.offsets + begin, a.values + begin * G, n, sums);
+    accumulate<R, C, G, U>(a.packed, a.packed_row, a.lists.offsets + begin, a.values + begin * G, n, next, sums);
     if (a.store_partial) {
       SPARCL_UNROLL
       for (int g = 0; g < G; ++g)

@@ -36,8 +36,9 @@ struct Pack {
 struct ListView {
   const int32_t *sequence, *start;
   int count;
-  const uint32_t* offsets;  // floats from `packed`
+  const uint32_t* offsets;  // floats from `packed`; kOffsetsBeyond more may be read behind the last list
 };
+constexpr int kOffsetsBeyond = 8;
 
 // Convolves one packed tile.
 struct Convolve {

@@ -69,10 +69,13 @@ struct Added {
   const uint8_t* where = nullptr;
 };
 
+// Both gradients, or that of the input, come with kBack; the weights' alone with kWeights.
+enum class Purpose { kForward, kBack, kWeights };
+
 // A pass for one size of input on one unit: tiles, packed layout, offsets.
 class Pass {
  public:
-  Pass(const Kernels& unit, const PassShape& shape, const Form& form, bool gradient_of_weights);
+  Pass(const Kernels& unit, const PassShape& shape, const Form& form, Purpose purpose);
 
   // The lists in the order in which they are walked, so that memory is read in one stream: block of input channels after
   // block, in each the outputs, in each the channels by the length of their lists, so that the processor foresees where a
@@ -125,7 +128,7 @@ class Pass {
                                  const Source& x, const float* gy, float* sums) const;
   void lay_out();
   long packed_floats(bool all) const;
-  void choose_tiles(const Form& form, bool gradient_of_weights);
+  void choose_tiles(const Form& form, Purpose purpose);
 
   const Kernels* unit_;
   PassShape shape_;

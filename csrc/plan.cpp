@@ -283,9 +283,9 @@ std::shared_ptr<const ConvPlan::Geometry> ConvPlan::geometry(const Extent& input
   made->input = in;
   made->output = out;
   made->walk = walk;
-  made->forward = std::make_unique<Pass>(unit, forward, forward_, false);
-  made->input_gradient = std::make_unique<Pass>(unit, back, transposed_form(), false);
-  made->weight_gradient = std::make_unique<Pass>(unit, forward, forward_, true);
+  made->forward = std::make_unique<Pass>(unit, forward, forward_, Purpose::kForward);
+  made->input_gradient = std::make_unique<Pass>(unit, back, transposed_form(), Purpose::kBack);
+  made->weight_gradient = std::make_unique<Pass>(unit, forward, forward_, Purpose::kWeights);
   made->same_positions = true;
   for (const Output& output : back.outputs)
     made->same_positions = made->same_positions && output.rows == out_height && output.columns == out_width;

@@ -9,15 +9,16 @@ namespace {
 
 // What an input tile may fill of the first cache (48 KB where measured), and a group of tiles of the second (1 MB).
 constexpr long kFirstCache = 24 * 1024, kSecondCache = 512 * 1024;
-// Vectors that a list should multiply within a block of channels (of the weight gradient: nonzeros that it should have): with fewer,
-// carrying sums from block to block (adding up lanes) costs more than the first cache gives. Deep: of entries of several nonzeros.
-constexpr long kShortList = 224, kShortDot = 6, kShortDeep = 448;
+// Vectors that a list should multiply within a block of channels (of the weight gradient alone: nonzeros that it should have): with
+// fewer, carrying sums from block to block (adding up lanes) costs more than the first cache gives. On the way back each load
+// serves two multiply-adds, so that the first cache gives less.
+constexpr long kShortForward = 224, kShortBack = 448, kShortDot = 6;
 // The register tile of the weight gradient is only a loop over positions, so it may be longer.
 constexpr int kDotRows = 4, kDotColumns = 8;
 
 }  // namespace
 
-Pass::Pass(const Kernels& unit, const PassShape& shape, const Form& form, bool gradient_of_weights)
+Pass::Pass(const Kernels& unit, const PassShape& shape, const Form& form, Purpose purpose)
     : unit_(&unit), shape_(shape), channels_(form.channels) {
   row_min_ = column_min_ = 1 << 30;
   int row_max = -(1 << 30), column_max = row_max;
@@ -36,10 +37,10 @@ Pass::Pass(const Kernels& unit, const PassShape& shape, const Form& form, bool g
     grid_rows_ = std::max(grid_rows_, output.rows);
     grid_columns_ = std::max(grid_columns_, output.columns);
   }
-  choose_tiles(form, gradient_of_weights);
+  choose_tiles(form, purpose);
 }
 
-void Pass::choose_tiles(const Form& form, bool gradient_of_weights) {
+void Pass::choose_tiles(const Form& form, Purpose purpose) {
   const TileShape* shapes = unit_->shapes[form.block == 4 ? 2 : form.block == 2 ? 1 : 0];
   double best = 1e300;
   for (int s = 0; s < kMaxShapes && shapes[s].rows > 0; ++s) {
@@ -47,7 +48,7 @@ void Pass::choose_tiles(const Form& form, bool gradient_of_weights) {
     const double cost = tiles * (shapes[s].rows * shapes[s].columns + 1.5);
     if (cost < best) best = cost, micro_ = s, tile_ = shapes[s];
   }
-  if (gradient_of_weights) {  // the loop over positions is not unrolled: any shape will do
+  if (purpose == Purpose::kWeights) {  // the loop over positions is not unrolled: any shape will do
     tile_.rows = std::min(grid_rows_, kDotRows);
     tile_.columns = std::min(grid_columns_, std::max(kDotColumns, 16 / tile_.rows));
   }
@@ -59,12 +60,14 @@ void Pass::choose_tiles(const Form& form, bool gradient_of_weights) {
   };
   const long taken = std::max<long>(1, form.nonzeros / std::max(1, form.channels));
   const long cells = static_cast<long>(tile_.rows) * tile_.columns;
-  const long shortest = gradient_of_weights ? kShortDot : ceil_div(form.depth > 1 ? kShortDeep : kShortList, cells);
+  const long shortest = purpose == Purpose::kWeights ? kShortDot : ceil_div(purpose == Purpose::kBack ? kShortBack : kShortForward, cells);
   const long for_length = (shortest * shape_.in_channels + taken - 1) / taken;
   long channels = std::max(kFirstCache / channel_bytes(tile_.rows, tile_.columns), for_length);
   if (form.block > 1) channels = shape_.in_channels;  // each load serves several sums: the second cache is fast enough
-  channels = (std::max<long>(1, channels) + form.depth - 1) / form.depth * form.depth;  // an entry lies in one block
-  block_channels_ = static_cast<int>(std::min<long>(channels, shape_.in_channels));
+  // Blocks of equal size, none with a short rest, each a multiple of what an entry spans.
+  const long entries = (shape_.in_channels + form.depth - 1) / form.depth;
+  const long blocks = std::max(1L, shape_.in_channels / std::max(1L, channels));
+  block_channels_ = static_cast<int>((entries + blocks - 1) / blocks * form.depth);
   blocks_ = ceil_div(shape_.in_channels, block_channels_);
 
   group_rows_ = group_columns_ = 1;
@@ -123,7 +126,7 @@ Pass::Order Pass::order(const Lists& lists, const uint8_t* dotted) const {
   const int32_t* key = lists.key.data();
   std::vector<int32_t> at(lists.start.begin(), lists.start.end() - 1), end(at);  // what each list has left, and in this block
   order.start.push_back(0);
-  order.offsets.reserve(lists.key.size() / lists.block);
+  order.offsets.reserve(lists.key.size() / lists.block + kOffsetsBeyond);
   order.canonical.reserve(lists.key.size() * lists.depth);
   const auto place = [&](int32_t k, int d) { return lists.canonical.empty() ? k : lists.canonical[static_cast<size_t>(k) * lists.depth + d]; };
   const auto wanted = [&](int32_t k) { return !dotted || dotted[place(k, 0)]; };
@@ -153,6 +156,7 @@ Pass::Order Pass::order(const Lists& lists, const uint8_t* dotted) const {
       }
       for (int c = output.first; c < output.first + output.count; ++c) at[c] = end[c];
     }
+  order.offsets.insert(order.offsets.end(), kOffsetsBeyond, 0);
   return order;
 }
 
