@@ -5,10 +5,12 @@ from collections.abc import Callable
 from torch import nn
 
 from sparcl.errors import ConfigError
+from sparcl.nn.block import residual_block as residual_block
 from sparcl.nn.layers import MaskedLayer as MaskedLayer
 from sparcl.nn.layers import SparseLayer as SparseLayer
 from sparcl.nn.layers import prunable_names as prunable_names
 from sparcl.nn.layers import sparse_layers as sparse_layers
+from sparcl.nn.norm import norm_relu as norm_relu
 from sparcl.nn.resnet import ResNet as ResNet
 from sparcl.nn.resnet import resnet18 as resnet18
 from sparcl.nn.small import MLP as MLP
