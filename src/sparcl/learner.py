@@ -100,7 +100,7 @@ class Learner:
         self.layer_choice = dict(layer_choice or {})
         if self.backend == "native":
             if backend == "auto" and not layer_choice:
-                density, block = self.sparsifier.density_at(0, 1.0), self.sparsifier.pattern.block
+                density, block = self.sparsifier.density(), self.sparsifier.pattern.block
                 prunable = self.sparsifier.prunable
                 self.layer_choice = auto.measure(self.model, prunable, density, block, batch_size, input_shape)
             convert.to_native(self.model, self.sparsifier.prunable, self.layer_choice)

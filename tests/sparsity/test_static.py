@@ -27,7 +27,7 @@ def test_every_layer_has_exactly_its_share_before_the_first_step(
         units = layer.parameter.numel() // block
         assert len(layer.index) == max(1, round(density * units)) * block
         assert layer.parameter.count_nonzero() == len(layer.index)
-    assert sparsifier.density_at(1, 0.5) == 1.0 - sparsity
+    assert sparsifier.density() == 1.0 - sparsity
 
 
 def test_it_never_moves_and_what_is_not_prunable_trains() -> None:

@@ -254,9 +254,3 @@ def test_a_block_that_does_not_fit_is_refused_before_anything_changes() -> None:
     with pytest.raises(ConfigError, match="divisible by 8; layer grouped has 4"):
         TDM(0.9, pattern=Pattern(8)).attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert bool((model.conv.weight != 0).all())
-
-
-def test_planned_density_follows_the_schedule() -> None:
-    tdm = TDM(0.75, p_inter=0.01)
-    assert [tdm.density_at(0, p) for p in (0.0, 0.5, 0.95)] == [0.25, 0.25, 0.25]
-    assert [tdm.density_at(1, p) for p in (0.0, 0.09, 0.1, 0.95)] == [0.26, 0.26, 0.25, 0.25]

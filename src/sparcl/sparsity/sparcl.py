@@ -122,8 +122,8 @@ class SparCL(Sparsifier):
         for part in self._parts.values():
             part.end_task()
 
-    def density_at(self, task: int, progress: float) -> float:
-        return self.tdm.density_at(task, progress)
+    def density(self) -> float:
+        return self.tdm.density()
 
     def state_dict(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self._parts.items()}

@@ -102,9 +102,8 @@ class Sparsifier(Recorded):
     def end_task(self) -> None:
         """The task is over."""
 
-    def density_at(self, task: int, progress: float) -> float:
-        """Planned density of the prunable weights at `progress` (0..1) of a task: for the cost ledger's forecast."""
-        del task, progress
+    def density(self) -> float:
+        """Share of the prunable weights that is active at the end of every task."""
         return 1.0
 
     def state_dict(self) -> dict[str, Any]:

@@ -57,8 +57,7 @@ class Static(MaskSparsifier):
         for layer, count in zip(self.layers, self.target, strict=True):
             self.set_units(layer, self.draw_unused(layer, nothing, count))
 
-    def density_at(self, task: int, progress: float) -> float:
-        del task, progress
+    def density(self) -> float:
         return 1.0 - self.sparsity
 
     def active(self) -> int:

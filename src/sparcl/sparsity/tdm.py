@@ -111,11 +111,6 @@ class TDM(Static):
             self.notify("tdm.shrink", {"removed": removed * self.pattern.block, "active": self.active()})
         self.losses = None
 
-    def density_at(self, task: int, progress: float) -> float:
-        if task > 0 and progress < UPDATE_MOMENTS[0]:
-            return min(1.0, 1.0 - self.sparsity + min(self.p_inter, MAX_MOVED * (1.0 - self.sparsity)))
-        return 1.0 - self.sparsity
-
     def moved(self, layer: SparseLayer, target: int, share: float) -> int:
         """Units moved at once: `share` of all, but at most 20 % of the active and no more than the unused."""
         units = self.pattern.units(layer.shape)
