@@ -204,14 +204,29 @@ def test_auto_measures_and_a_recorded_choice_is_replayed() -> None:
 def test_auto_chooses_dense_where_it_is_faster_by_the_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {nn.Linear: 1.0, auto.CompactLinear: 1.2, auto.BatchLastConv2d: 1.0, auto.CompactConv2d: 1.3}
     monkeypatch.setattr(auto, "_seconds", lambda layer, _: seconds[type(layer)])
-    chosen = auto.measure(Net(), None, 0.5, 1, 4, (2, 6, 6))
+    chosen = auto.measure(Net(), None, sparsity.Static(0.5).densities, 1, 4, (2, 6, 6))
     assert chosen == {"grouped": "dense", "conv": "dense", "hidden": "native"}
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "block"])
+def test_auto_measures_each_layer_at_its_own_density(monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    measured: dict[tuple[int, ...], int] = {}
+
+    def seconds(layer: nn.Module, _: Tensor) -> float:
+        if isinstance(layer, CompactLayer):
+            measured[layer.shape] = len(layer.index)
+        return 1.0
+
+    monkeypatch.setattr(auto, "_seconds", seconds)
+    learner = Learner(Net(), sparsifier=sparcl.SparCL(0.75, pattern=pattern, block_size=2, distribution="erk"))
+    assert measured == {layer.shape: len(layer.index) for layer in learner.sparsifier.layers}
+    assert len({round(active / torch.Size(shape).numel(), 2) for shape, active in measured.items()}) == 3
 
 
 def test_measuring_leaves_no_trace() -> None:
     model = Net()
     before, drawn = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    auto.measure(model, None, 0.1, 4, 4, (2, 6, 6))
+    auto.measure(model, None, sparsity.Static(0.9).densities, 4, 4, (2, 6, 6))
     assert torch.equal(torch.get_rng_state(), drawn)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())

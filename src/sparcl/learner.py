@@ -100,9 +100,9 @@ class Learner:
         self.layer_choice = dict(layer_choice or {})
         if self.backend == "native":
             if backend == "auto" and not layer_choice:
-                density, block = self.sparsifier.density(), self.sparsifier.pattern.block
-                prunable = self.sparsifier.prunable
-                self.layer_choice = auto.measure(self.model, prunable, density, block, batch_size, input_shape)
+                prunable, densities = self.sparsifier.prunable, self.sparsifier.densities
+                block = self.sparsifier.pattern.block
+                self.layer_choice = auto.measure(self.model, prunable, densities, block, batch_size, input_shape)
             convert.to_native(self.model, self.sparsifier.prunable, self.layer_choice)
         self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
         self.settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}

@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ def select_backend(backend: str, model: nn.Module, device: torch.device, *, prun
 def measure(
     model: nn.Module,
     prunable: Prunable,
-    density: float,
+    densities: Callable[[Sequence[tuple[int, ...]]], list[float]],
     block: int,
     batch: int,
     input_shape: tuple[int, ...] | None = None,
@@ -60,23 +60,30 @@ def measure(
 
     Args:
         model: the dense model, unchanged by this.
-        density: share of the weights that will be active.
+        densities: share of each prunable layer's weights that will be active, given the shapes of all.
         block: G, output channels that share their positions (1: unstructured).
         batch: N.
         input_shape: of one sample; without it a convolution is timed on `NOMINAL_SIDE` rows and columns.
     """
-    names = [name for name in prunable_names(model, prunable) if has_kernel(model.get_submodule(name))]
+    shapes = {name: _shape(model.get_submodule(name)) for name in prunable_names(model, prunable)}
+    density = dict(zip(shapes, densities(list(shapes.values())), strict=True))
+    names = [name for name in shapes if has_kernel(model.get_submodule(name))]
     sides = {} if input_shape is None else _input_sides(model, names, input_shape)
-    known: dict[tuple[Any, ...], str] = {}  # layers of the same geometry are timed once
+    known: dict[tuple[Any, ...], str] = {}  # layers of the same geometry and density are timed once
     choice = {}
     for name in names:
         layer, side = model.get_submodule(name), sides.get(name, (NOMINAL_SIDE, NOMINAL_SIDE))
-        geometry = (repr(layer), side)
-        if geometry not in known:
+        alike = (repr(layer), side, density[name])
+        if alike not in known:
             assert isinstance(layer, nn.Conv2d | nn.Linear)
-            known[geometry] = _faster(layer, density, block, batch, side)
-        choice[name] = known[geometry]
+            known[alike] = _faster(layer, density[name], block, batch, side)
+        choice[name] = known[alike]
     return choice
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    """Of the dense weight, also where the layer is compact already."""
+    return layer.shape if isinstance(layer, CompactLayer) else tuple(cast(Tensor, layer.weight).shape)
 
 
 def _faster(layer: nn.Conv2d | nn.Linear, density: float, block: int, batch: int, side: tuple[int, ...]) -> str:

@@ -8,6 +8,7 @@ one output channel, G channels a block. Unstructured: unit u is weight u. Block:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,7 +90,7 @@ def make_pattern(name: str, block: int = 4) -> Pattern:
 DISTRIBUTIONS = ("uniform", "erk")
 
 
-def layer_densities(shapes: list[tuple[int, ...]], sparsity: float, distribution: str) -> list[float]:
+def layer_densities(shapes: Sequence[tuple[int, ...]], sparsity: float, distribution: str) -> list[float]:
     """Density of each prunable layer, so that together they have `sparsity`.
 
     `uniform`: one ratio for each layer (published). `erk`: Erdős-Rényi-Kernel (Evci et al., RigL, 2020): density

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -122,8 +122,8 @@ class SparCL(Sparsifier):
         for part in self._parts.values():
             part.end_task()
 
-    def density(self) -> float:
-        return self.tdm.density()
+    def densities(self, shapes: Sequence[tuple[int, ...]]) -> list[float]:
+        return self.tdm.densities(shapes)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self._parts.items()}

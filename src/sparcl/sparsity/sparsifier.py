@@ -102,9 +102,9 @@ class Sparsifier(Recorded):
     def end_task(self) -> None:
         """The task is over."""
 
-    def density(self) -> float:
-        """Share of the prunable weights that is active at the end of every task."""
-        return 1.0
+    def densities(self, shapes: Sequence[tuple[int, ...]]) -> list[float]:
+        """Share of each prunable layer's weights that is active at a task's end, given all their shapes, in order."""
+        return [1.0] * len(shapes)
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on, as nested dicts of tensors and JSON values (masks excepted: see `masks`)."""

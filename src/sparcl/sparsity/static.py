@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -45,9 +46,9 @@ class Static(MaskSparsifier):
         """Bind, and make the network sparse at once: a random mask, before the first step."""
         super().attach(model, optimizer, seed)
         shapes = [layer.shape for layer in self.layers]
-        densities = layer_densities(shapes, self.sparsity, self.distribution)
         self.target = [
-            max(1, round(density * self.pattern.units(shape))) for density, shape in zip(densities, shapes, strict=True)
+            max(1, round(density * self.pattern.units(shape)))
+            for density, shape in zip(self.densities(shapes), shapes, strict=True)
         ]
         self._start()
         return self
@@ -57,8 +58,8 @@ class Static(MaskSparsifier):
         for layer, count in zip(self.layers, self.target, strict=True):
             self.set_units(layer, self.draw_unused(layer, nothing, count))
 
-    def density(self) -> float:
-        return 1.0 - self.sparsity
+    def densities(self, shapes: Sequence[tuple[int, ...]]) -> list[float]:
+        return layer_densities(shapes, self.sparsity, self.distribution)
 
     def active(self) -> int:
         """Active weights over all prunable layers."""
