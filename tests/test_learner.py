@@ -152,27 +152,6 @@ class InterruptionError(Exception):
     """Raised by an observer, as a signal would."""
 
 
-def state_of(learner: Learner) -> dict[str, Any]:
-    """What a checkpoint holds."""
-    return copy.deepcopy(
-        {
-            "learner": learner.state_dict(),
-            "model": learner.model.state_dict(),
-            "masks": [(layer.index, layer.chosen) for layer in learner.sparsifier.layers],
-            "optimizer": learner.optimizer.state_dict(),
-        }
-    )
-
-
-def restore(learner: Learner, state: dict[str, Any]) -> None:
-    for layer, (index, chosen) in zip(learner.sparsifier.layers, state["masks"], strict=True):
-        layer.set_index(index)
-        layer.set_chosen(chosen)
-    learner.model.load_state_dict(state["model"])
-    learner.optimizer.load_state_dict(state["optimizer"])
-    learner.load_state_dict(state["learner"])
-
-
 @pytest.mark.parametrize(
     ("method", "pattern"),
     [(lambda: DERpp(12), "unstructured"), (lambda: ER(12), "block")],
@@ -204,11 +183,11 @@ def test_interrupted_and_resumed_is_uninterrupted(method: Callable[[], Method], 
             for task in stream:
                 learner.learn(task)
         assert learner.position is not None
-        state = state_of(learner)
+        state = copy.deepcopy(learner.checkpoint_state())
         torch.manual_seed(999)
         resumed = fresh(seed=5)  # all that its seed decides is replaced by the state
-        resumed.seed = 0
-        restore(resumed, state)
+        resumed.seed = resumed.settings["seed"] = 0
+        resumed.restore(state)
         for task in stream[resumed.learned :]:
             resumed.learn(task)
         assert digest(resumed) == expected, stop_at
@@ -223,7 +202,7 @@ def test_a_state_taken_between_tasks_or_before_the_first_goes_on_as_well() -> No
         for task in stream[:learned]:
             learner.learn(task)
         resumed = make()
-        restore(resumed, state_of(learner))
+        resumed.restore(copy.deepcopy(learner.checkpoint_state()))
         assert resumed.position is None
         for task in stream[learned:]:
             resumed.learn(task)
@@ -368,10 +347,10 @@ def test_evaluation_changes_nothing() -> None:
     stream = blobs(flip=True)
     learner = make()
     learner.learn(stream[0])
-    before, state = digest(learner), learner.state_dict()["generators"]
+    before, state = digest(learner), learner.checkpoint_state()["learner"]["generators"]
     learner.evaluate(stream)
     assert digest(learner) == before
-    after = learner.state_dict()["generators"]
+    after = learner.checkpoint_state()["learner"]["generators"]
     assert all(torch.equal(state[key], after[key]) for key in state)
     assert all(
         not p.requires_grad or p.grad is None or bool(torch.isfinite(p.grad).all()) for p in learner.model.parameters()

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from sparcl import saving, seeds
 from sparcl.accuracy import Accuracy, accuracy_on
-from sparcl.checkpoint import Checkpointer, Interval, Store, checks
+from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.checkpoint.store import open_folder
-from sparcl.errors import CheckpointError, ConfigError, DataError
+from sparcl.errors import ConfigError, DataError
 from sparcl.losses import LossWatch
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
@@ -84,27 +84,15 @@ class Learner:
         checkpoint_dir: str | Path | None = None,
         checkpoint_every: int | str = "60s",
     ) -> None:
-        for label, value in (("epochs", epochs), ("batch size", batch_size), ("replay batch size", replay_batch_size)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{label} {value} is not allowed; use 1 or more")
-        if batch_size < 2:
-            raise ConfigError("batch size 1 is not allowed: batch statistics need 2 samples or more")
-        if not lr > 0:
-            raise ConfigError(f"learning rate {lr} is not allowed; use a number above 0")
+        _check_settings(epochs, batch_size, replay_batch_size, lr)
         self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.recipes = saving.recipes(model, self.method, self.sparsifier)
         self.device = torch.device(device)
         self.model = model.to(self.device)
-        self.backend = auto.select_backend(backend, self.model, self.device, prunes=self.sparsifier.prunes)
-        self.layer_choice = dict(layer_choice or {})
-        if self.backend == "native":
-            if backend == "auto" and not layer_choice:
-                prunable, densities = self.sparsifier.prunable, self.sparsifier.densities
-                block = self.sparsifier.pattern.block
-                self.layer_choice = auto.measure(self.model, prunable, densities, block, batch_size, input_shape)
-            convert.to_native(self.model, self.sparsifier.prunable, self.layer_choice)
         self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
+        self.layer_choice = dict(layer_choice or {})
+        self.backend = self._convert(backend, input_shape)
         self.settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
         self.settings["replay_batch_size"] = replay_batch_size or batch_size
         self.observers = list(observers)
@@ -124,13 +112,24 @@ class Learner:
                 generator=self.generators.method,
                 device=self.device,
                 replay_batch_size=replay_batch_size or batch_size,
-                mask_gradients=self._mask_gradients,
+                mask_gradients=self.sparsifier.mask_gradients,
             )
         )
         self.tasks: list[Task] = []
         self.position: Position | None = None
         self.learned = self.steps = 0
         self.watch_loss = LossWatch()
+
+    def _convert(self, backend: str, input_shape: tuple[int, ...] | None) -> str:
+        """Give the model to the backend that will compute it, before the optimizer takes its parameters."""
+        sparsifier, batch = self.sparsifier, self.batch_size
+        chosen = auto.select_backend(backend, self.model, self.device, prunes=sparsifier.prunes)
+        if chosen == "native":
+            if backend == "auto" and not self.layer_choice:
+                densities, block = sparsifier.densities, sparsifier.pattern.block
+                self.layer_choice = auto.measure(self.model, sparsifier.prunable, densities, block, batch, input_shape)
+            convert.to_native(self.model, sparsifier.prunable, self.layer_choice)
+        return chosen
 
     def tell(self, event: str, figures: dict[str, Any]) -> None:
         """Pass an event on to the observers."""
@@ -169,9 +168,8 @@ class Learner:
     def _check(self, task: Task) -> None:
         if len(task.train) < 2:
             raise DataError(f"task {task.index + 1} has {len(task.train)} training sample(s); a task needs 2 or more")
-        expected = self.learned
-        if task.index != expected:
-            raise ConfigError(f"task {task.index + 1} was given, but task {expected + 1} is the next to learn")
+        if task.index != self.learned:
+            raise ConfigError(f"task {task.index + 1} was given, but task {self.learned + 1} is the next to learn")
 
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
@@ -180,7 +178,7 @@ class Learner:
         self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
         losses = Losses(self._task_importance, self._replay_importance, self._objective)
         if self.position is not None:
-            self._check_resumed(self.position)
+            saving.check_task(self.position, task, self.sparsifier)
             self.sparsifier.resume_task(losses)
             self.method.resume_task(task)
             return
@@ -191,25 +189,13 @@ class Learner:
         self.method.begin_task(task)
         self.sparsifier.begin_task(task.index, samples=len(task.train), epochs=self.epochs, losses=losses)
 
-    def _check_resumed(self, position: Position) -> None:
-        """The loaded state must stand inside this very task: the same samples in the same order."""
-        train, samples = self.task.train, len(self.task.train)
-        if position.data is not None and position.data != saving.fingerprint(train.inputs, train.labels):
-            raise CheckpointError(f"task {self.task.index + 1} has other data than the one the loaded state stands in")
-        if position.order is not None:
-            checks.within(position.order, "order", 0, samples - 1)
-        with checks.refusing("what is known of the task's samples"):
-            self.sparsifier.keep(torch.arange(samples))
-
     def _begin_epoch(self, position: Position) -> None:
         """Draw the epoch's order, less what DDR has removed; a resumed epoch has it already."""
         self.model.train()
         if position.order is not None:
             return
         drawn = torch.randperm(len(self.task.train), generator=self.generators.order)
-        position.order = self.sparsifier.keep(drawn)
-        position.batch = min(self.batch_size, len(position.order))
-        position.planned_steps = len(position.order) // position.batch
+        position.plan(self.sparsifier.keep(drawn), self.batch_size)
         self.sparsifier.begin_epoch(position.epoch, position.planned_steps)
         self.tell(
             "epoch.begin",
@@ -263,12 +249,7 @@ class Learner:
             done, rest = position.order[: position.cursor], position.order[position.cursor :]
             position.order = torch.cat([done, self.sparsifier.keep(rest)])
             if position.cursor == 0:  # a small task may now be less than the batch that the epoch began with
-                position.batch = min(self.batch_size, len(position.order))
-                position.planned_steps = len(position.order) // position.batch
-
-    def _mask_gradients(self) -> None:
-        for layer in self.sparsifier.layers:
-            layer.mask_gradient()
+                position.plan(position.order, self.batch_size)
 
     def _assemble(self, ids: Tensor) -> Batch:
         """The batch of the samples `ids` (int64 [N], on the CPU)."""
@@ -308,12 +289,6 @@ class Learner:
             yield
         finally:
             self.tell("importance.end", {})
-
-    def where(self) -> str:
-        """Where training stands, in words."""
-        if (position := self.position) is None:
-            return f"after task {self.learned}"
-        return f"in task {position.task + 1}, epoch {position.epoch + 1}, step {position.step}"
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
@@ -409,27 +384,12 @@ class Learner:
         """
         saving.restore(self, state)
 
-    # --- state --------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything beside the weights, masks and optimizer state that is needed to go on to the same bits."""
-        position = self.position
-        return {
-            "learned": self.learned,
-            "steps": self.steps,
-            "position": None if position is None else dict(vars(position)),
-            "method": self.method.state_dict(),
-            "sparsifier": self.sparsifier.state_dict(),
-            "generators": self.generators.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`; weights, masks and optimizer state are loaded by the checkpoint."""
-        self.learned = checks.integer(state["learned"], "learned")
-        self.steps = checks.integer(state["steps"], "steps")
-        self.position = None if state["position"] is None else Position(**state["position"])
-        if self.position is not None:
-            self.position.check(self.learned, self.epochs)
-        self.method.load_state_dict(state["method"])
-        self.sparsifier.load_state_dict(state["sparsifier"])
-        self.generators.load_state_dict(state["generators"])
+def _check_settings(epochs: int, batch_size: int, replay_batch_size: int | None, lr: float) -> None:
+    for label, value in (("epochs", epochs), ("batch size", batch_size), ("replay batch size", replay_batch_size)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{label} {value} is not allowed; use 1 or more")
+    if batch_size < 2:
+        raise ConfigError("batch size 1 is not allowed: batch statistics need 2 samples or more")
+    if not lr > 0:
+        raise ConfigError(f"learning rate {lr} is not allowed; use a number above 0")

@@ -24,6 +24,11 @@ class Position:
     planned_steps: int = 0
     data: str | None = None  # fingerprint of the task's samples, once a checkpoint has asked for it
 
+    def plan(self, order: Tensor, batch_size: int) -> None:
+        """The epoch goes through `order`, int64, `batch_size` samples a step, or all of it where it is less."""
+        self.order, self.batch = order, min(batch_size, len(order))
+        self.planned_steps = len(order) // self.batch
+
     def check(self, learned: int, epochs: int) -> None:
         """Refuse a loaded position that training could never have reached."""
         if self.task != learned:

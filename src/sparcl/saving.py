@@ -21,9 +21,11 @@ from sparcl.methods import METHODS, Method
 from sparcl.nn.layers import ELEMENTWISE_OPTIMIZERS
 from sparcl.nn.resnet import ResNet
 from sparcl.nn.small import MLP, ConvNet
+from sparcl.position import Position
 from sparcl.recorded import Recorded
 from sparcl.sparsity import DDR, DGM, SPARSIFIERS, TDM, Sparsifier
 from sparcl.sparsity.patterns import Pattern
+from sparcl.streams.task import Task
 
 if TYPE_CHECKING:
     from sparcl.learner import Learner
@@ -62,12 +64,12 @@ def capture(learner: Learner) -> State:
     state: State = {
         "settings": {**learner.settings, "made_from": learner.recipes},
         **canonical.capture(learner.model, learner.sparsifier.layers, learner.optimizer),
-        "learner": learner.state_dict(),
+        "learner": _progress(learner),
     }
     values = {**state["model"], **{name: layer["values"] for name, layer in state["layers"].items()}}
     for name, tensor in values.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise TrainingError(f"{name} became NaN or infinite {learner.where()}: lower the learning rate")
+            raise TrainingError(f"{name} became NaN or infinite {_where(learner)}: lower the learning rate")
     return state
 
 
@@ -88,11 +90,43 @@ def restore(learner: Learner, state: Mapping[str, Any]) -> None:
     with checks.refusing("the state of the model and its optimizer"):
         canonical.restore(learner.model, learner.sparsifier.layers, learner.optimizer, state, _fits(learner))
     with checks.refusing("the state of the method and the sparsifier"):
-        learner.load_state_dict(state["learner"])
+        _go_on(learner, state["learner"])
         again = capture(learner)
     for part in PARTS[1:]:
         if (where := tree.difference(_portable(state[part]), _portable(again[part]), part)) is not None:
             raise CheckpointError(f"the checkpoint does not fit: {where} was not taken as it is")
+
+
+def _progress(learner: Learner) -> State:
+    """What is needed to go on to the same bits beside the weights, masks and optimizer state."""
+    position = learner.position
+    return {
+        "learned": learner.learned,
+        "steps": learner.steps,
+        "position": None if position is None else dict(vars(position)),
+        "method": learner.method.state_dict(),
+        "sparsifier": learner.sparsifier.state_dict(),
+        "generators": learner.generators.state_dict(),
+    }
+
+
+def _go_on(learner: Learner, state: Mapping[str, Any]) -> None:
+    """Take what `_progress` gave."""
+    learner.learned = checks.integer(state["learned"], "learned")
+    learner.steps = checks.integer(state["steps"], "steps")
+    learner.position = None if state["position"] is None else Position(**state["position"])
+    if learner.position is not None:
+        learner.position.check(learner.learned, learner.epochs)
+    learner.method.load_state_dict(state["method"])
+    learner.sparsifier.load_state_dict(state["sparsifier"])
+    learner.generators.load_state_dict(state["generators"])
+
+
+def _where(learner: Learner) -> str:
+    """Where training stands, in words."""
+    if (position := learner.position) is None:
+        return f"after task {learner.learned}"
+    return f"in task {position.task + 1}, epoch {position.epoch + 1}, step {position.step}"
 
 
 def _fits(learner: Learner) -> canonical.Fits:
@@ -103,6 +137,21 @@ def _fits(learner: Learner) -> canonical.Fits:
         return len(units) * pattern.block == len(index) and torch.equal(pattern.expand(units, shape), index)
 
     return fits
+
+
+def check_task(position: Position, task: Task, sparsifier: Sparsifier) -> None:
+    """A loaded position must stand inside this very task: the same samples in the same order.
+
+    Raises:
+        CheckpointError: the task has other data, or the state speaks of samples that it has not.
+    """
+    samples = len(task.train)
+    if position.data is not None and position.data != fingerprint(task.train.inputs, task.train.labels):
+        raise CheckpointError(f"task {task.index + 1} has other data than the one the loaded state stands in")
+    if position.order is not None:
+        checks.within(position.order, "order", 0, samples - 1)
+    with checks.refusing("what is known of the task's samples"):
+        sparsifier.keep(torch.arange(samples))
 
 
 def _portable(part: Any) -> Any:

@@ -96,6 +96,11 @@ class Sparsifier(Recorded):
     def after_backward(self) -> None:
         """Gradients are there, the optimizer has not yet moved."""
 
+    def mask_gradients(self) -> None:
+        """Clear the gradient of all that is inactive or not chosen."""
+        for layer in self.layers:
+            layer.mask_gradient()
+
     def after_step(self) -> None:
         """The optimizer has moved."""
 
@@ -148,8 +153,7 @@ class MaskSparsifier(Sparsifier):
 
     def after_backward(self) -> None:
         """Clear what must not move, and remember the frozen weights with their optimizer state, bit for bit."""
-        for layer in self.layers:
-            layer.mask_gradient()
+        self.mask_gradients()
         if not moves_without_gradient(self.optimizer):
             return
         self._frozen = []
