@@ -1,14 +1,17 @@
-"""Small models, streams and a training loop of one's own, for the tests of the core."""
+"""Small models, streams, a Learner and a training loop of one's own, for the tests of the core."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparcl.sparsity import Losses, Sparsifier
+from sparcl import Learner
+from sparcl.methods import DERpp
+from sparcl.sparsity import Losses, SparCL, Sparsifier
 from sparcl.streams import Stream, Transform, from_arrays
 
 
@@ -112,3 +115,15 @@ def own_loop(
                 steps += 1
         sparsifier.end_task()
     return steps
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.01, weight_decay=0.01)
+
+
+def make_learner(seed: int = 0, model: nn.Module | None = None, **options: Any) -> Learner:
+    """A Learner with everything that draws in it: augmentation, dropout, buffer, masks, removal, order."""
+    settings: dict[str, Any] = {"epochs": 3, "batch_size": 8, "optimizer": adam, "backend": "reference"} | options
+    settings.setdefault("method", DERpp(12))
+    settings.setdefault("sparsifier", SparCL(0.7))
+    return Learner(model or Net(dropout=0.2), seed=seed, **settings)

@@ -1,0 +1,90 @@
+"""What the Learner refuses: before any work where it can be known, else at the step that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toys import Bag, Net, blobs, make_learner
+
+from sparcl import DDR, DGM, TDM, Learner, SparCL
+from sparcl.errors import ConfigError, DataError, TrainingError
+from sparcl.methods import Finetune, Joint
+from sparcl.streams import Samples, Task, Transform
+
+
+class Failing(nn.Module):
+    """A network that answers NaN at its seventh batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.batches = Net(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches += 1
+        answer: Tensor = self.net(x)
+        return answer * (float("nan") if self.batches == 7 else 1.0)
+
+
+def test_a_loss_that_is_not_a_number_stops_training_and_says_where() -> None:
+    learner = make_learner(model=Failing(), method=Finetune(), sparsifier=None, batch_size=10)
+    with pytest.raises(TrainingError, match="task 1, epoch 2, step 3") as caught:
+        learner.learn(blobs()[0])
+    assert "\n" not in str(caught.value)
+    assert all(bool(torch.isfinite(p).all()) for p in learner.model.parameters())
+
+
+def test_a_learning_rate_that_diverges_is_noticed_under_every_sparsifier() -> None:
+    for sparsifier in (None, SparCL(0.5), SparCL(0.5, pattern="block"), TDM(0.5), DGM(), DDR()):
+        learner = make_learner(sparsifier=sparsifier, optimizer=None, lr=1e12, epochs=20)
+        with pytest.raises(TrainingError, match=r"task 1, epoch \d+, step \d+"):
+            learner.learn(blobs()[0])
+
+
+def test_a_task_with_one_sample_or_out_of_turn_is_refused() -> None:
+    first, second = blobs()
+    one = Task(0, first.classes, Samples(first.train.inputs[:1], first.train.labels[:1]), first.test, Transform())
+    with pytest.raises(DataError, match="task 1 has 1 training sample"):
+        make_learner().learn(one)
+    with pytest.raises(ConfigError, match="task 1 is the next"):
+        make_learner().learn(second)
+    learner = make_learner(method=Joint())
+    learner.learn(first)
+    with pytest.raises(ConfigError, match="merged"):
+        learner.learn(second)
+
+
+@pytest.mark.parametrize("sparsifier", [SparCL, TDM, DGM])
+def test_a_model_without_prunable_layers_is_refused_before_any_work(sparsifier: Callable[[], Any]) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 4))
+    before = model[1].weight.detach().clone()
+    with pytest.raises(ConfigError, match="no prunable layer"):
+        Learner(model, sparsifier=sparsifier())
+    assert torch.equal(model[1].weight, before)
+    make_learner(model=model, sparsifier=DDR()).learn(blobs()[0])  # what prunes nothing needs none
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs 0"),
+        ({"batch_size": 0}, "batch size 0"),
+        ({"batch_size": 1}, "2 samples or more"),
+        ({"replay_batch_size": 0}, "replay batch size 0"),
+        ({"optimizer": None, "lr": 0.0}, "learning rate 0.0"),
+        ({"optimizer": None, "lr": float("nan")}, "learning rate nan"),
+        ({"optimizer": lambda p: torch.optim.LBFGS(p)}, "optimizer LBFGS"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_learner(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_blocks_that_do_not_fit_are_refused_and_name_the_layer() -> None:
+    with pytest.raises(ConfigError, match="layer tiny has 4"):
+        make_learner(model=Bag(), sparsifier=SparCL(0.5, pattern="block", block_size=8, prunable=["tiny"]))
