@@ -139,7 +139,7 @@ def info(
     ] = False,
 ) -> None:
     """What is installed and what can be named; --flops: what the published protocol costs."""
-    from sparcl.cost.published import published_rows, table
+    from sparcl.cost.protocol import published_rows, table
     from sparcl.run.info import about
 
     Console().print(table(published_rows()) if flops else about())

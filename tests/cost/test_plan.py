@@ -14,7 +14,7 @@ from rich.console import Console
 import sparcl.nn as models
 from sparcl.cost.flops import Ledger
 from sparcl.cost.plan import plan
-from sparcl.cost.published import published_rows, table
+from sparcl.cost.protocol import published_rows, table
 from sparcl.errors import ConfigError
 from sparcl.learner import Learner
 from sparcl.methods import DER, ER, METHODS, DERpp, Finetune

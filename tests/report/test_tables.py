@@ -139,6 +139,7 @@ def test_published_figures_stand_beside_dense_runs_alone_and_are_marked(tmp_path
     assert by_label["derpp sparcl 0.90"].published is None
     assert by_label["er dense"].published is None  # no such buffer in print
     assert by_label["er sparcl 0.75"].published_flops == 2.0e15
+    assert by_label["derpp sparcl 0.90"].published_flops is None  # recollected only
     headings = [c.heading for c in columns(groups)]
     assert [h for h in headings if "published" in h] == [
         "published Class-IL %",

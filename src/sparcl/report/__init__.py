@@ -1,7 +1,7 @@
 """Reads what runs left behind (config.toml, result.json, events.jsonl) and compares them. Imports no torch.
 
-records.py finds and checks the records, tables.py groups them over seeds and writes tables, published.py holds the
-figures of the literature, figures.py and page.py make the page that stands alone in a browser.
+records.py finds and checks the records, tables.py groups them over seeds and writes tables beside the figures of the
+literature (sparcl/published.py), figures.py and page.py make the page that stands alone in a browser.
 """
 
 from sparcl.report.records import Problem as Problem

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from sparcl.report import published
+from sparcl import published
 from sparcl.report.records import INCIDENTAL, Record
 
 FORMATS = ("table", "markdown", "csv", "html")

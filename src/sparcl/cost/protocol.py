@@ -1,4 +1,4 @@
-"""The ledger's own figures beside those of SparCL's table 1, Split CIFAR-10 with a ResNet-18: computed, not trained."""
+"""What the published Split CIFAR-10 protocol costs, beside SparCL's table 1: computed by the ledger, not trained."""
 
 from __future__ import annotations
 
@@ -8,22 +8,13 @@ from rich.table import Table
 
 from sparcl.cost.plan import plan
 from sparcl.methods import ER, DERpp
-from sparcl.methods.method import Method
 from sparcl.nn import resnet18
+from sparcl.published import PAPER_FLOPS
 from sparcl.sparsity.sparcl import SparCL
 from sparcl.sparsity.sparsifier import Sparsifier
 
-TASKS, SAMPLES, EPOCHS, INPUT_SHAPE = 5, 10_000, 50, (3, 32, 32)
-
-RUNS: tuple[tuple[type[ER] | type[DERpp], float | None, float, bool], ...] = (
-    (ER, None, 11.1, True),
-    (ER, 0.75, 2.0, True),
-    (DERpp, None, 13.9, False),
-    (DERpp, 0.75, 2.5, False),
-    (DERpp, 0.90, 1.1, False),
-    (DERpp, 0.95, 0.6, False),
-)
-"""Method, sparsity (None: dense), published training FLOPs ×10^15, and whether a source read in full confirms them."""
+STREAM, TASKS, SAMPLES, EPOCHS, INPUT_SHAPE = "seq-cifar10", 5, 10_000, 50, (3, 32, 32)
+HOSTS: dict[str, type[ER] | type[DERpp]] = {"er": ER, "derpp": DERpp}
 
 
 @dataclass(frozen=True)
@@ -31,7 +22,7 @@ class Row:
     """One run's training FLOPs; `published` is SparCL's figure, recollected only where not `confirmed`."""
 
     method: str
-    sparsity: float | None
+    sparsity: float | None  # None: dense
     paper: int
     published: float
     confirmed: bool
@@ -47,19 +38,21 @@ class Row:
 def published_rows() -> list[Row]:
     """Every run of SparCL's table whose FLOPs are known: 5 tasks × 10,000 samples, 50 epochs, batches of 32."""
     rows = []
-    for kind, sparsity, published, confirmed in RUNS:
-        method: Method = kind(200)
-        sparsifier = Sparsifier() if sparsity is None else SparCL(sparsity)
-        flops = plan(resnet18(10), method, sparsifier, [SAMPLES] * TASKS, INPUT_SHAPE, epochs=EPOCHS)
+    for (stream, method, name, sparsity), known in PAPER_FLOPS.items():
+        if stream != STREAM:
+            continue
+        dense = name == Sparsifier.name
+        sparsifier = Sparsifier() if dense else SparCL(sparsity)
+        cost = plan(resnet18(10), HOSTS[method](200), sparsifier, [SAMPLES] * TASKS, INPUT_SHAPE, epochs=EPOCHS)
         rows.append(
             Row(
-                kind.name,
-                sparsity,
-                flops["paper"],
-                published * 1e15,
-                confirmed,
-                flops["executed"],
-                flops["dense"],
+                method,
+                None if dense else sparsity,
+                cost["paper"],
+                known.flops,
+                known.confirmed,
+                cost["executed"],
+                cost["dense"],
             )
         )
     return rows
