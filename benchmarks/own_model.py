@@ -16,22 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparcl.nn import convert, norm_relu, residual_block
+from sparcl.nn.block import BasicBlock
 from sparcl.run.bench import Side, Step, milliseconds
 from sparcl.sparsity.static import Static
 
 
-class Plain(nn.Module):
+class Plain(BasicBlock):
     """A basic block as most people write it."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -40,7 +31,7 @@ class Plain(nn.Module):
         return F.relu(y)
 
 
-class WithNormRelu(Plain):
+class WithNormRelu(BasicBlock):
     """The same, each BatchNorm with what follows it."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +39,7 @@ class WithNormRelu(Plain):
         return norm_relu(self.bn2, self.conv2(y), self.shortcut(x))
 
 
-class WithResidualBlock(Plain):
+class WithResidualBlock(BasicBlock):
     """The same, the whole block at once."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +49,7 @@ class WithResidualBlock(Plain):
 class Network(nn.Module):
     """ResNet-18 of blocks of one kind."""
 
-    def __init__(self, block: type[Plain]) -> None:
+    def __init__(self, block: type[BasicBlock]) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64)
         self.layers, inputs = nn.Sequential(), 64
@@ -73,7 +64,7 @@ class Network(nn.Module):
         return logits
 
 
-def step_of(block: type[Plain], sparsity: float, batch: int) -> Step:
+def step_of(block: type[BasicBlock], sparsity: float, batch: int) -> Step:
     """A training step of the converted network."""
     torch.manual_seed(0)
     model = convert.to_native(Network(block))

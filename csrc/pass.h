@@ -85,7 +85,7 @@ class Pass {
     std::vector<int32_t> sequence;   // [blocks][channels / block] first channel of the list, within its output
     std::vector<int32_t> start;      // [blocks * channels / block + 1]
     std::vector<int32_t> dotted;     // [blocks * channels / block] end of the entries with a weight gradient
-    std::vector<uint32_t> offsets;   // [K / block / depth]
+    std::vector<uint32_t> offsets;   // [K / block / depth], then kOffsetsBeyond zeros
     std::vector<int32_t> canonical;  // [K / block / depth][block or depth] place in `values`
     long nonzeros() const { return static_cast<long>(canonical.size()); }
   };
