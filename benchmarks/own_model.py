@@ -10,15 +10,15 @@ blocks: the same weights, the same result. The sides take turns; medians.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparcl.nn import convert, norm_relu, residual_block
+from sparcl.nn import norm_relu
 from sparcl.nn.block import BasicBlock
 from sparcl.run.bench import Side, Step, milliseconds
-from sparcl.sparsity.static import Static
 
 
 class Plain(BasicBlock):
@@ -39,13 +39,6 @@ class WithNormRelu(BasicBlock):
         return norm_relu(self.bn2, self.conv2(y), self.shortcut(x))
 
 
-class WithResidualBlock(BasicBlock):
-    """The same, the whole block at once."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return residual_block(x, self.conv1, self.bn1, self.conv2, self.bn2, self.shortcut)
-
-
 class Network(nn.Module):
     """ResNet-18 of blocks of one kind."""
 
@@ -64,20 +57,10 @@ class Network(nn.Module):
         return logits
 
 
-def step_of(block: type[BasicBlock], sparsity: float, batch: int) -> Step:
-    """A training step of the converted network."""
+def step_of(block: type[BasicBlock], side: Side) -> Step:
+    """A training step of the network of such blocks."""
     torch.manual_seed(0)
-    model = convert.to_native(Network(block))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
-    Static(sparsity).attach(model, optimizer)
-    inputs, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-
-    return step
+    return side.step_of(Network(block))
 
 
 def main() -> None:
@@ -89,13 +72,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    base = Side("channels_last", threads=options.threads, batch=options.batch)
+    dense = Side("channels_last", threads=options.threads, batch=options.batch)
+    native = replace(dense, variant="native", sparsity=options.sparsity)
     steps = {
-        "dense, channels_last": base.build()[1],
-        "plain": step_of(Plain, options.sparsity, options.batch),
-        "norm_relu": step_of(WithNormRelu, options.sparsity, options.batch),
-        "residual_block": step_of(WithResidualBlock, options.sparsity, options.batch),
-        "sparcl.nn.resnet18": Side("native", options.sparsity, threads=options.threads, batch=options.batch).build()[1],
+        "dense, channels_last": dense.build()[1],
+        "plain": step_of(Plain, native),
+        "norm_relu": step_of(WithNormRelu, native),
+        "residual_block": step_of(BasicBlock, native),  # sparcl's own basic block is that call
+        "sparcl.nn.resnet18": native.build()[1],
     }
     times = milliseconds(steps, options.seconds)
     for name, taken in times.items():

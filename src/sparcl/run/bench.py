@@ -63,9 +63,12 @@ class Side:
     def build(self) -> tuple[nn.Module, Step]:
         """The model and its training step."""
         torch.manual_seed(0)
-        shape = INPUT_SHAPES[self.model]
-        model = build(self.model, CLASSES, shape, self.width)
-        inputs, labels = torch.randn(self.batch, *shape), torch.randint(0, CLASSES, (self.batch,))
+        model = build(self.model, CLASSES, INPUT_SHAPES[self.model], self.width)
+        return model, self.step_of(model)
+
+    def step_of(self, model: nn.Module) -> Step:
+        """The training step of a network that takes what `model` of this side takes; it is converted in place."""
+        inputs, labels = torch.randn(self.batch, *INPUT_SHAPES[self.model]), torch.randint(0, CLASSES, (self.batch,))
         if self.variant == "native":
             convert.to_native(model)
         elif self.variant != "nchw" and self.model != "mlp":
@@ -83,7 +86,7 @@ class Side:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
-        return model, step
+        return step
 
     def theoretical_gain(self) -> float:
         """FLOPs of the dense step over those of this one."""
