@@ -84,8 +84,8 @@ Visited backward_tile(const Backward& b) {
   const long row = a.packed_row, channel = b.packed_channel;
   Visited visited{0, 0};
   Dots dots;
-  Next<kNextBackward> next(packed, offsets);
-  long walked = -1;
+  long walked = a.lists.start[0];  // up to here
+  Next<kNextBackward> next(packed, offsets + walked);
   for (int i = 0; i < a.lists.count; ++i) {
     const int c = a.lists.sequence[i];
     if (c < b.first || c >= b.last) continue;

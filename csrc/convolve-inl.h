@@ -147,41 +147,33 @@ SPARCL_INLINE void accumulate(const float* x, long row, const uint32_t* offsets,
   for (; k < n; ++k) multiply<R, C, G>(next.take(x, offsets + k), row, values + k * G, sums);
 }
 
+// All positions of a tile, `lanes` samples of each: a constant where it is V.
+template <int R, int C>
+SPARCL_INLINE void write_all(const Convolve& a, int lanes, float* out, const float* add, const uint8_t* where, vec (&sums)[R * C]) {
+  const auto cell = [&](int t) SPARCL_INLINED { return (t / C) * a.out_row + (t % C) * a.out_column; };
+  if (add && where)
+    SPARCL_UNROLL
+    for (int t = 0; t < R * C; ++t) sums[t] += keep(get(add + cell(t), lanes), signs_at(where, a.where_at + cell(t)));
+  else if (add)
+    SPARCL_UNROLL
+    for (int t = 0; t < R * C; ++t) sums[t] += get(add + cell(t), lanes);
+  if (lanes == V && a.streaming)
+    SPARCL_UNROLL
+    for (int t = 0; t < R * C; ++t) stream(out + cell(t), sums[t]);
+  else
+    SPARCL_UNROLL
+    for (int t = 0; t < R * C; ++t) put(out + cell(t), sums[t], lanes);
+}
+
 template <int R, int C>
 SPARCL_INLINE void write_tile(const Convolve& a, int channel, vec (&sums)[R * C]) {
   const long at = channel * a.out_channel;
   float* out = a.out + at;
   const float* add = a.add ? a.add + at : nullptr;
   const uint8_t* where = a.where ? a.where + channel * a.where_channel : nullptr;
-  if (a.rows == R && a.columns == C && a.lanes == V && a.tail_column < 0) {
-    if (add && where)
-      SPARCL_UNROLL
-      for (int t = 0; t < R * C; ++t) {
-        const long cell = (t / C) * a.out_row + (t % C) * a.out_column;
-        sums[t] += keep(load(add + cell), signs_at(where, a.where_at + cell));
-      }
-    else if (add)
-      SPARCL_UNROLL
-      for (int t = 0; t < R * C; ++t) sums[t] += load(add + (t / C) * a.out_row + (t % C) * a.out_column);
-    if (a.streaming)
-      SPARCL_UNROLL
-      for (int t = 0; t < R * C; ++t) stream(out + (t / C) * a.out_row + (t % C) * a.out_column, sums[t]);
-    else
-      SPARCL_UNROLL
-      for (int t = 0; t < R * C; ++t) store(out + (t / C) * a.out_row + (t % C) * a.out_column, sums[t]);
-    return;
-  }
-  if (a.rows == R && a.columns == C && a.tail_column < 0) {  // all of it, of fewer samples
-    SPARCL_UNROLL
-    for (int t = 0; t < R * C; ++t) {
-      const long cell = (t / C) * a.out_row + (t % C) * a.out_column;
-      if (add) {
-        const vec plus = load_some(add + cell, a.lanes);
-        sums[t] += where ? keep(plus, signs_at(where, a.where_at + cell)) : plus;
-      }
-      store_some(out + cell, sums[t], a.lanes);
-    }
-    return;
+  if (a.rows == R && a.columns == C && a.tail_column < 0) {
+    if (a.lanes == V) return write_all<R, C>(a, V, out, add, where, sums);
+    return write_all<R, C>(a, a.lanes, out, add, where, sums);
   }
   float tile[R * C * V];
   SPARCL_UNROLL

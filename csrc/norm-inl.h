@@ -11,13 +11,6 @@ SPARCL_INLINE void each_vector(long count, F&& f) {
   for (; i + V <= count; i += V) f(i, V);
   if (i < count) f(i, static_cast<int>(count - i));
 }
-SPARCL_INLINE vec get(const float* p, int lanes) { return lanes == V ? load(p) : load_some(p, lanes); }
-SPARCL_INLINE void put(float* p, vec v, int lanes) {
-  if (lanes == V)
-    store(p, v);
-  else
-    store_some(p, v, lanes);
-}
 
 SPARCL_INLINE double lane_sum(vec v) {
   float t[V];

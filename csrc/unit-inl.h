@@ -68,6 +68,13 @@ SPARCL_INLINE void store_some(float* p, vec v, int lanes) {
   for (int l = 0; l < lanes; ++l) p[l] = t[l];
 }
 #endif
+SPARCL_INLINE vec get(const float* p, int lanes) { return lanes == V ? load(p) : load_some(p, lanes); }
+SPARCL_INLINE void put(float* p, vec v, int lanes) {
+  if (lanes == V)
+    store(p, v);
+  else
+    store_some(p, v, lanes);
+}
 
 // A bit for each lane that is positive (NaN is not), and the lanes whose bit is set.
 #if defined(__AVX512F__)
