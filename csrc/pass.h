@@ -126,9 +126,14 @@ class Pass {
                      float* out, const Added& added, const Gradients* gradients) const;
   long long weight_gradient_item(const Walk& walk, const Order& order, const Place& place, int first, int last,
                                  const Source& x, const float* gy, float* sums) const;
+  void choose_tile(const Form& form, Purpose purpose);
+  void choose_blocks(const Form& form, Purpose purpose);
+  void choose_groups();
   void lay_out();
+  int phase_rows(int rows) const;
+  int phase_columns(int columns) const;
+  long channel_bytes(int rows, int columns) const;
   long packed_floats(bool all) const;
-  void choose_tiles(const Form& form, Purpose purpose);
 
   const Kernels* unit_;
   PassShape shape_;

@@ -37,10 +37,14 @@ Pass::Pass(const Kernels& unit, const PassShape& shape, const Form& form, Purpos
     grid_rows_ = std::max(grid_rows_, output.rows);
     grid_columns_ = std::max(grid_columns_, output.columns);
   }
-  choose_tiles(form, purpose);
+  choose_tile(form, purpose);
+  choose_blocks(form, purpose);
+  choose_groups();
+  lay_out();
 }
 
-void Pass::choose_tiles(const Form& form, Purpose purpose) {
+// The register tile: as many positions as possible, as few as possible of them beyond the grid.
+void Pass::choose_tile(const Form& form, Purpose purpose) {
   const TileShape* shapes = unit_->shapes[form.block == 4 ? 2 : form.block == 2 ? 1 : 0];
   double best = 1e300;
   for (int s = 0; s < kMaxShapes && shapes[s].rows > 0; ++s) {
@@ -52,12 +56,18 @@ void Pass::choose_tiles(const Form& form, Purpose purpose) {
     tile_.rows = std::min(grid_rows_, kDotRows);
     tile_.columns = std::min(grid_columns_, std::max(kDotColumns, 16 / tile_.rows));
   }
-  const long vector_bytes = 4L * unit_->lanes;
-  const auto phase_rows = [&](int rows) { return rows + row_span_ / shape_.row_step; };
-  const auto phase_columns = [&](int columns) { return columns + column_span_ / shape_.column_step; };
-  const auto channel_bytes = [&](int rows, int columns) {
-    return vector_bytes * row_phases_ * column_phases_ * phase_rows(rows) * phase_columns(columns);
-  };
+}
+
+// Rows and columns of a phase that so many of the grid reach.
+int Pass::phase_rows(int rows) const { return rows + row_span_ / shape_.row_step; }
+int Pass::phase_columns(int columns) const { return columns + column_span_ / shape_.column_step; }
+
+long Pass::channel_bytes(int rows, int columns) const {
+  return 4L * unit_->lanes * row_phases_ * column_phases_ * phase_rows(rows) * phase_columns(columns);
+}
+
+// How many input channels are walked together: as many as fit the first cache, or as a list needs to be worth it.
+void Pass::choose_blocks(const Form& form, Purpose purpose) {
   const long taken = std::max<long>(1, form.nonzeros / std::max(1, form.channels));
   const long cells = static_cast<long>(tile_.rows) * tile_.columns;
   const long shortest = purpose == Purpose::kWeights ? kShortDot : ceil_div(purpose == Purpose::kBack ? kShortBack : kShortForward, cells);
@@ -69,14 +79,16 @@ void Pass::choose_tiles(const Form& form, Purpose purpose) {
   const long blocks = std::max(1L, shape_.in_channels / std::max(1L, channels));
   block_channels_ = static_cast<int>((entries + blocks - 1) / blocks * form.depth);
   blocks_ = ceil_div(shape_.in_channels, block_channels_);
+}
 
+// How many register tiles are packed together: as many as the second cache holds, for their halos are shared.
+void Pass::choose_groups() {
   group_rows_ = group_columns_ = 1;
   const int all_rows = ceil_div(grid_rows_, tile_.rows), all_columns = ceil_div(grid_columns_, tile_.columns);
-  for (;;) {  // pack as many tiles together as the second cache holds: their halos are shared
+  while (group_rows_ < all_rows || group_columns_ < all_columns) {
     const bool wide = group_columns_ <= group_rows_ ? group_columns_ < all_columns : group_rows_ >= all_rows;
     const int rows = wide ? group_rows_ : group_rows_ * 2, columns = wide ? group_columns_ * 2 : group_columns_;
     if (rows > 2 * all_rows || columns > 2 * all_columns) break;
-    if (group_rows_ >= all_rows && group_columns_ >= all_columns) break;
     if (channel_bytes(rows * tile_.rows, columns * tile_.columns) * shape_.in_channels > kSecondCache) break;
     group_rows_ = std::min(rows, all_rows);
     group_columns_ = std::min(columns, all_columns);
@@ -85,7 +97,6 @@ void Pass::choose_tiles(const Form& form, Purpose purpose) {
   tile_columns_ = ceil_div(all_columns, group_columns_);
   packed_rows_ = phase_rows(group_rows_ * tile_.rows);
   packed_columns_ = phase_columns(group_columns_ * tile_.columns);
-  lay_out();
 }
 
 // Distances in a packed tile. One that holds the whole image has zeros at both ends of every row: the last ones of a row can be
