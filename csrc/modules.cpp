@@ -20,7 +20,7 @@ struct Names {
   nb::handle parameters = name("_parameters"), buffers = name("_buffers"), modules = name("_modules");
   nb::handle plan_kept = name("_plan"), plan = name("plan"), values = name("values"), weight = name("weight"), bias = name("bias");
   nb::handle mean = name("running_mean"), var = name("running_var"), tracked = name("num_batches_tracked");
-  nb::handle training = name("training"), momentum = name("momentum"), eps = name("eps"), relu = name("relu");
+  nb::handle training = name("training"), momentum = name("momentum"), eps = name("eps");
   nb::handle conv1 = name("conv1"), norm1 = name("bn1"), conv2 = name("conv2"), norm2 = name("bn2"), shortcut = name("shortcut");
 };
 const Names& names() {
@@ -103,8 +103,6 @@ nb::object block_of(nb::handle conv1, nb::handle norm1, nb::handle conv2, nb::ha
   if (layers.size() != 2) return nb::none();
   const nb::object third = stage_of(layers[0], layers[1], kinds);
   if (third.is_none()) return nb::none();
-  const nb::handle relu = entry(own_dictionary(layers[1]), names().relu);
-  if (relu.is_valid() && !relu.is(Py_False)) return nb::none();  // the shortcut has none
   return nb::make_tuple(first, second, third);
 }
 

@@ -187,6 +187,21 @@ def test_auto_leaves_what_is_not_pruned_to_pytorch() -> None:
     assert Learner(Net().double(), sparsifier=sparcl.SparCL()).backend == "reference"
 
 
+def test_a_compiled_model_is_not_for_native() -> None:
+    model = torch.compile(Net(), backend="eager")
+    with pytest.raises(ConfigError, match="give it the model without"):
+        Learner(model, None, sparcl.SparCL(0.5), backend="native")
+    assert Learner(model, None, sparcl.SparCL(0.5)).backend == "reference"
+
+
+@pytest.mark.parametrize(("backend", "sparsifier"), [("reference", sparcl.SparCL(0.5)), ("auto", None)])
+def test_a_compact_model_is_not_taken_for_a_dense_one(backend: str, sparsifier: sparcl.SparCL | None) -> None:
+    model = Net()
+    Learner(model, None, sparcl.SparCL(0.5), backend="native")
+    with pytest.raises(ConfigError, match="compact already"):
+        Learner(model, None, sparsifier, backend=backend)
+
+
 def test_auto_measures_and_a_recorded_choice_is_replayed() -> None:
     learner = Learner(Net(), sparsifier=sparcl.SparCL(0.5), backend="auto")
     assert set(learner.layer_choice) == {"grouped", "conv", "hidden"}

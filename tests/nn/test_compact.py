@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparcl.errors import ConfigError
 from sparcl.nn.compact import CompactConv2d, CompactLinear, shared_block
 from sparcl.nn.layers import ELEMENTWISE_OPTIMIZERS, MaskedLayer
+from sparcl.nn.norm import BatchLastNorm2d
 
 pytestmark = needs_native
 
@@ -234,6 +235,32 @@ def test_a_state_dict_brings_its_own_positions() -> None:
     damaged = {**layer.state_dict(), "weight_index": layer.weight_index.flip(0)}
     with pytest.raises(ConfigError, match="ascending"):
         other.load_state_dict(damaged)
+
+
+def test_code_that_reads_the_weight_itself_reaches_the_values() -> None:
+    layer = CompactLinear(nn.Linear(5, 4))
+    layer.set_index(random_index((4, 5), 0.4, torch.default_generator))
+    x = torch.randn(7, 5)
+    layer.values.data.normal_()
+    weight = layer.weight
+    assert torch.equal(weight, layer.dense_weight())
+    F.linear(x, weight, layer.bias).square().sum().backward()
+    through, layer.values.grad = layer.values.grad, None
+    layer(x).square().sum().backward()
+    assert_close(through, layer.values.grad)
+
+
+def test_the_default_type_does_not_matter() -> None:
+    layer, x = conv(), torch.randn(3, 4, 6, 6)
+    expected = layer(x), layer.dense_weight()
+    torch.set_default_dtype(torch.float64)
+    try:
+        norm = BatchLastNorm2d.of(nn.BatchNorm2d(expected[0].shape[1], dtype=torch.float32))
+        assert torch.equal(layer(x), expected[0])
+        assert torch.equal(layer.dense_weight(), expected[1])
+        assert layer.dense_gradient(x, torch.ones_like(expected[0])).dtype == norm(expected[0]).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_positions_outside_the_weight_are_refused() -> None:

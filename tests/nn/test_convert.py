@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -89,10 +91,98 @@ def test_the_layout_changes_at_the_two_ends_only() -> None:
     assert all(kept for _, kept in seen)
 
 
-def test_a_relu_after_a_norm_is_merged() -> None:
-    model = convert.to_native(models.ConvNet(10, 1, width=8))
-    assert [type(m).__name__ for m in model][:3] == ["BatchLastConv2d", "BatchLastNorm2d", "Identity"]
-    assert bool((model[1](model[0](torch.randn(4, 1, 8, 8))) >= 0).all())
+def test_a_relu_after_a_norm_is_computed_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = convert.to_native(models.ConvNet(10, 1, width=8)).eval()
+    x, called = torch.randn(4, 1, 8, 8), []
+    expected = nn.Sequential(*model)(x)  # module by module
+    relu = nn.ReLU.forward
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, y: called.append(self) or relu(self, y))
+    assert torch.equal(model(x), expected)
+    assert not called
+    model[2].register_forward_hook(lambda *_: None)
+    assert torch.equal(model(x), expected)
+    assert called == [model[2]]
+
+
+class ResidualBeforeReLU(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return self[2](x + self[1](self[0](x)))
+
+
+class Goes(nn.Module):
+    """Goes through a sequence as `how` says."""
+
+    def __init__(self, how: Callable[[nn.Sequential, Tensor], Tensor], body: nn.Sequential) -> None:
+        super().__init__()
+        self.how, self.body = how, body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self.body, x)
+
+
+def sequences() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+    norm.running_mean, norm.running_var = torch.randn(8), torch.rand(8) + 0.5
+    usual = nn.Sequential(conv, norm, nn.ReLU())
+    return {
+        "a forward of its own": ResidualBeforeReLU(conv, norm, nn.ReLU()),
+        "a part of it": Goes(lambda body, x: body[2](x + body[:2](x)), usual),
+        "module by module": Goes(lambda body, x: body[2](body[1](body[0](x)) + x), usual),
+        "a norm used twice": nn.Sequential(conv, norm, nn.ReLU(), conv, norm),
+        "a convolution used twice": nn.Sequential(conv, norm, conv, nn.ReLU()),
+        "a ReLU in place": nn.Sequential(conv, norm, nn.ReLU(inplace=True)),
+    }
+
+
+@pytest.mark.parametrize("which", sequences())
+def test_whatever_goes_through_a_sequence_computes_the_same(which: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), sequences()[which], nn.Flatten(), nn.Linear(8 * 6 * 6, 4)).eval()
+    native = convert.to_native(copy.deepcopy(model))
+    assert any(isinstance(module, CompactConv2d) for module in native.modules())
+    x = torch.randn(5, 3, 8, 8)
+    assert_close(native(x), model(x))
+
+
+def test_a_sequence_that_merges_is_copied_pickled_and_named_as_before() -> None:
+    model = convert.to_native(models.ConvNet(10, 1, width=8)).eval()
+    x = torch.randn(4, 1, 8, 8)
+    assert isinstance(model, models.ConvNet)
+    assert model.recipe() == models.ConvNet(10, 1, width=8).recipe()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.copy(model)):
+        assert type(other) is type(model)
+        assert torch.equal(other(x), model(x))
+
+
+class Listed(nn.Module):
+    """Calls its layers through a plain list of tuples and a closure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+        self.last = nn.Linear(8, 4)
+        self.stages = [(self.conv, self.norm)]
+        last = self.last
+        self.head = lambda x: last(x.mean((2, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for conv, norm in self.stages:
+            x = norm(conv(x))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def test_a_layer_stays_the_object_it_was() -> None:
+    model = Listed()
+    model.conv.mark = "the user's"
+    before = list(model.modules())
+    convert.to_native(model)
+    assert all(old is new for old, new in zip(before, model.modules(), strict=True))
+    assert isinstance(model.stages[0][0], CompactConv2d)
+    assert model.conv.mark == "the user's"
+    model(torch.randn(4, 3, 8, 8)).sum().backward()
+    assert model.conv.values.grad is not None
 
 
 def test_kept_parameters_are_the_same_objects() -> None:

@@ -54,6 +54,17 @@ def test_they_are_autograds_at_every_position_over_all_forward_passes(model: nn.
         assert parameter.grad is None
 
 
+def test_an_activation_in_place_behind_a_layer_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(5, 6)
+    expected, _ = dense_gradients(model, sparse_layers(model), lambda: model(x).square().mean())
+    model[3] = nn.ReLU(inplace=True)
+    found, _ = dense_gradients(model, sparse_layers(model), lambda: model(x).square().mean())
+    assert bool(expected[0].any())
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_loss_that_fails_leaves_no_hooks_behind() -> None:
     model = Net()
     layers = sparse_layers(model)

@@ -164,6 +164,14 @@ def test_a_masked_model_computes_with_the_active_weights_alone() -> None:
     torch.testing.assert_close(F.linear(x, model.hidden.weight), expected)
 
 
+def test_two_layers_with_one_weight_are_refused() -> None:
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)))
+    model[2].weight = model[1].weight
+    with pytest.raises(ConfigError, match="layers 1 and 2 share one weight"):
+        sparse_layers(model)
+    assert len(sparse_layers(model, ["1"])) == 1
+
+
 def test_a_frozen_layer_and_a_bare_string_are_refused():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="list"):

@@ -171,7 +171,7 @@ def batch_norm(
         check(residual, "the residual")
         if residual.shape != x.shape:
             raise ConfigError(f"batch_norm: residual must have shape {list(x.shape)}, not {list(residual.shape)}")
-    stats = torch.empty(2, x.size(1))  # mean and 1 / deviation
+    stats = torch.empty(2, x.size(1), dtype=torch.float32)  # mean and 1 / deviation
     settings = (running_mean, running_var, num_batches_tracked, stats, training, momentum, eps, relu)
     y: Tensor = _BatchNorm.apply(x, weight, bias, residual, settings)  # type: ignore[no-untyped-call]
     if residual is None and torch.is_grad_enabled():

@@ -34,18 +34,30 @@ def select_backend(backend: str, model: nn.Module, device: torch.device, *, prun
     """`native` or `reference`, for a backend that may be `auto`.
 
     Raises:
-        ConfigError: an unknown name, or native where it cannot run.
+        ConfigError: an unknown name, native where it cannot run, or a model that is compact where that would not show.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}; allowed: {', '.join(BACKENDS)}")
+    if (backend == "reference" or not prunes) and any(isinstance(m, CompactLayer) for m in model.modules()):
+        raise ConfigError(
+            "the model is compact already: use backend native and a sparsifier, or a model as it was before"
+        )
     if backend == "native" and not kernels.available():
         raise ConfigError(f"backend native is not available: {kernels.why_unavailable()}; use backend reference")
     if backend == "native" and device.type != "cpu":
         raise ConfigError(f"backend native is for the CPU; on {device} use backend reference or auto")
+    if backend == "native" and _is_compiled(model):
+        raise ConfigError("backend native computes its layers itself: give it the model without torch.compile")
     if backend == "auto":
         fits = device.type == "cpu" and all(p.dtype == torch.float32 for p in model.parameters())
+        fits = fits and not _is_compiled(model)
         return "native" if prunes and fits and kernels.available() else "reference"
     return backend
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile is around the model or a part of it, or its `compile()` was called."""
+    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
 
 
 def measure(

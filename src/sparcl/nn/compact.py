@@ -128,7 +128,7 @@ class CompactLayer(nn.Module, ABC):
     def dense_gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
         """∂L/∂W, of W's shape, at every position, active or not, from one call's input and gradient at its output."""
         with torch.enable_grad():
-            weight = torch.zeros(self.shape, requires_grad=True)
+            weight = torch.zeros(self.shape, dtype=self.values.dtype, requires_grad=True)
             output = self._dense_forward(inputs.detach(), weight)
         return torch.autograd.grad(output, weight, output_gradient)[0]
 
@@ -136,9 +136,15 @@ class CompactLayer(nn.Module, ABC):
 
     def dense_weight(self) -> Tensor:
         """The dense weight, a new tensor of `shape` with zeros at the inactive positions."""
-        dense = torch.zeros(math.prod(self.shape))
-        dense[self.index] = self.values.detach()
-        return dense.view(self.shape)
+        return self.weight.detach()
+
+    @property
+    def weight(self) -> Tensor:
+        """As `dense_weight`, but gradients reach `values` through it: for code that reads a layer's weight itself, such
+        as `nn.TransformerEncoderLayer`. Writing into it changes nothing.
+        """
+        dense = torch.zeros(math.prod(self.shape), dtype=self.values.dtype)
+        return dense.index_put((self.index,), self.values).view(self.shape)
 
     @property
     def plan(self) -> Any:

@@ -4,13 +4,13 @@
     state = sparcl.nn.convert.dense_state_dict(model)     # loads into the model as it was
 
 Prunable layers become compact; the other convolutions, BatchNorm and pooling keep the batch-last layout between them,
-so that it changes at the model's two ends only. A ReLU that follows a BatchNorm in a `Sequential`, and every
-`norm_relu`, is merged into it. Whatever else the model does works unchanged: a batch-last tensor has the usual shape.
+so that it changes at the model's two ends only. A ReLU that follows a BatchNorm in an `nn.Sequential`, and every
+`norm_relu`, is computed with it. Whatever else the model does works unchanged: a batch-last tensor has the usual shape,
+and a layer stays the object it was, for those that hold it in a list or a closure.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from sparcl import kernels
 from sparcl.errors import ConfigError
 from sparcl.nn.compact import BatchLastConv2d, CompactConv2d, CompactLayer, CompactLinear, has_kernel
-from sparcl.nn.layers import Prunable, prunable_names
+from sparcl.nn.layers import Prunable, is_watched, prunable_names
 from sparcl.nn.norm import (
     BatchLastAdaptiveAvgPool2d,
     BatchLastAvgPool2d,
     BatchLastMaxPool2d,
     BatchLastNorm2d,
+    merge_relu,
     pair,
 )
 
@@ -53,20 +54,15 @@ def to_native(model: nn.Module, prunable: Prunable = None, choice: Mapping[str, 
     compact = {name for name in names if (choice or {}).get(name, "native") == "native"}
     _check_parameters(model)
     shared = _shared_parameters(model)
-    replaced: dict[int, nn.Module] = {}  # a module that is used twice is converted once
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if not name or name.startswith("parametrizations") or _is_watched(module):
+    for name, module in list(model.named_modules()):
+        if not name or name.startswith("parametrizations") or is_watched(module):
             continue
-        if id(module) not in replaced:
-            new = _converted(module, compact=name in compact, tied=any(id(p) in shared for p in module.parameters()))
-            if new is None:
-                continue
-            replaced[id(module)] = new.train(module.training)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, replaced[id(module)])
+        new = _converted(module, compact=name in compact, tied=any(id(p) in shared for p in module.parameters()))
+        if new is not None:
+            _become(module, new.train(module.training))
     for module in model.modules():
         if isinstance(module, nn.Sequential):
-            _merge_relu(module)
+            merge_relu(module)
     model.register_forward_hook(_ordinary_output)
     return model
 
@@ -120,13 +116,11 @@ def _converted(module: nn.Module, *, compact: bool, tied: bool) -> nn.Module | N
     return None
 
 
-def _merge_relu(sequence: nn.Sequential) -> None:
-    """A ReLU that directly follows a BatchNorm is computed in it."""
-    children = list(sequence.named_children())
-    for (_, norm), (name, relu) in itertools.pairwise(children):
-        if isinstance(norm, BatchLastNorm2d) and type(relu) is nn.ReLU and not _is_watched(relu):
-            norm.relu = True
-            setattr(sequence, name, nn.Identity())
+def _become(module: nn.Module, new: nn.Module) -> None:
+    """Make a layer its counterpart in place: whoever holds it, under another name or in a list, holds that."""
+    vars(module).pop("_sparse_layer", None)
+    vars(module).update(vars(new))
+    module.__class__ = type(new)
 
 
 def _check_parameters(model: nn.Module) -> None:
@@ -147,12 +141,6 @@ def _shared_parameters(model: nn.Module) -> set[int]:
             if owners.setdefault(id(parameter), id(module)) != id(module):
                 shared.add(id(parameter))
     return shared
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether hooks or parametrizations of the user's hang on a module: it stays as it is."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or hasattr(module, "parametrizations")
 
 
 def _ordinary_output(module: nn.Module, inputs: Any, output: Any) -> Any:

@@ -137,7 +137,7 @@ def sparse_layers(model: nn.Module, prunable: Prunable = None) -> list[SparseLay
     A layer keeps one `SparseLayer` for life, so TDM and DGM that are attached one by one see the same masks.
 
     Raises:
-        ConfigError: no layer is prunable, a name matches none, or a layer's weight is not trained.
+        ConfigError: no layer is prunable, a name matches none, a layer's weight is not trained, or two layers have one.
     """
     layers: list[SparseLayer] = []
     for name in prunable_names(model, prunable):
@@ -150,9 +150,13 @@ def sparse_layers(model: nn.Module, prunable: Prunable = None) -> list[SparseLay
             handle = module  # a compact module is its own SparseLayer
         handle.name = name  # as this model calls it, another may share the layer
         layers.append(cast(SparseLayer, handle))
+    owners: dict[int, str] = {}
     for layer in layers:
         if not layer.parameter.requires_grad:
             raise ConfigError(f"layer {layer.name} is not trained (requires_grad is False): leave it out of `prunable`")
+        owner = owners.setdefault(id(layer.parameter), layer.name)
+        if owner != layer.name:
+            raise ConfigError(f"layers {owner} and {layer.name} share one weight: leave one of them out of `prunable`")
     return layers
 
 
@@ -187,6 +191,12 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
 def is_weighted(module: nn.Module) -> bool:
     """Whether a module is a convolution or linear layer, dense or compact."""
     return isinstance(module, nn.Conv2d | nn.Linear) or hasattr(module, "weight_index")
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether hooks, parametrizations or a `forward` of the user's hang on a module: it stays as it is."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or hasattr(module, "parametrizations") or "forward" in vars(module)
 
 
 def _stays_dense(module: nn.Module) -> bool:

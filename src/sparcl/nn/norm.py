@@ -5,12 +5,16 @@ Legend: N batch, C channels.
 
 from __future__ import annotations
 
-from typing import Self
+import functools
+import itertools
+from typing import Any, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from sparcl.kernels import ops
+from sparcl.nn.layers import is_watched
 
 
 def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -30,13 +34,7 @@ def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Ten
 
 
 class BatchLastNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` on batch-last tensors that adds a residual and applies ReLU on the way.
-
-    Attributes:
-        relu: whether ReLU is always applied (a ReLU that followed has been merged into this layer).
-    """
-
-    relu: bool = False
+    """`nn.BatchNorm2d` on batch-last tensors that can add a residual and apply ReLU on the way."""
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d) -> Self:
@@ -60,9 +58,57 @@ class BatchLastNorm2d(nn.BatchNorm2d):
             factor,
             self.eps,
             residual,
-            relu or self.relu,
+            relu,
             tracked,
         )
+
+
+class MergingSequential(nn.Sequential):
+    """An `nn.Sequential` that computes a ReLU with the BatchNorm it follows, where nobody watches either of them.
+
+    Its modules are what they were, so code that goes through them itself, takes a part or uses one twice is right.
+    """
+
+    def forward(self, input: Any) -> Any:
+        if _has_any_global_hook():  # type: ignore[no-untyped-call]
+            return super().forward(input)  # type: ignore[no-untyped-call]
+        merged = False
+        for module, follower in itertools.pairwise([*self, None]):
+            if merged:  # it is computed already
+                merged = False
+                continue
+            merged = is_norm_relu(module, follower) and not is_watched(module) and not is_watched(follower)
+            input = module(input, relu=True) if merged else module(input)
+        return input
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """A class that was made here is found again by the one it was made of."""
+        return _unfilled, (type(self).__bases__[1],), vars(self)
+
+
+def merge_relu(sequence: nn.Sequential) -> None:
+    """Make a sequence compute each ReLU with the BatchNorm it follows, unless it has a `forward` of its own."""
+    modules = list(sequence)
+    kind: Any = type(sequence)
+    usual = kind.forward is nn.Sequential.forward
+    if usual and any(is_norm_relu(*pair) for pair in itertools.pairwise(modules)):
+        sequence.__class__ = _merging(kind)
+
+
+@functools.cache
+def _merging(kind: Any) -> Any:
+    """The `MergingSequential` that is a `kind` for all else, its name included."""
+    name = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (MergingSequential, kind), name)
+
+
+def _unfilled(kind: Any) -> Any:
+    return nn.Module.__new__(_merging(kind))
+
+
+def is_norm_relu(module: nn.Module, follower: nn.Module | None) -> bool:
+    """Whether two modules in a row are a BatchNorm that can apply the ReLU behind it."""
+    return isinstance(module, BatchLastNorm2d) and type(follower) is nn.ReLU
 
 
 class BatchLastAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
