@@ -15,8 +15,9 @@ from sparcl.checkpoint import disk
 from sparcl.errors import CheckpointError, one_line
 from sparcl.run.lock import LOCK
 
-RECORDED = ("task.", "epoch.", "tdm.", "dgm.", "ddr.", "evaluate.", "run.", "static.", "set.", "snip.", "rigl.")
-"""Events that go into events.jsonl, by the start of their names; those of every step do not."""
+RECORDED = ("task.", "epoch.", "tdm.", "dgm.", "ddr.", "run.", "static.", "set.", "snip.", "rigl.")
+"""Events that go into events.jsonl, by the start of their names; those of every step do not, nor those inside an
+evaluation, which a run stopped there begins anew: the run writes one `evaluate` at its end."""
 
 
 class RunDirectory:
@@ -81,7 +82,7 @@ class EventLog:
             self.position |= {"epoch": figures["epoch"], "step": 0}
         elif event == "step.end":
             self.position["step"] = figures["step"]
-        if event.startswith(RECORDED) and event not in ("evaluate.begin", "evaluate.end"):
+        if event.startswith(RECORDED):
             self.write(event, figures)
 
     def write(self, event: str, figures: dict[str, Any]) -> None:
