@@ -136,19 +136,19 @@ def moments(sparsifier: DropGrow, epochs: int) -> list[int]:
     return steps
 
 
-def test_set_moves_after_every_epoch_but_the_last() -> None:
-    assert moments(SET(0.5), epochs=12) == [4 * e for e in range(1, 12)]
+@pytest.mark.parametrize("epochs", [1, 2, 5, 12])
+def test_set_moves_after_every_epoch_but_the_last_however_few_there_are(epochs: int) -> None:
+    assert moments(SET(0.5), epochs) == [4 * e for e in range(1, epochs)]
+    assert moments(SET(0.0), epochs) == []
 
 
 def test_rigl_moves_every_so_many_steps_and_not_in_the_last_quarter() -> None:
     assert moments(RigL(0.5, every=4), epochs=12) == [4, 8, 12, 16, 20, 24, 28, 32, 36]
 
 
-def test_in_a_short_task_masks_move_too() -> None:
+def test_rigl_moves_in_a_task_shorter_than_its_interval_too() -> None:
     assert moments(RigL(0.5), epochs=5) == list(range(2, 16, 2))  # 20 steps: every tenth of them, up to step 15
     assert moments(RigL(0.5), epochs=1) == [1, 2, 3]
-    assert moments(SET(0.5), epochs=1) == [1, 2, 3]
-    assert moments(SET(0.0), epochs=1) == []
 
 
 def test_rigl_asks_for_the_dense_gradient_at_its_updates_only_and_says_for_how_many_samples() -> None:

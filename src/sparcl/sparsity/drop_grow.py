@@ -20,9 +20,6 @@ from sparcl.sparsity.importance import Losses, lowest
 from sparcl.sparsity.patterns import Pattern
 from sparcl.sparsity.static import Static
 
-UPDATES_AT_LEAST = 10
-"""In a task too short for the published interval, masks are updated once in a tenth of it."""
-
 
 class DropGrow(Static):
     """A mask that moves at fixed intervals, its number of active units exactly the same after every update.
@@ -56,7 +53,7 @@ class DropGrow(Static):
 
     @abstractmethod
     def interval(self) -> int:
-        """Published iterations between two updates."""
+        """Iterations between two updates, 1 or more."""
 
     @abstractmethod
     def grow_scores(self) -> list[Tensor]:
@@ -80,9 +77,8 @@ class DropGrow(Static):
 
     def begin_step(self, step: int) -> None:
         del step
-        total = self.epochs * self.steps
-        every = max(1, min(self.interval(), total // UPDATES_AT_LEAST))
-        if self.sparsity > 0 and 0 < self.iteration <= self.stop * total and self.iteration % every == 0:
+        last = self.stop * self.epochs * self.steps
+        if self.sparsity > 0 and 0 < self.iteration <= last and self.iteration % self.interval() == 0:
             self.update()
         self.iteration += 1
 

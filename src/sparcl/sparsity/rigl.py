@@ -13,17 +13,20 @@ from sparcl.sparsity.drop_grow import DropGrow
 from sparcl.sparsity.importance import preserved_buffers
 from sparcl.sparsity.patterns import Pattern
 
+UPDATES_AT_LEAST = 10
+"""In a task too short for the published interval, the mask is updated once in a tenth of it."""
+
 
 class RigL(DropGrow):
     """Every ΔT iterations drop by magnitude and grow the top of the dense gradient outside the mask (Algorithm 1).
 
     The share moved decays within a task, α/2·(1 + cos(π·t/T_end)). The dense gradient is computed at the updates only,
-    of the method's objective on one fresh batch; event `rigl.update` says for how many samples.
+    of the method's objective on one fresh batch; event `rigl.gradient` says for how many samples.
 
     Args:
         sparsity, pattern, distribution, prunable: see Static.
         fraction: α (published: .3).
-        every: ΔT, iterations between two updates (published: 100).
+        every: ΔT, iterations between two updates (published: 100); at most a tenth of a task.
         stop: T_end, as a share of the task (published: .75).
     """
 
@@ -50,7 +53,7 @@ class RigL(DropGrow):
         self.every = every
 
     def interval(self) -> int:
-        return self.every
+        return max(1, min(self.every, self.epochs * self.steps // UPDATES_AT_LEAST))
 
     def share(self) -> float:
         end = self.stop * self.epochs * self.steps

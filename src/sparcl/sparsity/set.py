@@ -15,6 +15,8 @@ from sparcl.sparsity.patterns import Pattern
 class SET(DropGrow):
     """After every epoch but the last, drop the share ζ of smallest magnitude and grow as many at random.
 
+    In tasks of one epoch the mask never moves: it is Static then.
+
     Args:
         sparsity, pattern, distribution, prunable: see Static; `erk` is the paper's Erdős-Rényi, for kernels.
         fraction: ζ (published: .3), the same at every update.
