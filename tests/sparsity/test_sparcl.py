@@ -42,6 +42,27 @@ def test_each_part_fires_in_every_task_and_every_task_ends_at_exactly_s(epochs: 
             assert layer.chosen is not None
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "block"])
+def test_what_stays_of_a_mask_shrunk_at_a_tasks_end_keeps_the_choice_of_gradients(pattern: str) -> None:
+    """A task of one step: its mask, expanded at its begin, shrinks after the step (what is recorded says so)."""
+    model = Net(classes=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    sparcl = SparCL(0.5, pattern=pattern).attach(model, optimizer, seed=1)
+    updated: list[list[torch.Tensor]] = []
+
+    def note() -> None:
+        assert all(layer.chosen is not None for layer in sparcl.layers)
+        updated.append([layer.index[layer.chosen] for layer in sparcl.layers])
+
+    told: list[str] = []
+    sparcl.notify = lambda event, _: told.append(event)
+    own_loop(sparcl, model, optimizer, blobs(2), epochs=1, batch_size=40, each_step=note)
+    assert told[-1] == "tdm.shrink"
+    for layer, before in zip(sparcl.layers, updated[-1], strict=True):
+        assert layer.chosen is not None
+        assert layer.index[layer.chosen].tolist() == before[torch.isin(before, layer.index)].tolist()
+
+
 def test_settings_of_the_nearest_published_sparsity_apply() -> None:
     for weights, row in ((0.5, 0.75), (0.75, 0.75), (0.9, 0.9), (0.99, 0.95)):
         tdm = SparCL(weights).tdm

@@ -101,12 +101,16 @@ class TDM(Static):
         self.notify("tdm.update", {**figures, "active": self.active()})
 
     def end_task(self) -> None:
-        """Every task ends at exactly s, however few steps it had."""
+        """Every task ends at exactly s, however few steps it had; what stays keeps DGM's choice, for the records."""
         if any(len(self.active_units(la)) > n for la, n in zip(self.layers, self.target, strict=True)):
-            removed = 0
-            for layer, score, target in zip(self.layers, self._cwi(), self.target, strict=True):
+            removed, choices = 0, [(layer.index, layer.chosen) for layer in self.layers]
+            for layer, score, target, (index, chosen) in zip(
+                self.layers, self._cwi(), self.target, choices, strict=True
+            ):
                 gone, kept = self._remove(layer, score, target)
                 self.set_units(layer, kept)
+                if chosen is not None:
+                    layer.set_chosen(chosen[torch.isin(index, layer.index).to(chosen.device)])
                 removed += len(gone)
             self.notify("tdm.shrink", {"removed": removed * self.pattern.block, "active": self.active()})
         self.losses = None
