@@ -63,6 +63,10 @@ def test_toml_round_trip(tmp_path):
         ({"scenario": "domain-il"}, "class-il"),
         ({"seed": -1}, "0 or more"),
         ({"method_options": {"gamma": 1.0}, "_build": True}, "alpha"),
+        ({"method_options": {"alpha": float("nan")}}, "finite"),
+        ({"method_options": {"alpha": -float("inf")}}, "finite"),
+        ({"method_options": {"alpha": 10**400}}, "finite"),
+        ({"method_options": {"alpha": -1.0}, "_build": True}, "0 or more"),
     ],
 )
 def test_refusals_name_what_is_allowed(settings, says):

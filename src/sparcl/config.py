@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +125,9 @@ class Experiment:
             raise ConfigError(f"learning rate {self.lr} is not allowed; use a number above 0")
         if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"weight decay {self.weight_decay} is not allowed; use 0 or more")
+        for option, setting in self.method_options.items():
+            if not abs(setting) <= sys.float_info.max:  # NaN, infinity, and what is longer than any float
+                raise ConfigError(f"method option {option} is not a finite number")
         self._check_combination()
 
     def _check_combination(self) -> None:

@@ -49,6 +49,28 @@ def test_the_nearest_buffer_and_a_related_stream_stand_in() -> None:
     assert published("seq-cifar10", "er", 200)["lr"] == 0.1
 
 
+NOT_NEGATIVE = ("der.alpha", "derpp.alpha", "derpp.beta", "fdr.alpha", "ewc.strength", "lwf.alpha", "lps.rho")
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [*NOT_NEGATIVE, "lps.mask_lr", "ewc.gamma", "lwf.temperature"])
+def test_a_value_out_of_its_range_is_refused_with_what_is_allowed(name: str, value: float) -> None:
+    method, option = name.split(".")
+    with pytest.raises(ConfigError, match=f"^{option} {value} is not allowed for {method}; use .*(0|1)"):
+        METHODS[method](**{option: value})
+
+
+def test_the_ends_of_a_range_are_in_it_or_not() -> None:
+    for name in NOT_NEGATIVE:
+        method, option = name.split(".")
+        assert getattr(METHODS[method](**{option: 0.0}), option) == 0.0
+    assert METHODS["ewc"](gamma=1.0).gamma == 1.0
+    with pytest.raises(ConfigError, match=r"gamma 1\.5 is not allowed for ewc; use a share from 0 to 1"):
+        METHODS["ewc"](gamma=1.5)
+    with pytest.raises(ConfigError, match=r"temperature 0\.0 is not allowed for lwf; use a number above 0"):
+        METHODS["lwf"](temperature=0.0)
+
+
 def test_every_method_has_settings_and_each_is_an_argument_of_it() -> None:
     for name, method in METHODS.items():
         assert published("seq-cifar10", name, 200)["lr"] > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparcl.methods.method import Batch, RehearsalMethod
+from sparcl.methods.method import Batch, RehearsalMethod, check_not_negative
 
 
 class DER(RehearsalMethod):
@@ -23,6 +23,7 @@ class DER(RehearsalMethod):
 
     def __init__(self, buffer_size: int = 200, *, alpha: float = 0.3, single_head: bool = False) -> None:
         super().__init__(buffer_size, single_head=single_head)
+        check_not_negative(self.name, alpha=alpha)
         self.alpha = alpha
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:

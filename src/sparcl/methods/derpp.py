@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparcl.methods.der import DER
-from sparcl.methods.method import Batch
+from sparcl.methods.method import Batch, check_not_negative
 
 
 class DERpp(DER):
@@ -25,6 +25,7 @@ class DERpp(DER):
         self, buffer_size: int = 200, *, alpha: float = 0.1, beta: float = 0.5, single_head: bool = False
     ) -> None:
         super().__init__(buffer_size, alpha=alpha, single_head=single_head)
+        check_not_negative(self.name, beta=beta)
         self.beta = beta
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sparcl.checkpoint import checks
-from sparcl.errors import CheckpointError
-from sparcl.methods.method import Batch, Method
+from sparcl.errors import CheckpointError, ConfigError
+from sparcl.methods.method import Batch, Method, check_not_negative
 from sparcl.methods.respond import evaluating
 from sparcl.streams.task import Task
 
@@ -32,6 +32,9 @@ class EWC(Method):
 
     def __init__(self, *, strength: float = 10.0, gamma: float = 1.0, single_head: bool = False) -> None:
         super().__init__(single_head=single_head)
+        check_not_negative(self.name, strength=strength)
+        if not 0.0 <= gamma <= 1.0:
+            raise ConfigError(f"gamma {gamma} is not allowed for ewc; use a share from 0 to 1")
         self.strength, self.gamma = strength, gamma
         self.fisher: list[Tensor] = []
         self.anchor: list[Tensor] = []

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparcl.methods.balanced import BalancedBuffer
-from sparcl.methods.method import Batch, RehearsalMethod
+from sparcl.methods.method import Batch, RehearsalMethod, check_not_negative
 from sparcl.methods.respond import logits_of
 from sparcl.streams.task import Task
 
@@ -30,6 +30,7 @@ class FDR(RehearsalMethod):
     def __init__(self, buffer_size: int = 200, *, alpha: float = 0.3, single_head: bool = False) -> None:
         super().__init__(buffer_size, single_head=single_head)
         self.buffer: BalancedBuffer = BalancedBuffer(buffer_size)
+        check_not_negative(self.name, alpha=alpha)
         self.alpha = alpha
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparcl.checkpoint import checks
 from sparcl.errors import ConfigError
-from sparcl.methods.method import Batch, Host
+from sparcl.methods.method import Batch, Host, check_not_negative
 from sparcl.methods.partition import LEARN_SHARE, PartitionMethod
 from sparcl.sparsity.importance import lowest
 from sparcl.streams.task import Task
@@ -39,6 +39,7 @@ class LPS(PartitionMethod):
         super().__init__(pruned=pruned)
         if not 0.0 <= shared <= 1.0:
             raise ConfigError(f"shared share {shared} is not allowed for lps; use a share from 0 to 1")
+        check_not_negative(self.name, rho=rho, mask_lr=mask_lr)
         self.shared, self.rho, self.mask_lr = shared, rho, mask_lr
         self.round = 0
         self.admm: dict[str, dict[str, Tensor]] = {}  # by letter of the legend, then by parameter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparcl.checkpoint import checks
-from sparcl.methods.method import Batch, Method, only
+from sparcl.errors import ConfigError
+from sparcl.methods.method import Batch, Method, check_not_negative, only
 from sparcl.methods.respond import check_answers, loaded_answers, logits_of
 from sparcl.streams.task import Task
 
@@ -29,6 +31,9 @@ class LwF(Method):
 
     def __init__(self, *, alpha: float = 1.0, temperature: float = 2.0) -> None:
         super().__init__()
+        check_not_negative(self.name, alpha=alpha)
+        if not 0.0 < temperature < math.inf:
+            raise ConfigError(f"temperature {temperature} is not allowed for lwf; use a number above 0")
         self.alpha, self.temperature = alpha, temperature
         self.old: list[int] = []
         self.recorded: Tensor | None = None  # logits [samples of the task, C] of the network before the task

@@ -5,6 +5,7 @@ Legend: N batch, C classes of the whole stream (columns of the logits).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -180,6 +181,13 @@ class RehearsalMethod(Method):
 
     def after_step(self, batch: Batch, logits: Tensor) -> None:
         self.buffer.add(batch.raw, batch.labels, logits.detach() if self.stores_logits else None, self.host.generator)
+
+
+def check_not_negative(method: str, **values: float) -> None:
+    """Raise ConfigError unless each of these values of the method is finite and 0 or more."""
+    for name, value in values.items():
+        if not 0.0 <= value < math.inf:
+            raise ConfigError(f"{name} {value} is not allowed for {method}; use 0 or more")
 
 
 def only(logits: Tensor, classes: tuple[int, ...]) -> Tensor:
