@@ -6,6 +6,7 @@ all training images), so they stand beside runs for orientation and are equals o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 DER = "Buzzega et al. 2020, ten seeds"
@@ -97,6 +98,16 @@ PAPER_FLOPS: dict[tuple[str, str, str, float], PublishedFlops] = {
 }
 """By (stream, method, sparsifier, sparsity); from SPARCL's table 1."""
 
+AS_PUBLISHED: dict[str, object] = {
+    "pattern": "unstructured",
+    "distribution": "uniform",
+    "prunable": None,
+    "gradient_sparsity": 0.2,
+    "sample_removal": 0.3,
+    "importance": "cwi",
+}
+"""The settings of SparCL that table 1 is of; where a run has others (an ablation, blocks) it has no like in it."""
+
 
 def accuracy(stream: str, method: str, sparsifier: str, buffer: int | None) -> Published | None:
     """The published accuracies of a setting, or None where none is confirmed."""
@@ -105,7 +116,16 @@ def accuracy(stream: str, method: str, sparsifier: str, buffer: int | None) -> P
     return DENSE.get((stream, method, buffer))
 
 
-def paper_flops(stream: str, method: str, sparsifier: str, sparsity: float) -> float | None:
-    """The published training FLOPs (paper's convention) of a setting, or None where none are confirmed."""
+def paper_flops(
+    stream: str, method: str, sparsifier: str, sparsity: float, settings: Mapping[str, object]
+) -> float | None:
+    """The published training FLOPs (paper's convention) of a setting, or None where none are confirmed.
+
+    Args:
+        stream, method, sparsifier, sparsity: the key of `PAPER_FLOPS`.
+        settings: the run's others, by their names in config.toml; those left out are as published.
+    """
+    if sparsifier != "dense" and any(settings.get(name, value) != value for name, value in AS_PUBLISHED.items()):
+        return None
     row = PAPER_FLOPS.get((stream, method, sparsifier, round(sparsity, 4)))
     return row.flops if row is not None and row.confirmed else None

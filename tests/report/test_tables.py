@@ -149,6 +149,25 @@ def test_published_figures_stand_beside_dense_runs_alone_and_are_marked(tmp_path
     assert any(note.startswith("Published:") for note in notes(groups))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sample_removal": 0.0},
+        {"gradient_sparsity": 0.0},
+        {"pattern": "block"},
+        {"distribution": "erk"},
+        {"prunable": ["conv2"]},
+        {"importance": "magnitude"},
+    ],
+)
+def test_published_flops_stand_beside_sparcl_as_published_alone(tmp_path: Path, change: dict[str, Any]) -> None:
+    er = {"method": "er", "sparsity": 0.75}
+    (group,) = groups_of(tmp_path / "whole", {"config": er})
+    assert group.published_flops == 2.0e15
+    (group,) = groups_of(tmp_path / "changed", {"config": er | change})
+    assert group.published_flops is None
+
+
 def test_without_published_figures_nothing_speaks_of_them(tmp_path: Path) -> None:
     groups = groups_of(tmp_path, {"config": {"stream": "seq-digits"}})
     assert "ublished" not in as_markdown(groups).replace("as published", "")

@@ -114,7 +114,8 @@ class Group:
 
     @property
     def published_flops(self) -> float | None:
-        return published.paper_flops(self.stream, self.method, self.sparsifier, self.sparsity)
+        settings = self.records[0].config  # alike in all of them
+        return published.paper_flops(self.stream, self.method, self.sparsifier, self.sparsity, settings)
 
 
 STATE = ("parameter_bytes", "index_bytes", "gradient_bytes", "optimizer_bytes", "buffer_bytes")
