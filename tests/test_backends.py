@@ -238,6 +238,13 @@ def test_auto_measures_each_layer_at_its_own_density(monkeypatch: pytest.MonkeyP
     assert len({round(active / torch.Size(shape).numel(), 2) for shape, active in measured.items()}) == 3
 
 
+def test_a_batch_size_that_stands_for_all_samples_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: set[int] = set()
+    monkeypatch.setattr(auto, "_seconds", lambda _, x: batches.add(len(x)) or 1.0)
+    Learner(Net(), sparsifier=sparcl.SparCL(0.5), batch_size=10**9, input_shape=(2, 6, 6))
+    assert max(batches) == auto.MOST_SAMPLES
+
+
 def test_measuring_leaves_no_trace() -> None:
     model = Net()
     before, drawn = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()

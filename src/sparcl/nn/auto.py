@@ -26,6 +26,8 @@ MARGIN = 1.25
 """Dense is chosen where it is faster by this factor: a choice near the break-even point would follow the noise."""
 
 REPEATS = 5
+MOST_SAMPLES = 256
+"""A layer is timed on no larger batch: the choice is the same, and a batch size may stand for "all there are"."""
 NOMINAL_SIDE = 16
 """Rows and columns of a convolution's input where the model's input shape is not known."""
 
@@ -74,7 +76,7 @@ def measure(
         model: the dense model, unchanged by this.
         densities: share of each prunable layer's weights that will be active, given the shapes of all.
         block: G, output channels that share their positions (1: unstructured).
-        batch: N.
+        batch: N; `MOST_SAMPLES` at most are timed.
         input_shape: of one sample; without it a convolution is timed on `NOMINAL_SIDE` rows and columns.
     """
     shapes = {name: _shape(model.get_submodule(name)) for name in prunable_names(model, prunable)}
@@ -88,7 +90,7 @@ def measure(
         alike = (repr(layer), side, density[name])
         if alike not in known:
             assert isinstance(layer, nn.Conv2d | nn.Linear)
-            known[alike] = _faster(layer, density[name], block, batch, side)
+            known[alike] = _faster(layer, density[name], block, min(batch, MOST_SAMPLES), side)
         choice[name] = known[alike]
     return choice
 
