@@ -89,3 +89,21 @@ def test_test_transform_draws_nothing_and_training_obeys_the_generator():
 def test_impossible_statistics_are_refused(mean, std):
     with pytest.raises(ConfigError, match="std above 0"):
         Normalize(mean, std)
+
+
+@pytest.mark.parametrize(
+    ("transform", "shape", "message"),
+    [
+        (
+            Transform(crop_padding=2),
+            (3, 4),
+            r"crop and flip are for images \[C, H, W\], not for samples of shape \[4\]",
+        ),
+        (Transform(flip=True), (3, 4, 4), "crop and flip are for images"),
+        (Transform(Normalize((0.5,) * 3, (1.0,) * 3)), (2, 1, 8, 8), "means of 3 channels but samples of shape"),
+        (Transform(Normalize((0.5,) * 3, (1.0,) * 3)), (3,), "means of 3 channels but samples of shape"),
+    ],
+)
+def test_samples_that_a_transform_does_not_fit_are_refused_in_one_line(transform, shape, message):
+    with pytest.raises(ConfigError, match=message):
+        transform.train(torch.zeros(shape), torch.Generator())

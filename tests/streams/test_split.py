@@ -146,8 +146,8 @@ def with_value(index, value):
         (2, with_value((0, 0, 1, 0), np.inf), "test inputs hold NaN"),
         (0, lambda a: a.astype(np.float64) * 1e300, "infinite"),
         (0, lambda a: a.astype(np.int32), "allowed are uint8 and floating point"),
-        (0, lambda a: a.astype(np.complex64), "allowed are integers and floating"),
-        (0, lambda a: a.astype(object), "allowed are integers and floating"),
+        (0, lambda a: a.astype(np.complex64), "allowed are uint8 and floating"),
+        (0, lambda a: a.astype(object), "allowed are uint8 and floating"),
         (0, lambda a: a[:0], "non-empty"),
         (0, lambda a: a[:, 0, 0, 0], "non-empty"),
         (1, with_value(3, -1), "training label -1 of sample 3 is out of range: allowed are 0 to 5"),
@@ -158,6 +158,11 @@ def with_value(index, value):
         (1, lambda a: a.astype(np.float32), "integers of shape"),
         (1, lambda a: a.astype(bool), "integers of shape"),
         (1, lambda a: a[:, None], "integers of shape"),
+        (1, lambda a: a[:0], "no training labels"),
+        (3, lambda a: a[:0], "no test labels"),
+        (1, lambda a: a.astype(str), "labels have dtype <U21: allowed are integers"),
+        (0, lambda _: [[1.0, 2.0], [3.0]], "training inputs are not a rectangular array"),
+        (3, lambda _: [[1], 2], "test labels are not a rectangular array"),
     ],
 )
 def test_bad_data_is_refused_in_one_line(part, change, message):
@@ -183,3 +188,8 @@ def test_a_task_of_one_sample_is_refused():
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ConfigError, match=r"it must be|allowed are"):
         stream_of(**options)
+
+
+def test_a_transform_that_does_not_fit_is_refused_with_the_data():
+    with pytest.raises(ConfigError, match="crop and flip are for images"):
+        from_arrays(*data(shape=(4,)), *data(shape=(4,)), transform=Transform(crop_padding=2))

@@ -40,9 +40,18 @@ class Normalize:
         self._factors: dict[tuple[torch.device, bool], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """uint8 or float [N, C, ...] -> float32 of the same shape and memory layout."""
+        """uint8 or float [N, C, ...] -> float32 of the same shape and memory layout.
+
+        Raises:
+            ConfigError: there are statistics of another number of channels.
+        """
         scale, shift = self._scale_and_shift(inputs.device, inputs.dtype == torch.uint8)
         if scale.numel() > 1:  # statistics per channel: axis 1
+            if inputs.dim() < 2 or inputs.shape[1] != len(self.mean):
+                raise ConfigError(
+                    f"there are means of {len(self.mean)} channels but samples of shape {list(inputs.shape[1:])}:"
+                    " one mean for all is needed, or one for each"
+                )
             shape = (-1,) + (1,) * (inputs.dim() - 2)
             scale, shift = scale.view(shape), shift.view(shape)
         return inputs.to(torch.float32, copy=True).mul_(scale).sub_(shift)
@@ -77,6 +86,10 @@ class Transform:
         Args:
             inputs: the samples as stored, on any device.
             generator: a CPU generator, the only source of randomness.
+
+        Raises:
+            ConfigError: the samples are no images though they should be cropped or flipped, or have other channels than
+                the normalisation.
         """
         if self.crop_padding or self.flip:
             inputs = random_crop_flip(inputs, self.crop_padding, self.flip, generator)
@@ -98,7 +111,12 @@ def random_crop_flip(inputs: Tensor, padding: int, flip: bool, generator: torch.
 
     Returns:
         [N, C, H, W], dtype and device of `inputs`, contiguous.
+
+    Raises:
+        ConfigError: `inputs` have another number of axes.
     """
+    if inputs.dim() != 4:
+        raise ConfigError(f"crop and flip are for images [C, H, W], not for samples of shape {list(inputs.shape[1:])}")
     n, c, h, w = inputs.shape
     offsets = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
     rows = offsets[0] + torch.arange(h)  # [N, H], in the padded image

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sparcl.errors import ConfigError, DataError
+from sparcl.errors import ConfigError, DataError, one_line
 from sparcl.streams.augment import Transform
 from sparcl.streams.task import Samples, Stream, Task
 
@@ -64,7 +64,7 @@ def from_arrays(
     Raises:
         DataError: sizes that do not match, a label out of range, a class without samples, NaN or infinite
             inputs, classes that do not divide into tasks, a task with a single training sample.
-        ConfigError: an option outside its range.
+        ConfigError: an option outside its range, or a transform that does not fit the inputs.
     """
     train = Samples(_as_inputs(train_inputs, "training"), _as_labels(train_labels, "training"))
     test = Samples(_as_inputs(test_inputs, "test"), _as_labels(test_labels, "test"))
@@ -123,6 +123,7 @@ def _stream(
     _check_sizes(train, test)
     _check_labels(train.labels, test.labels, names)
     _check_split(n_classes, classes_per_task, limit_per_class)
+    transform.train(train.inputs[:1], torch.Generator())  # refuses what it does not fit before any work
     order = _class_order(n_classes, class_order_seed)
     column = torch.empty(n_classes, dtype=torch.int64)
     column[order] = torch.arange(n_classes)
@@ -154,12 +155,15 @@ def _check_sizes(train: Samples, test: Samples) -> None:
         raise DataError(f"training samples are {shapes[0]} but test samples {shapes[1]}: they must agree")
 
 
-def _as_tensor(array: ArrayLike, what: str) -> Tensor:
+def _as_tensor(array: ArrayLike, what: str, allowed: str) -> Tensor:
     if isinstance(array, Tensor):
         return array.detach()
-    values = np.asarray(array)
+    try:
+        values = np.asarray(array)
+    except (ValueError, TypeError) as error:  # lists of unequal lengths
+        raise DataError(f"{what} are not a rectangular array of numbers: {one_line(error)}") from None
     if values.dtype.kind not in "biuf":
-        raise DataError(f"{what} have dtype {values.dtype}: allowed are integers and floating point numbers")
+        raise DataError(f"{what} have dtype {values.dtype}: allowed are {allowed}")
     if values.dtype.kind == "u" and values.dtype.itemsize > 1:  # torch has few operations for these
         values = values.astype(np.int64)
     if values.dtype.kind == "f" and values.dtype.itemsize > 8:
@@ -169,7 +173,7 @@ def _as_tensor(array: ArrayLike, what: str) -> Tensor:
 
 
 def _as_inputs(array: ArrayLike, what: str) -> Tensor:
-    inputs = _as_tensor(array, f"{what} inputs")
+    inputs = _as_tensor(array, f"{what} inputs", "uint8 and floating point")
     if inputs.dim() < 2 or inputs.numel() == 0:
         raise DataError(f"{what} inputs have shape {tuple(inputs.shape)}: a non-empty [N, ...] is needed")
     if inputs.dtype == torch.uint8:
@@ -185,10 +189,12 @@ def _as_inputs(array: ArrayLike, what: str) -> Tensor:
 
 
 def _as_labels(array: ArrayLike, what: str) -> Tensor:
-    labels = _as_tensor(array, f"{what} labels")
+    labels = _as_tensor(array, f"{what} labels", "integers")
     if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         shape = tuple(labels.shape)
         raise DataError(f"{what} labels are {labels.dtype} of shape {shape}: integers of shape [N] are needed")
+    if len(labels) == 0:
+        raise DataError(f"there are no {what} labels: there must be one for each input")
     return labels.to("cpu", torch.int64)
 
 
