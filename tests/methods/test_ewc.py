@@ -58,3 +58,12 @@ def test_in_the_first_task_there_is_no_penalty_and_the_modes_stay() -> None:
     method.end_task(blobs()[0])
     assert model.training
     assert not model.norm1.training
+
+
+def test_a_parameter_that_the_answer_does_not_depend_on_carries_no_information() -> None:
+    method, model = EWC(), Net()
+    model.unused = torch.nn.Linear(3, 2)
+    lend(method, model)
+    method.end_task(blobs()[0])
+    silent = [not bool(f.any()) for f in method.fisher]
+    assert silent == [name.startswith("unused") for name, _ in model.named_parameters()]

@@ -63,8 +63,10 @@ class EWC(Method):
             for n, label in enumerate(labels):
                 sample = task.transform.test(inputs[n : n + 1].to(self.host.device))
                 log_p = self.host.model(sample).log_softmax(dim=1)[0, label]
-                for into, g in zip(total, torch.autograd.grad(log_p, parameters), strict=True):
-                    into += log_p.detach().exp() * g.square()
+                gradients = torch.autograd.grad(log_p, parameters, allow_unused=True)
+                for into, g in zip(total, gradients, strict=True):
+                    if g is not None:  # a parameter that the answer does not depend on carries no information
+                        into += log_p.detach().exp() * g.square()
         return [t / len(labels) for t in total]
 
     def _parameters(self) -> list[nn.Parameter]:
