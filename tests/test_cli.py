@@ -41,6 +41,8 @@ def refused(capsys, *arguments: str) -> str:
         (["run", "seq-digits", "--buffer-size", "0"], "1 or more"),
         (["run", "seq-digits", "--buffer-size", "1"], "2 or more"),
         (["run", "seq-digits", "--method", "finetune", "--buffer-size", "9"], "no buffer"),
+        (["run", "seq-digits", "--method", "fdr", "--buffer-size", "3"], "use 5 or more"),
+        (["run", "seq-digits", "--method", "icarl", "--buffer-size", "5"], "use 10 or more"),
         (["run", "seq-digits", "--prunable", "nothing*"], "matches none"),
         (["run", "seq-digits", "--option", "alpha"], "NAME=NUMBER"),
         (["run", "seq-digits", "--option", "delta=1"], "alpha"),
@@ -72,6 +74,12 @@ def test_a_loss_that_becomes_nan_says_where_and_leaves_nothing(capsys, tmp_path)
     line = refused(capsys, "run", "seq-digits", *QUICK, "--lr", "1e30", "--sparsifier", "dense", "--out", str(out))
     assert "task 1, epoch 1, step" in line
     assert not out.exists()
+
+
+def test_a_run_that_fails_late_keeps_its_checkpoint(capsys, tmp_path):
+    wild = ("--lr", "1e20", "--sparsifier", "dense", "--checkpoint-every", "1", "--out", str(tmp_path / "run"))
+    assert "NaN or infinite" in refused(capsys, "run", "seq-digits", *QUICK, *wild)
+    assert (tmp_path / "run" / "checkpoint" / "latest").exists()
 
 
 @pytest.fixture(scope="module")

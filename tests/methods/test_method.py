@@ -59,6 +59,32 @@ def test_a_replay_method_without_a_buffer_is_refused_in_one_line(kind: type[ER])
     assert "\n" not in str(caught.value)
 
 
+def test_a_method_of_another_learner_is_refused_with_what_it_remembers() -> None:
+    method = DERpp(6)
+    lend(method, Net())
+    with pytest.raises(ConfigError, match="this derpp belongs to another Learner"):
+        lend(method, Net())
+
+
+@pytest.mark.parametrize(("name", "groups"), [("agem", 5), ("fdr", 5), ("icarl", 10)])
+def test_a_buffer_too_small_for_the_stream_is_known_before_it(name: str, groups: int) -> None:
+    METHODS[name](groups).check_stream(5, 10)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=f"one sample of {groups} tasks or classes each; use {groups} or more"):
+        METHODS[name](groups - 1).check_stream(5, 10)  # type: ignore[call-arg]
+    METHODS["er"](2).check_stream(5, 10)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", ["agem", "fdr"])
+def test_a_buffer_too_small_for_one_more_task_is_refused_before_its_training(name: str) -> None:
+    method, stream = METHODS[name](2), blobs(tasks=3)  # type: ignore[call-arg]
+    lend(method, Net())
+    for task in stream[:2]:
+        method.begin_task(task)
+        method.end_task(task)
+    with pytest.raises(ConfigError, match="use 3 or more"):
+        method.begin_task(stream[2])
+
+
 def test_methods_are_found_by_name_and_unknown_ones_list_the_names() -> None:
     assert {find(name).name for name in METHODS} == set(METHODS)
     assert find("derpp") is DERpp

@@ -25,6 +25,13 @@ class AGEM(RehearsalMethod):
         super().__init__(buffer_size, single_head=single_head)
         self.buffer: BalancedBuffer = BalancedBuffer(buffer_size)
 
+    def check_stream(self, tasks: int, classes: int) -> None:
+        del classes
+        self.buffer.share(tasks)
+
+    def begin_task(self, task: Task) -> None:
+        self.buffer.share(task.index + 1)  # refuses a buffer that is too small before any work
+
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self.host.model(batch.inputs)
         return self.cross_entropy(logits, batch), logits

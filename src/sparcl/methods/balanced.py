@@ -30,7 +30,10 @@ class BalancedBuffer(ReservoirBuffer):
             ConfigError: there are more groups than places.
         """
         if groups > self.capacity:
-            raise ConfigError(f"buffer size {self.capacity} cannot hold one sample of {groups} tasks or classes each")
+            raise ConfigError(
+                f"buffer size {self.capacity} cannot hold one sample of {groups} tasks or classes each;"
+                f" use {groups} or more"
+            )
         return self.capacity // groups
 
     def admit(self, inputs: Tensor, labels: Tensor, logits: Tensor | None, groups: Tensor) -> None:

@@ -33,6 +33,13 @@ class FDR(RehearsalMethod):
         check_not_negative(self.name, alpha=alpha)
         self.alpha = alpha
 
+    def check_stream(self, tasks: int, classes: int) -> None:
+        del classes
+        self.buffer.share(tasks)
+
+    def begin_task(self, task: Task) -> None:
+        self.buffer.share(task.index + 1)  # refuses a buffer that is too small before any work
+
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self.host.model(batch.inputs)
         loss = self.cross_entropy(logits, batch)

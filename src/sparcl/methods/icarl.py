@@ -27,6 +27,7 @@ class ICaRL(RehearsalMethod):
     """
 
     name = "icarl"
+    uses_classifier = True
 
     def __init__(self, buffer_size: int = 200) -> None:
         super().__init__(buffer_size)
@@ -35,6 +36,10 @@ class ICaRL(RehearsalMethod):
         self.seen: list[int] = []
         self.recorded: Tensor | None = None  # logits [samples of the task, C] of the network before the task
         self._means: Tensor | None = None  # [S, D]; None when the network has changed since
+
+    def check_stream(self, tasks: int, classes: int) -> None:
+        del tasks
+        self.buffer.share(classes)
 
     def begin_task(self, task: Task) -> None:
         self.seen = [*self.old, *task.classes]

@@ -77,6 +77,8 @@ class Method(Recorded, ABC):
     """Whether the method is given all tasks as one (joint)."""
     masks: ClassVar[str] = "moving"
     """Sparsity that the method works under: `moving` masks, `fixed` ones only, or `none` (it prunes itself)."""
+    uses_classifier: ClassVar[bool] = False
+    """Whether the method looks for the layer that makes the logits: the last one that the model defines."""
 
     def __init__(self, *, single_head: bool = False) -> None:
         self.single_head = single_head
@@ -93,8 +95,17 @@ class Method(Recorded, ABC):
                 f" {sparsifier}: use sparsifier dense, static or snip"
             )
 
+    def check_stream(self, tasks: int, classes: int) -> None:
+        """Raise ConfigError if a stream of so many tasks, and of so many classes in all, cannot be remembered."""
+
     def attach(self, host: Host) -> None:
-        """Bind to a Learner, once, before the first task."""
+        """Bind to a Learner, once, before the first task.
+
+        Raises:
+            ConfigError: the method is bound already: what it remembers is the other Learner's.
+        """
+        if hasattr(self, "host"):
+            raise ConfigError(f"this {self.name} belongs to another Learner: make a new one for each")
         self.host = host
 
     def begin_task(self, task: Task) -> None:
