@@ -340,3 +340,16 @@ def test_evaluation_changes_nothing() -> None:
     assert all(
         not p.requires_grad or p.grad is None or bool(torch.isfinite(p.grad).all()) for p in learner.model.parameters()
     )
+
+
+def test_an_optimizer_may_go_through_the_parameters_more_than_once() -> None:
+    learner = make_learner(
+        optimizer=lambda p: torch.optim.SGD(
+            [
+                {"params": [q for q in p if q.dim() > 1], "lr": 0.1},
+                {"params": [q for q in p if q.dim() <= 1], "lr": 0.2},
+            ]
+        )
+    )
+    held = {id(p) for group in learner.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in learner.model.parameters()}

@@ -17,7 +17,8 @@ import sparcl
 from sparcl import kernels, saving
 from sparcl.checkpoint import Store, files, tree
 from sparcl.errors import CheckpointError, TrainingError
-from sparcl.methods import ER, DERpp
+from sparcl.learner import SAFE
+from sparcl.methods import ER, DERpp, ICaRL, Method
 from sparcl.nn import ConvNet
 from sparcl.sparsity import RigL
 
@@ -178,3 +179,64 @@ def test_the_state_itself_is_taken(tmp_path: Path, state: tree.State) -> None:
     learner = sparcl.Learner.load(tmp_path, backend="reference")
     assert tree.difference(learner.checkpoint_state(), state) is None
     assert json.loads(json.dumps(saving.recipes(learner.model, learner.method, learner.sparsifier))) == learner.recipes
+
+
+@pytest.mark.parametrize("event", [*SAFE, "epoch.end last"])
+@pytest.mark.parametrize("method", [lambda: DERpp(20), lambda: ICaRL(8)], ids=["derpp", "icarl"])
+def test_a_state_saved_at_any_event_between_two_steps_goes_on_to_the_same_bits(
+    tmp_path: Path, event: str, method: Callable[[], Method]
+) -> None:
+    def fresh() -> sparcl.Learner:
+        return sparcl.Learner(ConvNet(4, 2, 8), method(), sparcl.SparCL(0.75), backend="reference", **SETTINGS)
+
+    torch.manual_seed(0)
+    whole, times = fresh(), []
+
+    def save(name: str, figures: dict[str, Any]) -> None:
+        if name == event.split()[0] and figures["task"] == 1:
+            times.append(name)
+            if len(times) == 1 + ("last" in event):
+                whole.save(tmp_path)
+
+    whole.observers.append(save)
+    for task in stream():
+        whole.learn(task)
+    again = sparcl.Learner.load(tmp_path, backend="reference")
+    for task in stream()[again.learned :]:
+        again.learn(task)
+    assert tree.difference(whole.checkpoint_state(), again.checkpoint_state()) is None
+
+
+@pytest.mark.parametrize("event", ["step.begin", "importance.end", "tdm.update", "tdm.expand"])
+def test_a_state_asked_for_in_the_middle_of_a_step_is_refused(tmp_path: Path, event: str) -> None:
+    learner = made("reference")
+    first, second = stream()
+    learner.learn(first)
+    learner.observers.append(lambda name, _: learner.save(tmp_path) if name == event else None)
+    with pytest.raises(CheckpointError, match=r"save at task.begin, .*step.end"):
+        learner.learn(second)
+    learner.observers.clear()
+    learner.save(tmp_path)  # what was learned until then is not lost
+
+
+@NATIVE
+def test_parameter_groups_told_apart_before_conversion_are_the_same_on_either_backend(tmp_path: Path) -> None:
+    saved = []
+    for backend in ("native", "reference"):
+        torch.manual_seed(0)
+        model = ConvNet(4, 2, 8)
+        flat = {id(p) for p in model.parameters() if p.dim() <= 1}
+
+        def groups(parameters: list[Any], flat: set[int] = flat) -> torch.optim.Optimizer:
+            decayed, free = ([p for p in parameters if (id(p) in flat) is is_flat] for is_flat in (False, True))
+            return torch.optim.AdamW([{"params": decayed}, {"params": free, "weight_decay": 0.0}], lr=0.01)
+
+        learner = sparcl.Learner(model, DERpp(20), sparcl.SparCL(0.75), optimizer=groups, backend=backend, **SETTINGS)
+        assert [len(group["params"]) for group in learner.optimizer.param_groups] == [5, 9]
+        if backend == "native":
+            learner.learn(stream()[0])
+            learner.save(tmp_path / "native")
+        else:
+            learner.restore(Store(tmp_path / "native").load().state)
+        saved.append(learner.save(tmp_path / backend / "again"))
+    assert same_files(*saved)

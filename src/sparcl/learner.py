@@ -11,18 +11,18 @@ Legend: N batch, C classes of the whole stream.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from sparcl import saving, seeds
+from sparcl import refusals, saving, seeds
 from sparcl.accuracy import Accuracy, accuracy_on
 from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.checkpoint.store import open_folder
-from sparcl.errors import ConfigError, DataError
+from sparcl.errors import CheckpointError, ConfigError
 from sparcl.losses import LossWatch
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
@@ -32,9 +32,12 @@ from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.task import Task
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 Observer = Callable[[str, dict[str, Any]], None]
 """Told of all that happens: an event's name and its figures. Observers look on and change nothing."""
+
+SAFE = ("task.begin", "epoch.begin", "step.end", "epoch.end", "task.end")
+"""Events between two steps: where an observer may save."""
 
 
 class Learner:
@@ -42,9 +45,10 @@ class Learner:
 
     Args:
         model: any `nn.Module` that maps inputs [N, ...] to logits [N, C].
-        method: how it is learned and remembered; default: fine-tuning.
+        method: how it is learned and remembered, new for each Learner; default: fine-tuning.
         sparsifier: what is computed at all; default: everything.
-        optimizer: makes the optimizer from the parameters; default: plain SGD (published).
+        optimizer: makes the optimizer from a list of the parameters; default: plain SGD (published). Native weights
+            have one dimension: tell parameter groups apart by `id`, asked before (docs/performance.md).
         lr, weight_decay: of the default optimizer.
         epochs: passes over each task.
         batch_size: samples of the task a step; the last partial batch of an epoch is left out (published).
@@ -84,7 +88,7 @@ class Learner:
         checkpoint_dir: str | Path | None = None,
         checkpoint_every: int | str = "60s",
     ) -> None:
-        _check_settings(epochs, batch_size, replay_batch_size, lr)
+        refusals.check_settings(epochs, batch_size, replay_batch_size, lr)
         self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.recipes = saving.recipes(model, self.method, self.sparsifier)
@@ -101,7 +105,8 @@ class Learner:
             store, every = Store(Path(checkpoint_dir)), Interval.parse(checkpoint_every)
             self._checkpointer = Checkpointer(every, lambda: self._save_to(store))
         make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay))
-        self.optimizer = make(self.model.parameters())
+        self.optimizer = make(list(self.model.parameters()))
+        refusals.check_optimizer(self.optimizer)
         self.sparsifier.attach(self.model, self.optimizer, seed)
         self.sparsifier.notify = self.tell
         self.generators = seeds.Generators(seed, self.device)
@@ -118,6 +123,7 @@ class Learner:
         self.tasks: list[Task] = []
         self.position: Position | None = None
         self.learned = self.steps = 0
+        self._midway = False
         self.watch_loss = LossWatch()
 
     def _convert(self, backend: str, input_shape: tuple[int, ...] | None) -> str:
@@ -148,7 +154,7 @@ class Learner:
             DataError: the task cannot be trained on.
             CheckpointError: a loaded state stands inside a task with other data; or a checkpoint cannot be written.
         """
-        self._check(task)
+        refusals.check_task(task, self.learned)
         self._enter(task)
         position = self.position
         assert position is not None
@@ -159,17 +165,12 @@ class Learner:
             self.watch_loss.settle(position)
             position.epoch, position.step, position.cursor, position.order = position.epoch + 1, 0, 0, None
             self.tell("epoch.end", {"task": position.task, "epoch": position.epoch - 1})
-        self.sparsifier.end_task()
-        self.method.end_task(self.task)
+        with self._under_way():
+            self.sparsifier.end_task()
+            self.method.end_task(self.task)
         self.position = None
         self.learned += 1
         self.tell("task.end", {"task": task.index})
-
-    def _check(self, task: Task) -> None:
-        if len(task.train) < 2:
-            raise DataError(f"task {task.index + 1} has {len(task.train)} training sample(s); a task needs 2 or more")
-        if task.index != self.learned:
-            raise ConfigError(f"task {task.index + 1} was given, but task {self.learned + 1} is the next to learn")
 
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
@@ -182,12 +183,14 @@ class Learner:
             self.sparsifier.resume_task(losses)
             self.method.resume_task(task)
             return
-        self.position = Position(task.index)
+        refusals.check_fit(self.model, self.method, task, self.device, self.batch_size)
         self.tell("task.begin", {"task": task.index, "classes": list(task.classes), "samples": len(task.train)})
         self.model.train()
         torch.manual_seed(seeds.derive(self.seed, f"torch/{task.index}"))  # what a model draws itself: dropout
-        self.method.begin_task(task)
-        self.sparsifier.begin_task(task.index, samples=len(task.train), epochs=self.epochs, losses=losses)
+        with self._under_way():
+            self.method.begin_task(task)
+            self.sparsifier.begin_task(task.index, samples=len(task.train), epochs=self.epochs, losses=losses)
+        self.position = Position(task.index)  # not before: a state saved until now begins the task anew
 
     def _begin_epoch(self, position: Position) -> None:
         """Draw the epoch's order, less what DDR has removed; a resumed epoch has it already."""
@@ -197,24 +200,30 @@ class Learner:
         drawn = torch.randperm(len(self.task.train), generator=self.generators.order)
         position.plan(self.sparsifier.keep(drawn), self.batch_size)
         self.sparsifier.begin_epoch(position.epoch, position.planned_steps)
-        self.tell(
-            "epoch.begin",
-            {
-                "task": position.task,
-                "epoch": position.epoch,
-                "steps": position.planned_steps,
-                "dense_steps": len(self.task.train) // min(self.batch_size, len(self.task.train)),
-            },
-        )
+        dense_steps = len(self.task.train) // min(self.batch_size, len(self.task.train))
+        figures = {"task": position.task, "epoch": position.epoch, "steps": position.planned_steps}
+        self.tell("epoch.begin", {**figures, "dense_steps": dense_steps})
 
     def _step(self, position: Position) -> None:
-        """One step: masks move, forward, backward, optimizer, memory."""
+        """One step, unless a removal at this very step has left less than a batch of this epoch."""
+        with self._under_way():
+            if (loss := self._train(position)) is None:
+                return
+            position.cursor += position.batch
+            position.step += 1
+            self.steps += 1
+        figures = {"task": position.task, "epoch": position.epoch, "step": position.step}
+        done = {"steps": position.planned_steps, "samples": position.batch, "loss": loss.detach()}
+        self.tell("step.end", {**figures, **done})
+
+    def _train(self, position: Position) -> Tensor | None:
+        """Masks move, forward, backward, optimizer, memory: the loss, or None where no batch is left."""
         self._begin_step(position)
         self.method.begin_step((position.epoch + position.step / position.planned_steps) / self.epochs)
         assert position.order is not None
         ids = position.order[position.cursor : position.cursor + position.batch]
         if len(ids) < position.batch:
-            return  # a removal at this very step left less than a batch of this epoch
+            return None
         batch = self._assemble(ids)
         self.tell("step.begin", {"samples": len(ids)})
         loss, logits = self.method.loss(batch)
@@ -227,20 +236,7 @@ class Learner:
         self.optimizer.step()
         self.sparsifier.after_step()
         self.method.after_step(batch, logits)
-        position.cursor += position.batch
-        position.step += 1
-        self.steps += 1
-        self.tell(
-            "step.end",
-            {
-                "task": position.task,
-                "epoch": position.epoch,
-                "step": position.step,
-                "steps": position.planned_steps,
-                "samples": len(ids),
-                "loss": loss.detach(),
-            },
-        )
+        return loss
 
     def _begin_step(self, position: Position) -> None:
         removed = self.sparsifier.removed
@@ -259,6 +255,15 @@ class Learner:
 
     def _augment(self, raw: Tensor) -> Tensor:
         return self.task.transform.train(raw, self.generators.augment)
+
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """What happens in here happens as one: a state taken meanwhile would be neither the one before nor after."""
+        self._midway = True
+        try:
+            yield
+        finally:
+            self._midway = False
 
     # --- importance ---------------------------------------------------------------------------------------------
 
@@ -315,10 +320,11 @@ class Learner:
     def save(self, directory: str | Path) -> Path:
         """Write a checkpoint into `directory`: `step-N/`, then `latest` names it; the one before it is kept.
 
-        Safe at any moment between two steps, also from an observer of `step.end`. Returns the checkpoint's folder.
+        Safe at any moment between two steps, also from an observer of the events `SAFE`. Returns the checkpoint's
+        folder.
 
         Raises:
-            CheckpointError: it cannot be written; the last one is as it was.
+            CheckpointError: it cannot be written, or a step is under way; the last one is as it was.
             TrainingError: weights are NaN or infinite; nothing is written.
         """
         return self._save_to(Store(Path(directory)))
@@ -369,7 +375,13 @@ class Learner:
         return learner
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """All of it: settings, weights, masks, optimizer, memory, generators, position."""
+        """All of it: settings, weights, masks, optimizer, memory, generators, position.
+
+        Raises:
+            CheckpointError: asked for in the middle of a step, or while a task begins or ends.
+        """
+        if self._midway:
+            raise CheckpointError(f"nothing can be saved in the middle of a step; save at {', '.join(SAFE)}")
         if self.position is not None:
             self.watch_loss.settle(self.position)
             if self.position.data is None:
@@ -383,13 +395,3 @@ class Learner:
             CheckpointError: it is another's, or not well formed.
         """
         saving.restore(self, state)
-
-
-def _check_settings(epochs: int, batch_size: int, replay_batch_size: int | None, lr: float) -> None:
-    for label, value in (("epochs", epochs), ("batch size", batch_size), ("replay batch size", replay_batch_size)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{label} {value} is not allowed; use 1 or more")
-    if batch_size < 2:
-        raise ConfigError("batch size 1 is not allowed: batch statistics need 2 samples or more")
-    if not lr > 0:
-        raise ConfigError(f"learning rate {lr} is not allowed; use a number above 0")

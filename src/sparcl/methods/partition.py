@@ -37,6 +37,7 @@ class PartitionMethod(Method):
 
     scenarios: ClassVar[tuple[str, ...]] = ("task-il",)
     masks = "none"
+    uses_classifier = True
 
     def __init__(self, *, pruned: float = 0.75) -> None:
         super().__init__(single_head=True)

@@ -71,8 +71,29 @@ def classifier_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def classifier(model: nn.Module) -> nn.Module:
-    """The last convolution or linear layer: the one that makes the logits."""
+    """The last convolution or linear layer that the model defines, taken for the one that makes the logits."""
     return [module for module in model.modules() if is_weighted(module)][-1]
+
+
+@torch.no_grad()
+def answers_by_classifier(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether the logits for normalised `inputs` may be the work of `classifier(model)`, the model evaluating.
+
+    Not so where that layer takes no part, as an unused one, or has other columns, as an auxiliary one.
+    """
+    columns: list[int] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        del module, inputs
+        columns.append(output.shape[1])
+
+    hook = classifier(model).register_forward_hook(note)
+    try:
+        with evaluating(model):
+            logits: Tensor = model(inputs)
+    finally:
+        hook.remove()
+    return columns[-1:] == [logits.shape[1]]
 
 
 @contextmanager

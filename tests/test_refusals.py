@@ -12,19 +12,19 @@ from toys import Bag, Net, blobs, make_learner
 
 from sparcl import DDR, DGM, TDM, Learner, SparCL
 from sparcl.errors import ConfigError, DataError, TrainingError
-from sparcl.methods import Finetune, Joint
+from sparcl.methods import METHODS, Finetune, Joint
 from sparcl.streams import Samples, Task, Transform
 
 
 class Failing(nn.Module):
-    """A network that answers NaN at its seventh batch."""
+    """A network that answers NaN at the seventh batch it is trained on."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net, self.batches = Net(), 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.batches += 1
+        self.batches += self.training
         answer: Tensor = self.net(x)
         return answer * (float("nan") if self.batches == 7 else 1.0)
 
@@ -74,9 +74,12 @@ def test_a_model_without_prunable_layers_is_refused_before_any_work(sparsifier: 
         ({"batch_size": 0}, "batch size 0"),
         ({"batch_size": 1}, "2 samples or more"),
         ({"replay_batch_size": 0}, "replay batch size 0"),
+        ({"replay_batch_size": 1}, "replay batch size 1"),
         ({"optimizer": None, "lr": 0.0}, "learning rate 0.0"),
         ({"optimizer": None, "lr": float("nan")}, "learning rate nan"),
-        ({"optimizer": lambda p: torch.optim.LBFGS(p)}, "optimizer LBFGS"),
+        ({"optimizer": torch.optim.LBFGS}, "optimizer LBFGS"),
+        ({"optimizer": torch.optim.LBFGS, "sparsifier": None}, "optimizer LBFGS"),
+        ({"optimizer": torch.optim.LBFGS, "sparsifier": DDR()}, "optimizer LBFGS"),
     ],
 )
 def test_settings_out_of_range_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:
@@ -88,3 +91,69 @@ def test_settings_out_of_range_are_refused_in_one_line(options: dict[str, Any], 
 def test_blocks_that_do_not_fit_are_refused_and_name_the_layer() -> None:
     with pytest.raises(ConfigError, match="layer tiny has 4"):
         make_learner(model=Bag(), sparsifier=SparCL(0.5, pattern="block", block_size=8, prunable=["tiny"]))
+
+
+class Unlike(nn.Module):
+    """Answers what `change` makes of the logits."""
+
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.change = Net(), change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self.net(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: Net(classes=3), "3 logits, but task 2 has class 3"),
+        (lambda: Net().double(), r"does not take the task's inputs, float32 \[8, 2, 6, 6\]"),
+        (lambda: Net().bfloat16(), "does not take the task's inputs"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(71, 4)), "does not take the task's inputs"),
+        (lambda: Unlike(lambda logits: (logits, logits)), "with a tuple; logits"),
+        (lambda: Unlike(lambda logits: logits.mean(1)), r"with shape \[8\]; logits"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_task_is_refused_before_its_first_step(
+    model: Callable[[], nn.Module], message: str
+) -> None:
+    told: list[str] = []
+    learner = make_learner(model=model(), sparsifier=None, observers=[lambda event, _: told.append(event)])
+    first, second = blobs()
+    if "task 2" in message:
+        learner.learn(first)
+        told.clear()
+    with pytest.raises(ConfigError, match=message) as caught:
+        learner.learn(second if "task 2" in message else first)
+    assert "\n" not in str(caught.value)
+    assert told == []
+    assert learner.position is None
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_label_without_a_logit_is_refused(part: str) -> None:
+    task = blobs()[0]
+    getattr(task, part).labels[3] = 7
+    with pytest.raises(DataError, match="label 7 of task 1 is out of range: allowed are 0 to 3"):
+        make_learner().learn(task)
+
+
+class Auxiliary(Net):
+    """Defines a layer after its classifier: an unused one, or one whose answers are of no use."""
+
+    def __init__(self, used: bool) -> None:
+        super().__init__()
+        self.used, self.last = used, nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits + 0 * self.last(logits).sum() if self.used else logits
+
+
+@pytest.mark.parametrize("method", ["icarl", "packnet", "lps"])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_method_that_cannot_find_the_classifier_says_so(method: str, used: bool) -> None:
+    learner = make_learner(model=Auxiliary(used), method=METHODS[method](), sparsifier=None)
+    with pytest.raises(ConfigError, match=f"method {method} takes the last convolution or linear layer"):
+        learner.learn(blobs()[0])

@@ -1,0 +1,86 @@
+"""What a Learner refuses before any work: settings, an optimizer, a task, a model that does not fit it.
+
+Legend: N batch, C classes of the whole stream.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from sparcl.errors import ConfigError, DataError, one_line
+from sparcl.methods.method import Method
+from sparcl.methods.respond import answers_by_classifier, evaluating
+from sparcl.streams.task import Task
+
+
+def check_settings(epochs: int, batch_size: int, replay_batch_size: int | None, lr: float) -> None:
+    """Raise ConfigError unless all are within their ranges."""
+    if epochs < 1:
+        raise ConfigError(f"epochs {epochs} is not allowed; use 1 or more")
+    for label, value in (("batch size", batch_size), ("replay batch size", replay_batch_size)):
+        if value is not None and value < 2:
+            raise ConfigError(f"{label} {value} is not allowed: batch statistics need 2 samples or more")
+    if not lr > 0:
+        raise ConfigError(f"learning rate {lr} is not allowed; use a number above 0")
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ConfigError if a step of it computes the loss itself, as often as it likes: a step here is one pass."""
+    if any(p.default is p.empty for p in inspect.signature(optimizer.step).parameters.values()):
+        raise ConfigError(
+            f"optimizer {type(optimizer).__name__} is not allowed: its step() needs a closure; use one whose step()"
+            " needs no arguments, as SGD and AdamW"
+        )
+
+
+def check_task(task: Task, learned: int) -> None:
+    """Raise DataError or ConfigError unless the task can be trained on and is the next one."""
+    if len(task.train) < 2:
+        raise DataError(f"task {task.index + 1} has {len(task.train)} training sample(s); a task needs 2 or more")
+    if task.index != learned:
+        raise ConfigError(f"task {task.index + 1} was given, but task {learned + 1} is the next to learn")
+
+
+@torch.no_grad()
+def check_fit(model: nn.Module, method: Method, task: Task, device: torch.device, batch_size: int) -> None:
+    """Let the model answer a first batch of the task, evaluating, and look whether it can be trained on that.
+
+    Raises:
+        ConfigError: the transform or the model does not take the task's inputs, the answer is not logits [N, C] with
+            a column for each of the task's classes, or the method does not find the model's classifier.
+        DataError: a label without a column.
+    """
+    raw = task.train.inputs[:batch_size].to(device)
+    inputs = task.transform.train(raw, torch.Generator())
+    with evaluating(model):
+        try:
+            logits = model(inputs)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            given = f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape)}"
+            raise ConfigError(f"the model does not take the task's inputs, {given}: {one_line(error)}") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
+        answer = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ConfigError(f"the model answers a batch of {len(inputs)} with {answer}; logits [N, C] are needed")
+    _check_columns(task, logits.shape[1])
+    if method.uses_classifier and not answers_by_classifier(model, inputs):
+        raise ConfigError(
+            f"method {method.name} takes the last convolution or linear layer for the one that makes the logits, and"
+            " here it is another: define that one last in the model"
+        )
+
+
+def _check_columns(task: Task, columns: int) -> None:
+    if max(task.classes) >= columns:
+        raise ConfigError(
+            f"the model answers with {columns} logits, but task {task.index + 1} has class {max(task.classes)}:"
+            " one for each class of the whole stream is needed"
+        )
+    for what, samples in (("training", task.train), ("test", task.test)):
+        wrong = samples.labels[(samples.labels < 0) | (samples.labels >= columns)]
+        if len(wrong):
+            raise DataError(
+                f"{what} label {int(wrong[0])} of task {task.index + 1} is out of range: allowed are 0 to {columns - 1}"
+            )
