@@ -234,8 +234,10 @@ def trained(method: Method, sparsifier: Sparsifier | None, epochs: int = 5, batc
 @pytest.mark.parametrize("make", [Finetune, lambda: ER(20), lambda: DER(20), lambda: DERpp(20)])
 def test_training_densely_executes_what_pytorch_counts(make: Callable[[], Method]) -> None:
     learner, ledger = prepared(make(), None, epochs=1)
+    with torch.no_grad():  # the batch that is answered before each task, to see that the model fits
+        trials = 2 * counted(lambda: learner.model(torch.randn(6, 2, 6, 6)))
     expected = counted(lambda: [learner.learn(task) for task in blobs()])
-    assert ledger.executed == ledger.dense == expected
+    assert ledger.executed == ledger.dense == expected - trials
 
 
 @pytest.mark.parametrize(

@@ -63,11 +63,12 @@ class Costs:
 class Ledger:
     """An observer of a Learner that counts FLOPs in the two conventions of the field.
 
-    *executed*: every multiply-add of every pass that training asks for: forward; input gradients, except where none is
-    needed; weight gradients at the updated weights only; replay with its backward pass; the passes that rank weights
-    and gradients; what a method computes when a task begins or ends. Evaluation is not counted. These are the sparse
-    operations, which the native backend performs; the reference backend multiplies by zeros instead and is charged the
-    same, so that a run's figure does not depend on where it was computed.
+    *executed*: every multiply-add of every pass that training asks for: forward; input gradients, except where none
+    is needed; weight gradients at the updated weights only; replay with its backward pass; the passes that rank
+    weights and gradients; what a method computes when a task begins or ends. Neither evaluation is counted nor the
+    batch that a model answers before each task to show that it fits. These are the sparse operations, which the
+    native backend performs; the reference backend multiplies by zeros instead and is charged the same, so that a
+    run's figure does not depend on where it was computed.
 
     *paper* (SparCL, table 1): for the task's batch a forward pass, an input gradient of every layer and a weight
     gradient; for replay the forward pass only; nothing for ranking.
