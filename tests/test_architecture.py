@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each part may import of the others, beside itself and the leaves; `sparcl` is the package itself."""
 
-LEAVES = {"errors", "seeds", "recorded", "checkpoint.checks"}
+LEAVES = {"errors", "seeds", "recorded", "checkpoint.checks", "checkpoint.disk"}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import tarfile
 import zipfile
@@ -28,6 +29,13 @@ def test_a_zip_and_a_folder_are_read(tmp_path):
     assert contents(write_zip(tmp_path / "data", FILES)) == FILES
     write_folder(tmp_path / "folder", FILES | {"other/4.txt": b"not asked for"})
     assert contents(tmp_path / "folder") == FILES
+
+
+def test_a_named_pipe_in_a_folder_is_refused_and_waited_for_by_nobody(tmp_path):
+    write_folder(tmp_path, FILES)
+    os.mkfifo(tmp_path / "train" / "a" / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png cannot be read: it is not a regular file"):
+        contents(tmp_path)
 
 
 def test_folders_are_listed_even_when_empty(tmp_path):

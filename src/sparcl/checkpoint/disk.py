@@ -6,12 +6,14 @@ A file's bytes are safe after `fsync` of the file; that it exists under its name
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from sparcl.errors import CheckpointError
 
@@ -81,6 +83,19 @@ def remove_folder(path: Path) -> None:
         os.rmdir(path)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, to be read; where others may have put what lies at `path`.
+
+    Raises:
+        OSError: missing, unreadable, or not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe must not hang us
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return open(descriptor, "rb")
+
+
 def read_file(path: Path, limit: int) -> bytes:
     """A regular file's content.
 
@@ -88,13 +103,10 @@ def read_file(path: Path, limit: int) -> bytes:
         CheckpointError: missing, unreadable, not a regular file, or larger than `limit` bytes.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe must not hang us
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise CheckpointError(f"{path} is not a regular file")
-            if status.st_size > limit:
-                raise CheckpointError(f"{path} has {status.st_size} bytes; at most {limit} are allowed")
-            return file.read(status.st_size)
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise CheckpointError(f"{path} has {size} bytes; at most {limit} are allowed")
+            return file.read(size)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None

@@ -55,6 +55,7 @@ def decode(content: bytes, name: str, size: Size | None = None) -> npt.NDArray[n
     """
     try:
         from PIL import Image as PILImage
+        from PIL import UnidentifiedImageError
     except ImportError as error:
         raise SparclError('reading images needs Pillow: pip install "sparcl[images]"') from error
     try:
@@ -69,9 +70,8 @@ def decode(content: bytes, name: str, size: Size | None = None) -> npt.NDArray[n
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise DataError(
-            f"{name} is no readable image ({one_line(error)}): allowed are {', '.join(_FORMATS)}"
-        ) from error
+        detail = "of no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
+        raise DataError(f"{name} is no readable image ({detail}): allowed are {', '.join(_FORMATS)}") from error
 
 
 def _to_rgb(image: Image) -> Image:

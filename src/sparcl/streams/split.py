@@ -155,7 +155,7 @@ def _check_sizes(train: Samples, test: Samples) -> None:
         raise DataError(f"training samples are {shapes[0]} but test samples {shapes[1]}: they must agree")
 
 
-def _as_tensor(array: ArrayLike, what: str, allowed: str) -> Tensor:
+def _as_tensor(array: ArrayLike, what: str, needed: str) -> Tensor:
     if isinstance(array, Tensor):
         return array.detach()
     try:
@@ -163,7 +163,7 @@ def _as_tensor(array: ArrayLike, what: str, allowed: str) -> Tensor:
     except (ValueError, TypeError) as error:  # lists of unequal lengths
         raise DataError(f"{what} are not a rectangular array of numbers: {one_line(error)}") from None
     if values.dtype.kind not in "biuf":
-        raise DataError(f"{what} have dtype {values.dtype}: allowed are {allowed}")
+        raise DataError(f"{what} have dtype {values.dtype}: {needed}")
     if values.dtype.kind == "u" and values.dtype.itemsize > 1:  # torch has few operations for these
         values = values.astype(np.int64)
     if values.dtype.kind == "f" and values.dtype.itemsize > 8:
@@ -173,13 +173,14 @@ def _as_tensor(array: ArrayLike, what: str, allowed: str) -> Tensor:
 
 
 def _as_inputs(array: ArrayLike, what: str) -> Tensor:
-    inputs = _as_tensor(array, f"{what} inputs", "uint8 and floating point")
+    needed = "allowed are uint8 and floating point"
+    inputs = _as_tensor(array, f"{what} inputs", needed)
     if inputs.dim() < 2 or inputs.numel() == 0:
         raise DataError(f"{what} inputs have shape {tuple(inputs.shape)}: a non-empty [N, ...] is needed")
     if inputs.dtype == torch.uint8:
         return inputs
     if not inputs.dtype.is_floating_point:
-        raise DataError(f"{what} inputs are {inputs.dtype}: allowed are uint8 and floating point")
+        raise DataError(f"{what} inputs are {inputs.dtype}: {needed}")
     inputs = inputs.to(torch.float32)
     finite = torch.isfinite(inputs).flatten(1).all(1)
     if not bool(finite.all()):
@@ -189,10 +190,10 @@ def _as_inputs(array: ArrayLike, what: str) -> Tensor:
 
 
 def _as_labels(array: ArrayLike, what: str) -> Tensor:
-    labels = _as_tensor(array, f"{what} labels", "integers")
+    needed = "integers of shape [N] are needed, 0 <= label < the number of classes"
+    labels = _as_tensor(array, f"{what} labels", needed)
     if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        shape = tuple(labels.shape)
-        raise DataError(f"{what} labels are {labels.dtype} of shape {shape}: integers of shape [N] are needed")
+        raise DataError(f"{what} labels are {labels.dtype} of shape {tuple(labels.shape)}: {needed}")
     if len(labels) == 0:
         raise DataError(f"there are no {what} labels: there must be one for each input")
     return labels.to("cpu", torch.int64)
