@@ -174,6 +174,8 @@ class Learner:
 
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
+        if self.method.buffer is not None:
+            self.method.buffer.check_inputs(task.train.inputs)
         self.task = task
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
         self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)

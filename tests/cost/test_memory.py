@@ -57,6 +57,9 @@ def test_the_buffer() -> None:
     assert memory(model, optimizer, [], buffer)["buffer_bytes"] == 0
     inputs = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     buffer.add(inputs, torch.zeros(4, dtype=torch.int64), torch.zeros(4, 5), torch.Generator())
+    assert memory(model, optimizer, [], buffer)["buffer_bytes"] == 4 * (3 * 8 * 8 + 8 + 4 * 5)
+    for _ in range(4):
+        buffer.add(inputs, torch.zeros(4, dtype=torch.int64), torch.zeros(4, 5), torch.Generator())
     assert memory(model, optimizer, [], buffer)["buffer_bytes"] == 10 * (3 * 8 * 8 + 8 + 4 * 5)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparcl.errors import DataError
 from sparcl.methods import ReservoirBuffer
 
 
@@ -110,3 +111,32 @@ def test_interrupted_and_resumed_is_uninterrupted(samples: int) -> None:
     for key in ("inputs", "labels", "logits"):
         assert torch.equal(getattr(one, key), getattr(other, key))
     assert one.seen == other.seen == samples + 60
+
+
+def test_memory_is_taken_for_what_is_held_whatever_the_capacity() -> None:
+    one, other = ReservoirBuffer(10**12), ReservoirBuffer(10**12)
+    fill(one, 60, 7, torch.Generator().manual_seed(0))
+    other.load_state_dict(one.state_dict())
+    assert len(one) == 60
+    assert other.nbytes() == one.nbytes() == 64 * (1 + 8 + 3 * 4)
+    assert other.labels is not None
+    assert other.labels[:60].tolist() == list(range(60))
+
+
+def test_a_loaded_buffer_has_memory_of_its_own() -> None:
+    one, other = ReservoirBuffer(8), ReservoirBuffer(8)
+    fill(one, 8, 8, torch.Generator().manual_seed(0))
+    other.load_state_dict(one.state_dict())
+    fill(other, 60, 7, torch.Generator().manual_seed(1))
+    assert one.labels is not None
+    assert one.labels.tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(3, 1), torch.zeros(3, 2, dtype=torch.uint8)])
+def test_a_task_with_samples_of_another_kind_is_refused(inputs: Tensor) -> None:
+    buffer = ReservoirBuffer(5)
+    buffer.check_inputs(inputs)
+    fill(buffer, 5, 5, torch.Generator())
+    with pytest.raises(DataError, match=r"the task's samples are .*, but those in the buffer are uint8 \[1\]"):
+        buffer.check_inputs(inputs)
+    buffer.check_inputs(torch.zeros(9, 1, dtype=torch.uint8))

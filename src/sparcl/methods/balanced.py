@@ -53,6 +53,4 @@ class BalancedBuffer(ReservoirBuffer):
         kept = torch.cat([places[: self.share(len(of_group))] for places in of_group])
         self.seen = len(kept)
         for name, tensor in joined.items():
-            full = tensor.new_zeros((self.capacity, *tensor.shape[1:]))
-            full[: len(kept)] = tensor[kept]
-            setattr(self, name, full)
+            setattr(self, name, self._with_room(tensor[kept]))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparcl.checkpoint import checks
-from sparcl.errors import CheckpointError
+from sparcl.errors import CheckpointError, DataError
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,13 @@ class Remembered:
 
 
 class ReservoirBuffer:
-    """Keeps each sample seen so far with equal probability, as stored (before augmentation: uint8 stays uint8)."""
+    """Keeps each sample seen so far with equal probability, as stored (before augmentation: uint8 stays uint8).
+
+    Its memory grows with what it holds, doubling up to the capacity; a capacity may so stand for "all".
+    """
 
     FIELDS: ClassVar[tuple[str, ...]] = ("inputs", "labels", "logits")
-    """What is stored of a sample: a tensor [B, ...] each, or None."""
+    """What is stored of a sample: a tensor [n or more, ...] each, or None."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -43,19 +46,26 @@ class ReservoirBuffer:
 
     def add(self, inputs: Tensor, labels: Tensor, logits: Tensor | None, generator: torch.Generator) -> None:
         """Offer a batch: inputs [N, ...], labels [N], logits [N, C] or None."""
-        if self.inputs is None or self.labels is None:
-            self.inputs = inputs.new_zeros((self.capacity, *inputs.shape[1:]))
-            self.labels = labels.new_zeros(self.capacity)
-            self.logits = None if logits is None else logits.new_zeros((self.capacity, logits.shape[1]))
         sources = self._draw(len(labels), generator)
         if not sources:
             return
         into = torch.tensor(list(sources.keys())).to(labels.device, non_blocking=True)
         origin = torch.tensor(list(sources.values())).to(labels.device, non_blocking=True)
-        self.inputs[into] = inputs[origin]
-        self.labels[into] = labels[origin]
-        if self.logits is not None and logits is not None:
-            self.logits[into] = logits[origin]
+        for name, offered in {"inputs": inputs, "labels": labels, "logits": logits}.items():
+            if offered is not None:
+                held = getattr(self, name)
+                stored = self._with_room(offered[:0] if held is None else held)
+                stored[into] = offered[origin]
+                setattr(self, name, stored)
+
+    def _with_room(self, held: Tensor) -> Tensor:
+        """`held` with rows for the n samples and, up to the capacity, for more."""
+        rows = min(self.capacity, 1 << (len(self) - 1).bit_length())
+        if len(held) >= rows:
+            return held
+        roomy = held.new_zeros((rows, *held.shape[1:]))
+        roomy[: len(held)] = held
+        return roomy
 
     def _draw(self, count: int, generator: torch.Generator) -> dict[int, int]:
         """Slot -> sample of the batch; of two samples that draw one slot the later stays, as if one by one."""
@@ -91,24 +101,27 @@ class ReservoirBuffer:
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """Refuse what `state_dict` could not have given."""
-        held = [state[name] for name in self.FIELDS if name in state]
-        if len(held) != len(state) - 1 or any(not isinstance(t, Tensor) or len(t) != len(self) for t in held):
-            raise CheckpointError(f"the buffer in the checkpoint does not hold {len(self)} samples")
-        if held:
-            checks.within(
-                checks.tensor(state["labels"], "the buffer's labels", torch.int64, (None,)), "labels", 0, 1 << 40
-            )
-        elif self.seen:
-            raise CheckpointError("the buffer in the checkpoint has seen samples but holds none")
+        fields = {name for name in self.FIELDS if name in state or name != "logits"} if self.seen else set()
+        for name in sorted(checks.keys(state, {"seen", *fields}, "the buffer").keys() - {"seen"}):
+            if not isinstance(state[name], Tensor) or state[name].shape[:1] != (len(self),):
+                raise CheckpointError(f"the buffer in the checkpoint does not hold {len(self)} samples")
+            if name in ("labels", "groups"):
+                whole = checks.tensor(state[name], f"the buffer's {name}", torch.int64, (None,))
+                checks.within(whole, f"the buffer's {name}", 0, 1 << 40)
+        if "logits" in fields:
+            logits = state["logits"]
+            if logits.dim() != 2 or not logits.is_floating_point():
+                raise CheckpointError("the buffer's logits in the checkpoint are not floating point numbers [n, C]")
+
+    def check_inputs(self, inputs: Tensor) -> None:
+        """Raise DataError unless a task's inputs [N, ...] are of the dtype and shape of those that are held."""
+        if self.inputs is not None and (self.inputs.dtype, self.inputs.shape[1:]) != (inputs.dtype, inputs.shape[1:]):
+            held, given = (f"{str(t.dtype).removeprefix('torch.')} {list(t.shape[1:])}" for t in (self.inputs, inputs))
+            raise DataError(f"the task's samples are {given}, but those in the buffer are {held}: they must agree")
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         self.seen = checks.integer(state["seen"], "samples offered to the buffer")
         self._check(state)
         for name in self.FIELDS:
             stored = state.get(name)
-            if stored is None:
-                setattr(self, name, None)
-                continue
-            full = torch.zeros((self.capacity, *stored.shape[1:]), dtype=stored.dtype, device=device)
-            full[: len(stored)] = stored
-            setattr(self, name, full)
+            setattr(self, name, None if stored is None else self._with_room(stored.to(device, copy=True)))
