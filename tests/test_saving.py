@@ -16,7 +16,7 @@ from toys import Net, blobs
 import sparcl
 from sparcl import kernels, saving
 from sparcl.checkpoint import Store, files, tree
-from sparcl.errors import CheckpointError, TrainingError
+from sparcl.errors import CheckpointError, DataError, TrainingError
 from sparcl.learner import SAFE
 from sparcl.methods import ER, DERpp, ICaRL, Method
 from sparcl.nn import ConvNet
@@ -102,6 +102,65 @@ def test_a_model_and_an_optimizer_of_ones_own_are_passed_in(tmp_path: Path) -> N
         sparcl.Learner.load(tmp_path, Net(), optimizer=OPTIMIZERS["sgd"])
 
 
+def scheduled(parameters: Any) -> torch.optim.Optimizer:
+    """Schedulers keep what they know of a group in the group."""
+    optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=100)
+    return optimizer
+
+
+OWN_GROUPS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "a name": lambda p: torch.optim.SGD([{"params": list(p), "name": "all", "tags": ["a", 1, None]}], lr=0.05),
+    "names": lambda p: torch.optim.AdamW([(f"p{i}", q) for i, q in enumerate(p)], lr=0.01),
+    "a scheduler": scheduled,
+}
+
+
+@pytest.mark.parametrize("kind", OWN_GROUPS)
+def test_what_a_parameter_group_holds_beside_its_options_comes_back(tmp_path: Path, kind: str) -> None:
+    make = OWN_GROUPS[kind]
+    learner = sparcl.Learner(ConvNet(4, 2, 8), DERpp(20), sparcl.SparCL(0.75), optimizer=make, **SETTINGS)
+    learner.learn(stream()[0])
+    folder = learner.save(tmp_path)
+    for optimizer in (make, None):  # also without: an option of the default optimizer's kind, and the rest beside it
+        loaded = sparcl.Learner.load(tmp_path, optimizer=optimizer)
+        assert loaded.optimizer.param_groups[0].keys() >= learner.optimizer.param_groups[0].keys()
+        assert same_files(folder, loaded.save(tmp_path / "again"))
+
+
+class Counting(Net):
+    """A model with a state beside its tensors."""
+
+    def __init__(self, **state: Any) -> None:
+        super().__init__()
+        self.state: dict[str, Any] = state or {"batches": 0, "mean": torch.zeros(3)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.state["batches"] += 1
+        return super().forward(x)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return self.state
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+def test_the_extra_state_of_a_module_comes_back_or_is_refused(tmp_path: Path) -> None:
+    learner = sparcl.Learner(Counting(), ER(10), sparcl.SparCL(0.5), backend="reference", **SETTINGS)
+    learner.learn(stream()[0])
+    learner.model.state["mean"] += 1
+    learner.save(tmp_path)
+    loaded = sparcl.Learner.load(tmp_path, Counting(), backend="reference")
+    assert tree.difference(loaded.model.state, learner.model.state) is None
+    assert loaded.model.state["batches"] > 10
+    with pytest.raises(CheckpointError, match="'_extra_state'"):
+        sparcl.Learner.load(tmp_path, Net())
+    learner.model.state["open"] = object()
+    with pytest.raises(CheckpointError, match="_extra_state/open is a object"):
+        learner.save(tmp_path)
+
+
 def test_nothing_that_is_nan_is_saved(tmp_path: Path) -> None:
     learner = made("reference")
     learner.save(tmp_path)
@@ -133,6 +192,14 @@ def first_layer(state: tree.State) -> Any:
     return state["layers"][min(state["layers"])]
 
 
+def buffer(state: tree.State) -> Any:
+    return state["learner"]["method"]["buffer"]
+
+
+def arguments(state: tree.State, part: str) -> Any:
+    return state["settings"]["made_from"][part]["arguments"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -147,10 +214,19 @@ def first_layer(state: tree.State) -> Any:
         (lambda s: s["model"].pop("0.weight"), "lacks '0.weight'"),
         (lambda s: s["optimizer"].update(kind="LBFGS"), "optimizer"),
         (lambda s: s["optimizer"]["groups"][0].update(lr=-1.0), "does not fit"),
+        (lambda s: s["optimizer"]["groups"][0].update(lr=None), "the optimizer's lr in the checkpoint is None"),
+        (lambda s: s["optimizer"]["groups"][0].update(weight_decay="x"), "the optimizer's weight_decay"),
+        (lambda s: s["optimizer"]["groups"][0].pop("eps"), "lacks 'eps'"),
         (lambda s: s["optimizer"]["state"]["0.weight"].pop("exp_avg"), "exp_avg"),
         (lambda s: s["optimizer"]["state"].update({"nobody": {}}), "nobody"),
-        (lambda s: s["learner"]["method"]["buffer"].update(seen=3), "buffer"),
-        (lambda s: s["learner"]["method"]["buffer"]["labels"].__setitem__(0, -5), "labels"),
+        (lambda s: buffer(s).update(seen=3), "buffer"),
+        (lambda s: buffer(s)["labels"].__setitem__(0, -5), "labels"),
+        (lambda s: buffer(s)["labels"].fill_(4), "labels in the checkpoint has entries outside 0 to 3"),
+        (lambda s: buffer(s).update(logits=buffer(s)["logits"][:, :3]), "logits in the checkpoint are of 3 classes"),
+        (lambda s: buffer(s).update(logits=buffer(s)["labels"][:, None]), "not floating point"),
+        (lambda s: buffer(s).update(inputs=torch.tensor(0)), "does not hold 20 samples"),
+        (lambda s: buffer(s).pop("logits"), "lacks 'logits'"),
+        (lambda s: buffer(s).pop("inputs"), "lacks 'inputs'"),
         (lambda s: s["learner"]["position"].update(cursor=10**6), "cursor"),
         (lambda s: s["learner"]["position"].update(order=torch.ones(3)), "order"),
         (lambda s: s["learner"]["position"].update(task=1), "position"),
@@ -160,8 +236,12 @@ def first_layer(state: tree.State) -> Any:
         (lambda s: s["learner"]["sparsifier"].update(unknown=1), "not taken as it is"),
         (lambda s: s["settings"].update(epochs="2"), "epochs"),
         (lambda s: s["settings"]["made_from"]["model"].update(kind="Popen"), "unknown model; allowed: ResNet"),
-        (lambda s: s["settings"]["made_from"]["model"]["arguments"].update(width=1 << 40), "width"),
-        (lambda s: s["settings"]["made_from"]["method"]["arguments"].update(buffer_size=21), "does not hold|not taken"),
+        (lambda s: arguments(s, "model").update(width=1 << 40), "width"),
+        (lambda s: arguments(s, "method").update(buffer_size=21), "does not hold|not taken"),
+        (lambda s: arguments(s, "method").update(alpha="x"), "the method's alpha in the checkpoint is 'x', of a wrong"),
+        (lambda s: arguments(s, "method").update(single_head=[1]), "single_head"),
+        (lambda s: arguments(s, "sparsifier").update(prunable=["conv", 3]), "prunable"),
+        (lambda s: arguments(s, "sparsifier").update(weights=None), "weights"),
     ],
 )
 def test_a_state_that_was_bent_is_refused_by_name(
@@ -172,6 +252,27 @@ def test_a_state_that_was_bent_is_refused_by_name(
     Store(tmp_path).save(1, bent)
     with pytest.raises(CheckpointError, match=said):
         sparcl.Learner.load(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"momentum": None}, {"lr": -1.0}, {"nesterov": True}, {"maximize": 1}])
+def test_options_are_checked_also_of_an_optimizer_without_state(tmp_path: Path, options: dict[str, Any]) -> None:
+    learner = sparcl.Learner(ConvNet(4, 2, 8), **SETTINGS)
+    learner.save(tmp_path / "good")
+    bent = learner.checkpoint_state()
+    bent["optimizer"]["groups"][0].update(options)
+    Store(tmp_path).save(1, bent)
+    assert sparcl.Learner.load(tmp_path / "good").steps == 0
+    with pytest.raises(CheckpointError, match="the optimizer's"):
+        sparcl.Learner.load(tmp_path)
+
+
+def test_a_buffer_of_other_inputs_than_the_tasks_is_refused(tmp_path: Path, state: tree.State) -> None:
+    bent = copy.deepcopy(state)
+    buffer(bent)["inputs"] = buffer(bent)["inputs"].int()
+    Store(tmp_path).save(1, bent)
+    learner = sparcl.Learner.load(tmp_path)
+    with pytest.raises(DataError, match="must agree"):
+        learner.learn(stream()[learner.learned])
 
 
 def test_the_state_itself_is_taken(tmp_path: Path, state: tree.State) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 
@@ -39,3 +42,21 @@ def plain(value: Any) -> Any:
         entries = {key: plain(item) for key, item in value.items()}
         return NotImplemented if any(item is NotImplemented for item in entries.values()) else entries
     return NotImplemented
+
+
+def misfit(kind: type[Any], arguments: Mapping[str, Any]) -> str | None:
+    """The first argument whose value is not of the type that `kind` is annotated with; None where all are."""
+    hints = typing.get_type_hints(kind.__init__)
+    return next((name for name, value in arguments.items() if name in hints and not _is_a(value, hints[name])), None)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a plain value (a list as a tuple) is of an annotated type."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_is_a(value, one) for one in inner)
+    if origin in (tuple, Sequence):
+        return isinstance(value, tuple) and all(_is_a(item, inner[0]) for item in value)
+    if origin is not None:
+        return False  # a function: no plain value is one
+    return isinstance(value, int | float if hint is float else hint)

@@ -18,11 +18,13 @@ from sparcl.checkpoint import canonical, checks, tree
 from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError, TrainingError
 from sparcl.methods import METHODS, Method
+from sparcl.methods.method import RehearsalMethod
+from sparcl.methods.respond import classifier
 from sparcl.nn.layers import ELEMENTWISE_OPTIMIZERS
 from sparcl.nn.resnet import ResNet
 from sparcl.nn.small import MLP, ConvNet
 from sparcl.position import Position
-from sparcl.recorded import Recorded
+from sparcl.recorded import Recorded, misfit
 from sparcl.sparsity import DDR, DGM, SPARSIFIERS, TDM, Sparsifier
 from sparcl.sparsity.patterns import Pattern
 from sparcl.streams.task import Task
@@ -67,8 +69,8 @@ def capture(learner: Learner) -> State:
         "learner": _progress(learner),
     }
     values = {**state["model"], **{name: layer["values"] for name, layer in state["layers"].items()}}
-    for name, tensor in values.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    for name, value in values.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise TrainingError(f"{name} became NaN or infinite {_where(learner)}: lower the learning rate")
     return state
 
@@ -118,8 +120,26 @@ def _go_on(learner: Learner, state: Mapping[str, Any]) -> None:
     if learner.position is not None:
         learner.position.check(learner.learned, learner.epochs)
     learner.method.load_state_dict(state["method"])
+    _check_memory(learner)
     learner.sparsifier.load_state_dict(state["sparsifier"])
     learner.generators.load_state_dict(state["generators"])
+
+
+def _check_memory(learner: Learner) -> None:
+    """What the buffer remembers must be of the classes that the model has, as far as that is known without its use."""
+    buffer = learner.method.buffer
+    if buffer is None or buffer.labels is None:
+        return
+    if isinstance(learner.method, RehearsalMethod) and learner.method.stores_logits and buffer.logits is None:
+        raise CheckpointError("the buffer in the checkpoint lacks 'logits'")
+    columns = None if buffer.logits is None else buffer.logits.shape[1]
+    if learner.recipes["model"] is not None:  # one of ours, whose last layer is the classifier
+        classes = getattr(classifier(learner.model), "out_features", columns)
+        if columns not in (None, classes):
+            raise CheckpointError(f"the buffer's logits in the checkpoint are of {columns} classes, not {classes}")
+        columns = classes
+    if columns is not None:
+        checks.within(buffer.labels, "the buffer's labels", 0, columns - 1)
 
 
 def _where(learner: Learner) -> str:
@@ -192,10 +212,13 @@ def _made(part: str, recipe: Any, depth: int) -> Any:
         name: _made(part, value, depth + 1) if isinstance(value, dict) and "kind" in value else _tupled(value)
         for name, value in checks.keys(recipe["arguments"], recipe["arguments"], f"the {part}").items()
     }
+    kind = cast(type[Any], KNOWN[part][recipe["kind"]])
+    if (name := misfit(kind, arguments)) is not None:
+        raise CheckpointError(f"the {part}'s {name} in the checkpoint is {arguments[name]!r:.40}, of a wrong type")
     if part == "model":
         _check_size(arguments)
     with checks.refusing(f"the {part}"):
-        return KNOWN[part][recipe["kind"]](**arguments)
+        return kind(**arguments)
 
 
 MAX_WIDTH = 1 << 14

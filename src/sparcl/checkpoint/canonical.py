@@ -2,12 +2,14 @@
 
 A prunable layer is its active weights, `values` [K], their positions in the row-major dense weight, `index` int32 [K]
 ascending, and `chosen`, bool [K] or None: which of them DGM updates. Optimizer state that has a number for each weight
-is kept at the active weights, [K], in the same order. Parameters go by their names in the dense model. What one backend
-saves another loads, and saves again to the same bytes.
+is kept at the active weights, [K], in the same order. Parameters go by their names in the dense model, and so does what
+a module's `get_extra_state` gives. What one backend saves another loads, and saves again to the same bytes.
 """
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,8 +27,6 @@ Fits = Callable[[Tensor, tuple[int, ...]], bool]
 """Whether ascending positions, int64 [K], of a weight of some shape make up whole blocks of the pattern."""
 
 MAX_INDEX = 2**31 - 1
-OWN = ("params", "initial_lr", "decoupled_weight_decay")
-"""Keys of a parameter group that an optimizer's constructor does not take."""
 
 
 def capture(model: nn.Module, layers: Layers, optimizer: torch.optim.Optimizer) -> State:
@@ -43,7 +43,7 @@ def capture(model: nn.Module, layers: Layers, optimizer: torch.optim.Optimizer) 
             layer = sparse.get(id(parameter))
             state[name] = {key: _at_active(value, layer) for key, value in entries.items()}
     return {
-        "model": dict(_dense(model, layers)),
+        "model": {**dict(_dense(model, layers)), **{name: m.get_extra_state() for name, m in _with_extra(model)}},
         "layers": {layer.name: _layer_state(layer) for layer in layers},
         "optimizer": {
             "kind": type(optimizer).__name__,
@@ -75,6 +75,13 @@ def _dense(model: nn.Module, layers: Layers) -> Iterator[tuple[str, Tensor]]:
                 yield (f"{path}.{name}" if path else name), buffer.detach()
 
 
+def _with_extra(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that have a state beside tensors, by the name of that state in PyTorch's state dict."""
+    for path, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            yield (f"{path}._extra_state" if path else "_extra_state"), module
+
+
 def _layer_state(layer: SparseLayer) -> State:
     if math.prod(layer.shape) > MAX_INDEX:
         raise CheckpointError(f"layer {layer.name} has more than {MAX_INDEX} weights; a checkpoint cannot index them")
@@ -103,8 +110,8 @@ def restore(
     Raises:
         CheckpointError: it is of another model, optimizer or pattern, or not well formed.
     """
-    dense = dict(_dense(model, layers))
-    checks.keys(state["model"], dense, "the model's state")
+    dense, extra = dict(_dense(model, layers)), dict(_with_extra(model))
+    checks.keys(state["model"], {**dense, **extra}, "the model's state")
     for name, tensor in dense.items():
         checks.tensor(state["model"][name], name, tensor.dtype, tuple(tensor.shape))
     checks.keys(state["layers"], [layer.name for layer in layers], "the list of prunable layers")
@@ -117,6 +124,8 @@ def restore(
             tensor.copy_(state["model"][name])
         for layer in layers:
             _set_layer(layer, state["layers"][layer.name])
+    for name, module in extra.items():
+        module.set_extra_state(copy.deepcopy(state["model"][name]))
     _set_optimizer(model, layers, optimizer, state["optimizer"], templates)
 
 
@@ -149,12 +158,7 @@ def _check_optimizer(
             f"the optimizer has {len(optimizer.param_groups)} parameter group(s), not as many as saved"
         )
     for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
-        checks.keys(saved, group, "an optimizer's parameter group")
-        if saved["params"] != [names[p] for p in group["params"]]:
-            raise CheckpointError("the optimizer's parameters are not those of the checkpoint, in their order")
-        for key, value in saved.items():
-            if key != "params" and not _alike(value, group[key]):
-                raise CheckpointError(f"the optimizer's {key} in the checkpoint is {value!r:.40}")
+        _check_group(optimizer, group, saved, [names[p] for p in group["params"]])
     known = {name: parameter for parameter, name in names.items()}
     counts = {f"{layer.name}.weight": len(whole["layers"][layer.name]["index"]) for layer in layers}
     templates = {}
@@ -162,7 +166,9 @@ def _check_optimizer(
         if name not in known:
             raise CheckpointError(f"the optimizer's state in the checkpoint is of the unknown parameter {name!r:.80}")
         with checks.refusing("the optimizer's state"):
-            templates[name] = _template(optimizer, state["groups"], known[name], counts.get(name), entries)
+            of = next(i for i, g in enumerate(optimizer.param_groups) if any(p is known[name] for p in g["params"]))
+            group, saved = optimizer.param_groups[of], state["groups"][of]
+            templates[name] = _template(optimizer, group, saved, known[name], counts.get(name), entries)
         for key, like in templates[name].items():
             if isinstance(like, Tensor):
                 checks.tensor(entries[key], f"optimizer state {name}: {key}", like.dtype, tuple(like.shape))
@@ -171,12 +177,29 @@ def _check_optimizer(
     return templates
 
 
+def _check_group(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], saved: Any, names: list[str]) -> None:
+    """Options must be such as the optimizer takes; what a scheduler or the user has put beside them is left to them."""
+    checks.keys(saved, {**group, **saved} if isinstance(saved, Mapping) else group, "an optimizer's parameter group")
+    if saved["params"] != names:
+        raise CheckpointError("the optimizer's parameters are not those of the checkpoint, in their order")
+    for key, like in group.items():
+        is_typed = key in optimizer.defaults or isinstance(like, int | float | str)
+        if key != "params" and is_typed and not _alike(saved[key], like):
+            raise CheckpointError(
+                f"the optimizer's {key} in the checkpoint is {saved[key]!r:.40}, not such as {like!r:.40}"
+            )
+    if group["params"] and isinstance(optimizer, ELEMENTWISE_OPTIMIZERS):
+        with checks.refusing("the optimizer's parameter group"):
+            _stepped(optimizer, group, saved, group["params"][0], (1,))
+
+
 def _alike(value: Any, like: Any) -> bool:
     """Whether a saved option can stand for the present one: a number for a number, and so on."""
     if isinstance(like, Tensor) or isinstance(value, Tensor):
-        return isinstance(value, Tensor) and isinstance(like, Tensor) and value.shape == like.shape
+        both = isinstance(value, Tensor) and isinstance(like, Tensor)
+        return both and (value.shape, value.dtype) == (like.shape, like.dtype) and bool(value.isfinite().all())
     if isinstance(like, bool) or like is None or isinstance(value, bool) or value is None:
-        return value is None or isinstance(value, bool)
+        return all(option is None or isinstance(option, bool) for option in (like, value))  # None: PyTorch may choose
     if isinstance(like, tuple | list):
         return isinstance(value, list | tuple) and len(value) == len(like) and all(map(_alike, value, like))
     if isinstance(like, int | float):
@@ -185,29 +208,48 @@ def _alike(value: Any, like: Any) -> bool:
 
 
 def _template(
-    optimizer: torch.optim.Optimizer, groups: list[State], parameter: nn.Parameter, active: int | None, entries: Any
+    optimizer: torch.optim.Optimizer,
+    group: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    parameter: nn.Parameter,
+    active: int | None,
+    entries: Any,
 ) -> dict[str, Any]:
-    """What the optimizer keeps for a parameter (of `active` active weights), found by one step on a stand-in of zeros.
+    """What the optimizer keeps for a parameter (of `active` active weights), of the types and shapes that it makes.
 
     An optimizer that is not elementwise is not asked: its state is taken as it is, with the types that it has.
     """
     if not isinstance(optimizer, ELEMENTWISE_OPTIMIZERS):
         return dict(checks.keys(entries, entries, "the optimizer's state"))
-    of = next(i for i, g in enumerate(optimizer.param_groups) if any(p is parameter for p in g["params"]))
-    options = {key: _as(value, optimizer.param_groups[of][key]) for key, value in groups[of].items() if key not in OWN}
-    shape = parameter.shape if active is None else (active,)
-    stand_in = nn.Parameter(torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
-    stand_in.grad = torch.zeros_like(stand_in)
-    fresh = type(optimizer)([stand_in], **options)
-    fresh.step()
-    template = dict(fresh.state[stand_in])
+    template = _stepped(optimizer, group, saved, parameter, tuple(parameter.shape) if active is None else (active,))
     checks.keys(entries, template, "the optimizer's state")
     return template
 
 
+def _stepped(
+    optimizer: torch.optim.Optimizer,
+    group: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    like: nn.Parameter,
+    shape: tuple[int, ...],
+) -> dict[str, Any]:
+    """State that an optimizer of this kind with the saved options makes in one step on zeros of a shape.
+
+    Its constructor refuses options out of range, so it is given all that it takes.
+    """
+    options = {key: _as(value, group.get(key)) for key, value in saved.items() if key != "params"}
+    takes = inspect.signature(type(optimizer)).parameters
+    stand_in = nn.Parameter(torch.zeros(shape, dtype=like.dtype, device=like.device))
+    stand_in.grad = torch.zeros_like(stand_in)
+    fresh = type(optimizer)([stand_in], **{key: value for key, value in options.items() if key in takes})
+    fresh.param_groups[0].update(options)
+    fresh.step()
+    return dict(fresh.state[stand_in])
+
+
 def _as(value: Any, like: Any) -> Any:
     """An option as the optimizer has it: JSON knows no tuples."""
-    return tuple(value) if isinstance(like, tuple) else value
+    return tuple(value) if isinstance(like, tuple) and isinstance(value, list) else value
 
 
 def _set_layer(layer: SparseLayer, state: Mapping[str, Any]) -> None:
@@ -239,7 +281,7 @@ def _set_optimizer(
     for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
         for key, value in saved.items():
             if key != "params":
-                group[key] = _as(value, group[key])
+                group[key] = _as(value, group.get(key))
     optimizer.state.clear()
     for parameter, name in parameter_names(model, layers).items():
         layer = sparse.get(id(parameter))
