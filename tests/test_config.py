@@ -32,6 +32,19 @@ def test_resolving_twice_changes_nothing():
     assert e.resolve() == e
 
 
+def test_settings_that_a_dense_network_has_no_use_for_are_allowed_at_their_defaults():
+    """So that a sweep's block of dense runs can take back what its base or grid says, and old records can be read."""
+    takes_back = {
+        "pattern": "unstructured",
+        "block_size": 4,
+        "distribution": "uniform",
+        "prunable": (),
+        "sparsity": 0.0,
+    }
+    plain = Experiment("seq-digits", sparsifier="dense").resolve()
+    assert Experiment("seq-digits", sparsifier="dense", **takes_back).resolve() == plain
+
+
 def test_toml_round_trip(tmp_path):
     e = Experiment("folder", data='a "b"\\c', prunable=("layer*.conv1",), method_options={"alpha": 0.25}).resolve()
     path = tmp_path / "config.toml"
@@ -51,6 +64,11 @@ def test_toml_round_trip(tmp_path):
         ({"method": "finetune", "buffer_size": 10}, "no buffer"),
         ({"sparsifier": "dense", "sparsity": 0.9}, "dense"),
         ({"sparsifier": "dense", "gradient_sparsity": 0.2}, "SparCL"),
+        ({"sparsifier": "dense", "pattern": "block"}, "leave it out, or unstructured"),
+        ({"sparsifier": "dense", "block_size": 8}, "leave it out, or 4"),
+        ({"sparsifier": "dense", "distribution": "erk"}, "leave it out, or uniform"),
+        ({"sparsifier": "dense", "prunable": ("conv*",)}, "leave it out"),
+        ({"block_size": 8}, "pattern block"),
         ({"backend": "native", "device": "cuda"}, "CPU"),
         ({"batch_size": 1}, "2 or more"),
         ({"epochs": 0}, "1 or more"),

@@ -144,6 +144,14 @@ class Experiment:
             raise ConfigError(f"buffer size {self.buffer_size} is not allowed for {self.method}; use 1 or more")
         if self.sparsifier == "dense" and self.sparsity:
             raise ConfigError(f"sparsity {self.sparsity} goes with a sparsifier; dense has none (leave it out, or 0)")
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        unusual = [name for name in OF_SPARSE if (getattr(self, name) or None) != usual[name]]
+        if self.sparsifier == "dense" and unusual:
+            told = f"{unusual[0].replace('_', ' ')} {_toml(getattr(self, unusual[0]))}"
+            otherwise = "" if usual[unusual[0]] is None else f", or {usual[unusual[0]]}"
+            raise ConfigError(f"{told} goes with a sparsifier; dense has none (leave it out{otherwise})")
+        if self.pattern != "block" and "block_size" in unusual:
+            raise ConfigError(f"block size {self.block_size} goes with pattern block, not {self.pattern}")
         only_sparcl = ("gradient_sparsity", "sample_removal", "ddr_score", "importance")
         given = [name for name in only_sparcl if getattr(self, name) is not None]
         if self.sparsifier != "sparcl" and given:
@@ -178,6 +186,7 @@ class Experiment:
             model=model,
             width=self.width or DEFAULT_WIDTH[model],
             sparsity=(DEFAULT_SPARSITY if self.sparsity is None else self.sparsity) if sparse else None,
+            prunable=self.prunable if sparse else None,
             gradient_sparsity=_default(self.gradient_sparsity, 0.2) if sparcl else None,
             sample_removal=_default(self.sample_removal, 0.3) if sparcl else None,
             ddr_score=self.ddr_score or "misclassified" if sparcl else None,
@@ -221,6 +230,8 @@ class Experiment:
 
 
 IMPORTANCES = ("cwi", "magnitude")
+OF_SPARSE = ("pattern", "block_size", "distribution", "prunable")
+"""Settings that a dense network has no use for."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from made_runs import make_run
 
 import sparcl.report
-from sparcl.report import load
+from sparcl.report import group, load
 
 
 def test_finds_runs_given_directly_or_in_folders_and_counts_each_once(tmp_path: Path) -> None:
@@ -35,6 +35,26 @@ def test_the_same_settings_and_seed_count_once_wherever_the_data_lies(tmp_path: 
     records, problems = load([tmp_path])
     assert [r.path for r in records] == [first]
     assert [(p.path, str(first) in p.reason) for p in problems] == [(again, True)]
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        ({"sparsifier": "dense"}, {"pattern": "block"}),
+        ({"sparsifier": "dense"}, {"block_size": 8, "distribution": "erk", "prunable": ["nothing"]}),
+        ({}, {"block_size": 8}),
+    ],
+)
+def test_settings_that_a_run_never_looked_at_make_no_second_seed_and_no_second_row(
+    tmp_path: Path, config: dict[str, object], changes: dict[str, object]
+) -> None:
+    make_run(tmp_path / "a", config)
+    make_run(tmp_path / "b", {**config, **changes})
+    make_run(tmp_path / "c", {**config, **changes, "seed": 1})
+    records, problems = load([tmp_path])
+    assert [r.path.name for r in records] == ["a", "c"]
+    assert [p.path.name for p in problems] == ["b"]
+    assert [len(g.records) for g in group(records)] == [2]
 
 
 @pytest.mark.parametrize(

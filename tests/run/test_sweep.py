@@ -74,6 +74,19 @@ def test_a_blocks_own_setting_takes_the_place_of_the_grids(tmp_path: Path) -> No
     assert seeds == [7, 7, 0, 1]
 
 
+def test_a_dense_block_takes_back_what_the_sparse_ones_have_in_common(tmp_path: Path) -> None:
+    text = (
+        "[base]\nstream = 'seq-digits'\nprunable = ['conv*']\n[grid]\npattern = ['unstructured', 'block']\n[[runs]]\n"
+    )
+    text += "[[runs]]\nbase = { sparsifier = 'dense', pattern = 'unstructured', prunable = [] }\n"
+    cells = sweep.read(write(tmp_path, text))
+    assert [(c.experiment.sparsifier, c.experiment.pattern) for c in cells] == [
+        ("sparcl", "unstructured"),
+        ("sparcl", "block"),
+        ("dense", "unstructured"),
+    ]
+
+
 def test_a_run_named_twice_runs_once(tmp_path: Path) -> None:
     text = GRID + '\n[[runs]]\nbase = { method = "derpp" }\ngrid = { sparsity = [0.9] }\n'
     assert len(sweep.read(write(tmp_path, text))) == 8
@@ -106,6 +119,10 @@ def test_overrides_hold_for_every_run(tmp_path: Path) -> None:
         ("base = 3\n", "base must be a table"),
         ("runs = []\n", "runs must be blocks"),
         ("[base]\nstream = 'seq-digits'\nmethod_options = { beta2 = 1.0 }\n", "has no option 'beta2'"),
+        (
+            "[base]\nstream = 'seq-digits'\n[grid]\nsparsifier = ['sparcl', 'dense']\npattern = ['block']\n",
+            'sparsifier=dense, pattern=block: pattern "block" goes with a sparsifier',
+        ),
         ("= 1", "is not valid TOML"),
     ],
 )

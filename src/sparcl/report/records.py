@@ -28,12 +28,15 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 INCIDENTAL = ("data", "layer_choice")
 """Settings that make no different experiment: where the data lies, what a timing chose."""
 
+UNUSED_BY_DENSE = ("pattern", "block_size", "distribution", "prunable")
+"""Settings that a dense run may hold and never looked at."""
+
 NAMES = ("benchmark", "method", "sparsifier", "cpu", "device")
 
 
 @dataclass(frozen=True)
 class Record:
-    """A finished run: its resolved settings and its result."""
+    """A finished run: its resolved settings, without those that it never looked at, and its result."""
 
     path: Path
     config: Mapping[str, Any]
@@ -131,7 +134,15 @@ def read_run(directory: Path) -> Record | Problem:
     if result is None:
         return Problem(directory, f"{RESULT} is damaged: not a JSON object")
     fault = _fault(result)
-    return Problem(directory, f"{RESULT} is damaged: {fault}") if fault else Record(directory, config, result)
+    if fault:
+        return Problem(directory, f"{RESULT} is damaged: {fault}")
+    return Record(directory, _looked_at(config, result["sparsifier"]), result)
+
+
+def _looked_at(config: Mapping[str, Any], sparsifier: str) -> Mapping[str, Any]:
+    """The settings but for those that changed nothing in the run, so that they part no runs either."""
+    unused = UNUSED_BY_DENSE if sparsifier == "dense" else ("block_size",) if config.get("pattern") != "block" else ()
+    return {k: v for k, v in config.items() if k not in unused}
 
 
 def _fault(result: Mapping[str, Any]) -> str | None:

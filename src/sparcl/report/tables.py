@@ -141,8 +141,8 @@ def _base(record: Record) -> Base:
     # The sparsity asked for: that reached differs from it by a rounding, and may differ between patterns.
     asked = config.get("sparsity")
     sparsity = 0.0 if result["sparsifier"] == "dense" else asked if asked is not None else result["sparsity"]["weights"]
-    pattern = str(config.get("pattern", "unstructured")) if result["sparsifier"] != "dense" else "unstructured"
     names = (result["benchmark"], result["method"], result["sparsifier"])
+    pattern = str(config.get("pattern", "unstructured"))
     return (*names, float(sparsity or 0.0), pattern, config.get("buffer_size"))
 
 

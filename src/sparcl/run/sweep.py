@@ -11,6 +11,7 @@
     grid = { sparsity = [0.75, 0.90] }
     stage = 2               # default 1: after everything of an earlier stage
 
+A combination that is not allowed refuses the file: dense runs, to which a pattern means nothing, are a block of their own.
 Inside a stage the seeds come last: every row of the table has its first seed before any has its second.
 """
 
