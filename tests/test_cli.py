@@ -82,6 +82,33 @@ def test_a_run_that_fails_late_keeps_its_checkpoint(capsys, tmp_path):
     assert (tmp_path / "run" / "checkpoint" / "latest").exists()
 
 
+def test_a_network_that_memory_does_not_hold_is_refused_in_one_line_and_leaves_nothing(capsys, tmp_path):
+    out = tmp_path / "run"
+    assert "not enough memory" in refused(capsys, "run", "seq-digits", "--width", "65536", "--out", str(out))
+    assert not out.exists()
+
+
+def test_an_unexpected_error_leaves_nothing_either(tmp_path, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr("sparcl.run.build.learner", broken)
+    with pytest.raises(ValueError, match="a defect"):
+        _main(["run", "seq-digits", *QUICK, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [["run", "seq-digits", "--out"], ["report"]])
+def test_a_path_that_no_file_can_have_is_refused(capsys, command):
+    refused(capsys, *command, "x" * 300)
+
+
+def test_a_path_is_printed_as_it_is(capsys, tmp_path):
+    out = tmp_path / "q[" / "b]:warning:"  # markup and an emoji to rich
+    assert _main(["run", "seq-digits", *QUICK, "--backend", "reference", "--out", str(out)]) == 0
+    assert "q[/b]:warning:" in capsys.readouterr().out.replace("\n", "")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "one"

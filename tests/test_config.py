@@ -46,7 +46,9 @@ def test_settings_that_a_dense_network_has_no_use_for_are_allowed_at_their_defau
 
 
 def test_toml_round_trip(tmp_path):
-    e = Experiment("folder", data='a "b"\\c', prunable=("layer*.conv1",), method_options={"alpha": 0.25}).resolve()
+    e = Experiment(
+        "folder", data='a "b"\\c\x7f\n', prunable=("layer*.conv1",), method_options={"alpha": 0.25}
+    ).resolve()
     path = tmp_path / "config.toml"
     path.write_text(e.to_toml(), encoding="utf-8")
     assert Experiment.from_dict(read_toml(path)) == e
@@ -80,6 +82,13 @@ def test_toml_round_trip(tmp_path):
         ({"model": "vgg"}, "resnet18"),
         ({"scenario": "domain-il"}, "class-il"),
         ({"seed": -1}, "0 or more"),
+        ({"seed": 2**63}, "9223372036854775807 or less"),
+        ({"threads": 1025}, "1024 or less"),
+        ({"width": 10**20}, "65536 or less"),
+        ({"buffer_size": 10**13}, "or less"),
+        ({"epochs": 10**400}, "or less"),
+        ({"data": "\udcff"}, "UTF-8"),
+        ({"data": "a\0b"}, "UTF-8"),
         ({"method_options": {"gamma": 1.0}, "_build": True}, "alpha"),
         ({"method_options": {"alpha": float("nan")}}, "finite"),
         ({"method_options": {"alpha": -float("inf")}}, "finite"),
@@ -118,7 +127,9 @@ def test_wrong_types_and_names_are_refused(values):
         Experiment.from_dict(values)
 
 
-@pytest.mark.parametrize("content", [b"a = ", b"\xff\xfe", b"[" * 5000, b"stream = 1\nstream = 2"])
+@pytest.mark.parametrize(
+    "content", [b"a = ", b"\xff\xfe", b"[" * 5000, b"seed = " + b"1" * 5000, b"stream = 1\nstream = 2"]
+)
 def test_damaged_toml_is_one_line(tmp_path, content):
     path = tmp_path / "config.toml"
     path.write_bytes(content)

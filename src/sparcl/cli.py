@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad arguments or data (exactly one line on stderr), 130 an
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from sparcl.errors import ConfigError, SparclError, Stopped
+from sparcl.errors import ConfigError, SparclError, Stopped, out_of_memory
 
 app = typer.Typer(
     add_completion=False,
@@ -79,7 +80,7 @@ def run(
     if option:
         values = {**values, "method_options": {**values.get("method_options", {}), **_options(option)}}
     experiment = Experiment.from_dict({**values, **given}, str(config) if config else "options")
-    execute(experiment, out, resume=resume, checkpoint_every=checkpoint_every, console=Console())
+    execute(experiment, out, resume=resume, checkpoint_every=checkpoint_every, console=_console())
 
 
 @app.command()
@@ -125,7 +126,7 @@ def sweep(
         where = launch.Cluster(
             out / sweeps.WORK / "slurm", at_once=jobs, partition=partition, minutes=limit, memory=memory
         )
-    failed = sweeps.execute(cells, out, where, Console())
+    failed = sweeps.execute(cells, out, where, _console())
     if len(failed) < len(cells):
         write([out / cell.name for cell in cells])
     if failed:
@@ -142,7 +143,7 @@ def info(
     from sparcl.cost.protocol import published_rows, table
     from sparcl.run.info import about
 
-    Console().print(table(published_rows()) if flops else about())
+    _console().print(table(published_rows()) if flops else about())
 
 
 @app.command()
@@ -168,7 +169,7 @@ def bench(
     from sparcl.nn import DEFAULT_WIDTH
     from sparcl.run.bench import as_table, measure_all
 
-    console = Console()
+    console = _console()
     rows = measure_all(
         model=model,
         width=width or DEFAULT_WIDTH.get(model, 64),
@@ -188,6 +189,11 @@ def bench(
     console.print(as_table(rows))
 
 
+def _console() -> Console:
+    """Where a command speaks: text as it is, for a path may hold what rich takes for markup."""
+    return Console(markup=False, emoji=False)
+
+
 def _options(pairs: list[str]) -> dict[str, float]:
     """NAME=NUMBER pairs."""
     options = {}
@@ -202,6 +208,9 @@ def _options(pairs: list[str]) -> dict[str, float]:
 
 def main() -> None:
     """Entry point: run the command; whatever is the user's to mend is one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold what the terminal's encoding does not
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(_main(sys.argv[1:]))
 
 
@@ -216,6 +225,10 @@ def _main(arguments: list[str]) -> int:
         return 128 + stop.signal
     except (typer.Abort, KeyboardInterrupt):
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return _refuse("there is not enough memory; use a smaller width, batch size or buffer size")
     return int(code or 0)
 
 

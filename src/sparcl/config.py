@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sys
 import tomllib
 from dataclasses import dataclass, field
@@ -28,6 +29,11 @@ from sparcl.streams import STREAMS
 
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_SPARSITY = 0.90
+MOST = 2**31 - 1
+"""Of whatever is counted: what PyTorch takes as a size anywhere."""
+MOST_WIDTH = 2**16
+MOST_THREADS = 1024
+"""Those of the native engine."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +115,21 @@ class Experiment:
             if value not in allowed:
                 names = ", ".join(name for name in allowed if name is not None)
                 raise ConfigError(f"unknown {label} {value!r}; allowed: {names}")
-        for label, number, least in (
-            ("epochs", self.epochs, 1),
-            ("batch size", self.batch_size, 2),
-            ("width", self.width, 1),
-            ("threads", self.threads, 1),
-            ("limit per class", self.limit_per_class, 1),
-            ("classes per task", self.classes_per_task, 1),
-            ("resize", self.resize, 1),
-            ("seed", self.seed, 0),
+        for label, number, least, most in (
+            ("epochs", self.epochs, 1, MOST),
+            ("batch size", self.batch_size, 2, MOST),
+            ("buffer size", self.buffer_size, 1, MOST),
+            ("width", self.width, 1, MOST_WIDTH),
+            ("threads", self.threads, 1, MOST_THREADS),
+            ("limit per class", self.limit_per_class, 1, MOST),
+            ("classes per task", self.classes_per_task, 1, MOST),
+            ("resize", self.resize, 1, MOST),
+            ("seed", self.seed, 0, 2**63 - 1),
         ):
-            if number is not None and number < least:
-                raise ConfigError(f"{label} {number} is not allowed; use {least} or more")
+            if number is not None:
+                check_range(label, number, least, most)
+        if self.data is not None and re.search("[\0\ud800-\udfff]", self.data):
+            raise ConfigError(f"data {self.data!r} is not allowed; use a path that is text in UTF-8")
         if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
             raise ConfigError(f"learning rate {self.lr} is not allowed; use a number above 0")
         if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
@@ -140,8 +149,6 @@ class Experiment:
         if self.buffer_size is not None and not issubclass(method, methods.RehearsalMethod):
             replay = ", ".join(n for n, m in methods.METHODS.items() if issubclass(m, methods.RehearsalMethod))
             raise ConfigError(f"method {self.method} has no buffer; --buffer-size goes with: {replay}")
-        if self.buffer_size is not None and self.buffer_size < 1:
-            raise ConfigError(f"buffer size {self.buffer_size} is not allowed for {self.method}; use 1 or more")
         if self.sparsifier == "dense" and self.sparsity:
             raise ConfigError(f"sparsity {self.sparsity} goes with a sparsifier; dense has none (leave it out, or 0)")
         usual = {f.name: f.default for f in dataclasses.fields(self)}
@@ -234,6 +241,14 @@ OF_SPARSE = ("pattern", "block_size", "distribution", "prunable")
 """Settings that a dense network has no use for."""
 
 
+def check_range(label: str, number: int, least: int, most: int) -> None:
+    """Refuse a number outside least..most (ConfigError)."""
+    if number < least:
+        raise ConfigError(f"{label} {number} is not allowed; use {least} or more")
+    if number > most:
+        raise ConfigError(f"{label} {number} is not allowed; use {most} or less")
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file.
 
@@ -245,7 +260,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except FileNotFoundError:
         raise ConfigError(f"configuration {path} does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # TOML's own, of the encoding, of a number with thousands of digits
         raise ConfigError(f"configuration {path} is not valid TOML: {one_line(error)}") from None
     except (OSError, RecursionError) as error:
         raise ConfigError(f"configuration {path} cannot be read: {one_line(error)}") from None
@@ -288,4 +303,4 @@ def _toml(value: object) -> str:
         return repr(value) if math.isfinite(value) else str(value)
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -32,3 +32,8 @@ class CheckpointError(SparclError):
 def one_line(error: BaseException) -> str:
     """What another library says of an error, within one line: at most 120 characters, its kind if it is silent."""
     return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: PyTorch says so by a plain RuntimeError on the CPU."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)

@@ -180,6 +180,19 @@ def test_submitit_runs_the_same_jobs(tmp_path: Path) -> None:
     assert run(launcher, [python(tmp_path, "refused", JOBS["refused"])]) == {"refused": "no data here"}
 
 
+@pytest.mark.parametrize(("script", "last"), [("echo one >&2; echo two >&2; exit 1", "two"), ("exit 1", "no reason")])
+def test_what_a_cluster_refuses_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, script: str, last: str
+) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f"#!/bin/sh\n{script}\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    code, _, errors = command(capsys, write(tmp_path, REAL), "--launcher", "slurm", "--out", tmp_path / "out")
+    assert (code, len(errors)) == (2, 1)
+    assert last in errors[0]
+
+
 def test_no_more_run_side_by_side_than_asked_for(tmp_path: Path) -> None:
     code = (
         "import os, sys, time; me = sys.argv[0]; "
@@ -298,6 +311,9 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         code, said, errors = command(capsys, *arguments, "--out", tmp_path / "out")
         assert (code, said, len(errors)) == (2, "", 1)
     assert not (tmp_path / "out").exists()
+    (tmp_path / "a file").touch()
+    code, said, errors = command(capsys, file, "--out", tmp_path / "a file")
+    assert (code, said, len(errors)) == (2, "", 1)
 
 
 def test_a_finished_run_given_with_another_data_folder_is_the_same_run(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def _first_traces(records: Sequence[Record]) -> dict[str, list[tuple[float, floa
 
 def event_traces(record: Record) -> dict[str, list[tuple[float, float]]]:
     """(tasks learned, percent) of active weights and of samples in use, from a run's events."""
-    prunable = record.result["sparsity"].get("prunable")
+    prunable = _number(record.result["sparsity"], "prunable")
     epochs = record.config.get("epochs") or 1
     active: list[tuple[float, float]] = []
     samples: list[tuple[float, float]] = []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +27,9 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 
 INCIDENTAL = ("data", "layer_choice")
 """Settings that make no different experiment: where the data lies, what a timing chose."""
+
+NUMBERS: dict[str, tuple[type, ...]] = {"sparsity": (float, int), "buffer_size": (int,), "epochs": (int,)}
+"""Settings that are computed with, where there are any."""
 
 UNUSED_BY_DENSE = ("pattern", "block_size", "distribution", "prunable")
 """Settings that a dense run may hold and never looked at."""
@@ -84,8 +87,8 @@ def load(places: Iterable[Path]) -> tuple[list[Record], list[Problem]]:
     problems: list[Problem] = []
     directories: dict[Path, None] = {}
     for place in places:
-        if not place.is_dir():
-            problems.append(Problem(place, "no such directory" if not place.exists() else "not a directory"))
+        if not os.path.isdir(place):  # unlike Path's own, these two raise nothing, whatever the name
+            problems.append(Problem(place, "not a directory" if os.path.exists(place) else "no such directory"))
             continue
         found = list(_run_directories(place))
         if not found:
@@ -126,6 +129,9 @@ def read_run(directory: Path) -> Record | Problem:
         return Problem(directory, f"no {CONFIG}")
     except (OSError, ValueError, RecursionError) as error:
         return Problem(directory, f"{CONFIG} is damaged: {one_line(error)}")
+    for name, of_type in NUMBERS.items():
+        if name in config and not (type(config[name]) in of_type and _is_number(config[name])):
+            return Problem(directory, f"{CONFIG} is damaged: {name} is not a number")
     try:
         text = result_file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -168,12 +174,19 @@ def _fault(result: Mapping[str, Any]) -> str | None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _integer(digits: str) -> int:
+    """A whole number that a float can hold."""
+    if len(digits) > sys.float_info.max_10_exp:
+        raise ValueError("too many digits")
+    return int(digits)
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import nn
 
 from sparcl import kernels
+from sparcl.config import MOST, MOST_THREADS, MOST_WIDTH, check_range
 from sparcl.cost.flops import Profile
 from sparcl.errors import ConfigError
 from sparcl.nn import build, convert
@@ -147,7 +148,7 @@ def measure_all(
     Raises:
         ConfigError: the compiled part is missing, or a value that is not allowed.
     """
-    _check(model, batch, threads, sparsities)
+    _check(model, width, batch, threads, sparsities)
     for pattern in patterns:
         make_pattern(pattern, block_size)
     torch.set_num_threads(threads)
@@ -193,15 +194,14 @@ def _label(side: Side) -> str:
     return f"{side.variant} {side.sparsity} {side.pattern}"
 
 
-def _check(model: str, batch: int, threads: int, sparsities: Sequence[float]) -> None:
+def _check(model: str, width: int, batch: int, threads: int, sparsities: Sequence[float]) -> None:
     if not kernels.available():
         raise ConfigError(f"backend native is not available: {kernels.why_unavailable()}")
     if model not in INPUT_SHAPES:
         raise ConfigError(f"unknown model {model!r}; allowed: {', '.join(INPUT_SHAPES)}")
-    if batch < 2:
-        raise ConfigError(f"batch size {batch} is not allowed; use 2 or more")
-    if threads < 1:
-        raise ConfigError(f"threads {threads} is not allowed; use 1 or more")
+    check_range("width", width, 1, MOST_WIDTH)
+    check_range("batch size", batch, 2, MOST)
+    check_range("threads", threads, 1, MOST_THREADS)
     for sparsity in sparsities:
         if not 0.0 <= sparsity <= 0.99:
             raise ConfigError(f"sparsity {sparsity} is not allowed; use a value from 0 to 0.99")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import os
 import re
 import signal
@@ -216,10 +217,11 @@ class Cluster:
         import submitit
 
         try:
-            with self.executor.batch():
+            with contextlib.redirect_stderr(io.StringIO()), self.executor.batch():  # submitit repeats sbatch's words
                 return [(job, self.executor.submit(Attempt(job))) for job in jobs]
-        except submitit.core.utils.FailedJobError as error:
-            raise ConfigError(f"the cluster refuses these jobs: {str(error).strip().splitlines()[-1]}") from None
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            said = str(error).strip().splitlines() or ["sbatch failed and gave no reason"]
+            raise ConfigError(f"the cluster refuses these jobs: {said[-1]}") from None
 
     def _wait(self, submitted: list[tuple[Job, Any]], started: Started, done: Done) -> None:
         waiting, begun = list(submitted), set()

@@ -32,7 +32,11 @@ class RunDirectory:
         self.config, self.events = path / "config.toml", path / "events.jsonl"
         self.result, self.model = path / "result.json", path / "model.safetensors"
         self.checkpoints = path / "checkpoint"
-        if path.exists() and not path.is_dir():
+        try:
+            is_file = path.exists() and not path.is_dir()
+        except OSError as error:
+            raise CheckpointError(f"run directory {path} cannot be used: {error.strerror}") from None
+        if is_file:
             raise CheckpointError(f"run directory {path} is a file; name a directory with --out")
 
     @property

@@ -25,7 +25,7 @@ from sparcl.config import Experiment
 from sparcl.cost.clock import Clock
 from sparcl.cost.flops import Ledger
 from sparcl.cost.memory import memory, peak_rss_bytes
-from sparcl.errors import CheckpointError, ConfigError, SparclError, Stopped
+from sparcl.errors import CheckpointError, ConfigError, Stopped
 from sparcl.learner import Learner
 from sparcl.nn.convert import backends, dense_state_dict
 from sparcl.run import build
@@ -304,13 +304,13 @@ def _reading(console: Console) -> Any:
 
 @contextmanager
 def _nothing_left_behind(directory: RunDirectory, made: list[Path]) -> Iterator[None]:
-    """Remove the folders that this run made if it ends before there is anything worth keeping.
+    """Remove what this run made, its folders included, if it ends before there is anything worth keeping.
 
     A full disk, or one that fails, is the user's to mend as well: one line, and the last checkpoint as it was.
     """
     try:
         yield
-    except (SparclError, OSError, Stopped, KeyboardInterrupt) as error:
+    except BaseException as error:
         if made and Store(directory.checkpoints).empty:
             shutil.rmtree(directory.path, ignore_errors=True)
             with contextlib.suppress(OSError):  # another run may have moved in beside it

@@ -11,7 +11,7 @@
     grid = { sparsity = [0.75, 0.90] }
     stage = 2               # default 1: after everything of an earlier stage
 
-A combination that is not allowed refuses the file: dense runs, to which a pattern means nothing, are a block of their own.
+A combination that is not allowed refuses the file: dense runs, to which a pattern means nothing, are a block apart.
 Inside a stage the seeds come last: every row of the table has its first seed before any has its second.
 """
 
@@ -152,12 +152,16 @@ def execute(cells: list[Cell], out: Path, launcher: Launcher, console: Console) 
     """Run every cell that is not finished under `out` and return those that failed.
 
     Raises:
-        ConfigError: before the first run, if a directory holds a run with other settings.
+        ConfigError: before the first run, if a directory holds a run with other settings, or `out` cannot be used.
     """
     for cell in cells:
         _check_directory(out / cell.name, cell.experiment)
     cells = [_with_threads(cell, launcher.threads) for cell in cells]
     to_run = [cell for cell in cells if not RunDirectory(out / cell.name).finished]
+    try:
+        jobs = [_job(cell, out) for cell in to_run]
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be used: {error.strerror}; choose another --out") from None
     begun = sum(RunDirectory(out / cell.name).used for cell in to_run)
     console.print(
         f"{len(cells)} runs: {len(cells) - len(to_run)} finished, {begun} begun before, {len(to_run) - begun} new",
@@ -173,7 +177,7 @@ def execute(cells: list[Cell], out: Path, launcher: Launcher, console: Console) 
                 failed.append(outcome)
                 progress.failed(outcome.job.name, outcome.reason)
 
-        launcher.run([_job(cell, out) for cell in to_run], progress.started, done)
+        launcher.run(jobs, progress.started, done)
     if failed:
         console.print(f"failed ({len(failed)}), the others are unharmed:", highlight=False)
         for outcome in failed:
