@@ -54,6 +54,7 @@ def refused(capsys, *arguments: str) -> str:
         (["run", "seq-digits", "--checkpoint-every", "often"], "60s"),
         (["run", "seq-digits", "--scenario", "domain-il"], "class-il"),
         (["run", "seq-digits", "--method", "packnet", "--sparsifier", "dense", "--scenario", "class-il"], "task-il"),
+        (["run", "seq-digits", "--data", "absent"], "reads no data"),
         (["run", "folder"], "data"),
         (["run", "folder", "--data", "absent"], "absent"),
         (["run", "seq-digits", "--nonsense"], "--nonsense"),
@@ -142,6 +143,16 @@ def test_its_config_runs_again_to_the_same_result(finished, tmp_path):
     for varies in ("seconds", "memory"):
         del first[varies], second[varies]
     assert first == second
+
+
+@pytest.mark.parametrize("options", [[], ["--single-head"], ["--no-single-head"]])
+def test_an_option_overrides_the_file_also_with_no(tmp_path, monkeypatch, options):
+    ran = []
+    monkeypatch.setattr("sparcl.run.run.execute", lambda experiment, *_, **__: ran.append(experiment.single_head))
+    file = tmp_path / "settings.toml"
+    file.write_text('stream = "seq-digits"\nsingle_head = true\n')
+    assert _main(["run", "--config", str(file), *options]) == 0
+    assert ran == [options != ["--no-single-head"]]
 
 
 def test_a_used_directory_is_refused_and_a_finished_one_stays(capsys, finished):

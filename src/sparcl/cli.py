@@ -46,7 +46,7 @@ def run(
     ddr_score: Annotated[str | None, typer.Option(help="misclassified (default) or forgetting")] = None,
     importance: Annotated[str | None, typer.Option(help="TDM ranks by cwi (default) or magnitude")] = None,
     buffer_size: Annotated[int | None, typer.Option(help="samples kept for rehearsal; default 200")] = None,
-    single_head: Annotated[bool, typer.Option(help="mask other tasks' logits in the training loss")] = False,
+    single_head: Annotated[bool | None, typer.Option(help="mask other tasks' logits in the training loss")] = None,
     preset: Annotated[str | None, typer.Option(help="a named setting of the method, e.g. sparcl-script")] = None,
     option: Annotated[list[str] | None, typer.Option(help="the method's own: NAME=NUMBER, e.g. alpha=0.2")] = None,
     epochs: Annotated[int | None, typer.Option(help="passes over each task; default: published")] = None,
@@ -75,7 +75,7 @@ def run(
     from sparcl.run.run import execute
 
     given: dict[str, Any] = {k: v for k, v in locals().items() if k in {f.name for f in dataclasses.fields(Experiment)}}
-    given = {k: v for k, v in given.items() if v is not None and v is not False}
+    given = {k: v for k, v in given.items() if v is not None}
     values = read_toml(config) if config is not None else {}
     if option:
         values = {**values, "method_options": {**values.get("method_options", {}), **_options(option)}}
@@ -103,7 +103,9 @@ def sweep(
     ] = None,
     launcher: Annotated[str, typer.Option(help="local or slurm")] = "local",
     partition: Annotated[str | None, typer.Option(help="slurm: where to queue")] = None,
-    time: Annotated[str, typer.Option(help="slurm: of a job, until it queues again; minutes or H:MM:SS")] = "60",
+    time: Annotated[
+        str | None, typer.Option(help="slurm: of a job, until it queues again; minutes or H:MM:SS, default 60")
+    ] = None,
     memory: Annotated[str | None, typer.Option(help="slurm: of a job, e.g. 4G")] = None,
     data: Annotated[str | None, typer.Option(help="folder or archive with the streams' data")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the run directories; default runs/<file's name>")] = None,
@@ -113,16 +115,16 @@ def sweep(
     from sparcl.run import launch
     from sparcl.run import sweep as sweeps
 
-    cells = sweeps.read(file, {"data": data} if data is not None else {})
+    cells = sweeps.read(file, data)
     out = out or Path("runs") / file.stem
     if launcher not in launch.LAUNCHERS:
         raise ConfigError(f"unknown launcher {launcher!r}; allowed: {', '.join(launch.LAUNCHERS)}")
-    if launcher == "local" and (partition is not None or memory is not None):
-        raise ConfigError("partition and memory go with --launcher slurm")
+    if launcher == "local" and (partition, time, memory) != (None, None, None):
+        raise ConfigError("partition, time and memory go with --launcher slurm")
     if launcher == "local":
         where: launch.Launcher = launch.Local(1 if jobs is None else jobs)
     else:
-        limit = launch.minutes(time)
+        limit = launch.minutes("60" if time is None else time)
         where = launch.Cluster(
             out / sweeps.WORK / "slurm", at_once=jobs, partition=partition, minutes=limit, memory=memory
         )
@@ -172,7 +174,7 @@ def bench(
     console = _console()
     rows = measure_all(
         model=model,
-        width=width or DEFAULT_WIDTH.get(model, 64),
+        width=DEFAULT_WIDTH.get(model, 1) if width is None else width,  # an unknown model is refused below
         batch=batch_size,
         threads=torch.get_num_threads() if threads is None else threads,
         sparsities=sparsity or [0.75, 0.90, 0.95],

@@ -57,6 +57,7 @@ def test_the_theoretical_gain_of_resnet18_is_that_of_its_multiply_adds() -> None
         ("--batch-size 1", "2 or more"),
         ("--threads 0", "1 or more"),
         ("--threads 99999999999", "1024 or less"),
+        ("--width 0", "1 or more"),
         ("--width 100000000000000000000", "65536 or less"),
         ("--sparsity 1.5", "0 to 0.99"),
         ("--pattern diagonal", "unstructured, block"),

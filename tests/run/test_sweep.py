@@ -100,9 +100,11 @@ def test_an_added_run_renames_no_other(tmp_path: Path) -> None:
     assert len({c.name for c in sweep.read(write(tmp_path, more))}) == 12
 
 
-def test_overrides_hold_for_every_run(tmp_path: Path) -> None:
-    cells = sweep.read(write(tmp_path, GRID), {"data": "/some/where"})
-    assert {c.experiment.data for c in cells} == {"/some/where"}
+def test_the_place_of_the_data_holds_for_every_run_that_reads_any(tmp_path: Path) -> None:
+    text = "[base]\nmethod = 'er'\n[grid]\nstream = ['seq-mnist', 'seq-digits']\n"
+    assert [c.experiment.data for c in sweep.read(write(tmp_path, text), "/some/where")] == ["/some/where", None]
+    with pytest.raises(ConfigError, match="no run reads data"):
+        sweep.read(write(tmp_path, GRID), "/some/where")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +309,12 @@ def test_a_sweep_runs_skips_and_tells_of_failures(tmp_path: Path, capsys: pytest
 
 def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path, REAL)
-    for arguments in ([tmp_path / "absent.toml"], [file, "--launcher", "moon"], [file, "--partition", "x"]):
+    for arguments in (
+        [tmp_path / "absent.toml"],
+        [file, "--launcher", "moon"],
+        [file, "--partition", "x"],
+        [file, "--time", "9"],
+    ):
         code, said, errors = command(capsys, *arguments, "--out", tmp_path / "out")
         assert (code, said, len(errors)) == (2, "", 1)
     assert not (tmp_path / "out").exists()
@@ -317,11 +324,12 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_finished_run_given_with_another_data_folder_is_the_same_run(tmp_path: Path) -> None:
-    cells = sweep.read(write(tmp_path, REAL.split("[[runs]]")[0]))
+    file = write(tmp_path, REAL.split("[[runs]]")[0].replace("digits", "mnist"))
+    cells = sweep.read(file)
     (cell,) = cells
     directory = tmp_path / "out" / cell.name
     directory.mkdir(parents=True)
     (directory / "config.toml").write_text(cell.experiment.to_toml() + '\n[layer_choice]\n"a" = "native"\n')
     (directory / "result.json").write_text("{}")
-    moved = sweep.read(write(tmp_path, REAL.split("[[runs]]")[0]), {"data": "/elsewhere"})
+    moved = sweep.read(file, "/elsewhere")
     assert sweep.execute(moved, tmp_path / "out", launch.Local(), Console(quiet=True)) == []

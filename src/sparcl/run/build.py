@@ -19,6 +19,9 @@ from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.files import Progress
 from sparcl.streams.task import Stream
 
+SETTINGS = ("buffer_size", "single_head")
+"""Arguments of a method that an experiment names itself, not among `method_options`."""
+
 
 def stream(experiment: Experiment, progress: Progress | None = None) -> Stream:
     """Load the experiment's stream (as it arrives: joint trains on `.merged()` of it)."""
@@ -37,14 +40,20 @@ def method(experiment: Experiment) -> Method:
     """The experiment's method; an option that it does not have is refused with those it has."""
     kind = methods.find(experiment.method)
     accepted = [name for name in inspect.signature(kind).parameters if name != "self"]
+    own = [name for name in accepted if name not in SETTINGS]
+    for name in experiment.method_options:
+        if name in SETTINGS:
+            raise ConfigError(f"{name} is no option of a method but a setting of its own: --{name.replace('_', '-')}")
+        if name not in own:
+            allowed = f"allowed: {', '.join(own)}" if own else "it has none"
+            raise ConfigError(f"method {experiment.method} has no option {name!r}; {allowed}")
+    if experiment.single_head and "single_head" not in accepted:
+        raise ConfigError(f"method {experiment.method} has no single head; leave it out")
     options: dict[str, object] = dict(experiment.method_options)
     if experiment.buffer_size is not None:
         options["buffer_size"] = experiment.buffer_size
     if experiment.single_head:
         options["single_head"] = True
-    for name in options:
-        if name not in accepted:
-            raise ConfigError(f"method {experiment.method} has no option {name!r}; allowed: {', '.join(accepted)}")
     return kind(**options)  # type: ignore[arg-type]
 
 

@@ -39,6 +39,7 @@ from sparcl.run import build
 from sparcl.run.launch import Job, Launcher, Outcome
 from sparcl.run.progress import duration
 from sparcl.run.record import RunDirectory, write_atomically
+from sparcl.streams import STREAMS
 
 SECTIONS = ("base", "grid", "runs")
 BLOCK = ("base", "grid", "stage")
@@ -60,12 +61,12 @@ class Cell:
     experiment: Experiment
 
 
-def read(path: Path, overrides: Mapping[str, Any] | None = None) -> list[Cell]:
+def read(path: Path, data: str | None = None) -> list[Cell]:
     """The runs of a sweep file, in the order in which they start; every one is checked.
 
     Args:
         path: the TOML file.
-        overrides: settings that hold for every run, whatever the file says.
+        data: where the data lies, whatever the file says, for every run whose stream reads any.
 
     Raises:
         ConfigError: anything in the file that is not allowed; names the run.
@@ -75,7 +76,9 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> list[Cell]:
     for stage, given, values in _combinations(path):
         where = f"{path}: run {', '.join(f'{k}={v}' for k, v in given.items()) or 'of [base]'}"
         try:
-            experiment = Experiment.from_dict({**values, **(overrides or {})}, str(path)).resolve()
+            experiment = Experiment.from_dict(values, str(path)).resolve()
+            if data is not None and STREAMS[experiment.stream].needs_data:
+                experiment = dataclasses.replace(experiment, data=data)
             build.method(experiment), build.sparsifier(experiment)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
@@ -87,6 +90,8 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> list[Cell]:
             raise ConfigError(f"{where}: another run has its name, {cell.name}, but other settings")
         known[settings] = cell.name
         cells[cell.name] = ((stage, experiment.seed), cell)
+    if data is not None and not any(cell.experiment.data == data for _, cell in cells.values()):
+        raise ConfigError(f"{path}: no run reads data; leave --data out")
     return [cell for _, cell in sorted(cells.values(), key=lambda placed: placed[0])]
 
 
