@@ -130,8 +130,10 @@ def test_without_a_checkpoint_it_starts_from_the_beginning_and_says_so(
     assert cli._main([*ARGUMENTS, "--out", str(out), "--resume"]) == 0
     assert "starting from the beginning" in " ".join(capsys.readouterr().out.split())
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    assert cli._main([*ARGUMENTS, "--out", str(out), "--resume", "--lr", "0.5"]) == 0  # finished: nothing changes
+    assert cli._main([*ARGUMENTS, "--out", str(out), "--resume"]) == 0
     assert "nothing to do" in capsys.readouterr().out
+    assert cli._main([*ARGUMENTS, "--out", str(out), "--resume", "--lr", "0.5"]) == 2  # finished, but another run
+    assert "lr is 0.5 here" in one_line(capsys)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
     assert cli._main([*ARGUMENTS, "--out", str(out)]) == 2
     assert "--resume" in one_line(capsys)

@@ -52,20 +52,30 @@ def run_part(loaded: Loaded) -> Mapping[str, Any]:
     return checks.keys(part, PARTS, "the run")
 
 
+def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> None:
+    """Refuse to go on with other settings than those `saved`.
+
+    Raises:
+        CheckpointError: a setting differs; it is named, with both values.
+    """
+    ours = settings(experiment)
+    checks.keys(saved, ours, "the configuration")
+    for name, value in ours.items():
+        if name not in MAY_DIFFER and saved[name] != value:
+            raise CheckpointError(
+                f"cannot resume with a changed configuration: {name} is {value!r:.80} here, but {saved[name]!r:.80}"
+                f" in {where}"
+            )
+
+
 def resumed(experiment: Experiment, part: Mapping[str, Any]) -> Experiment:
     """The experiment as the checkpoint continues it: with the layers' choice of that time.
 
     Raises:
         CheckpointError: a setting differs; it is named, with both values.
     """
-    ours, saved = settings(experiment), part["experiment"]
-    checks.keys(saved, ours, "the configuration")
-    for name, value in ours.items():
-        if name not in MAY_DIFFER and saved[name] != value:
-            raise CheckpointError(
-                f"cannot resume with a changed configuration: {name} is {value!r:.80} here, but {saved[name]!r:.80}"
-                " in the checkpoint"
-            )
+    saved = part["experiment"]
+    check_same(experiment, saved, "the checkpoint")
     try:
         return dataclasses.replace(experiment, layer_choice=saved["layer_choice"])
     except (SparclError, TypeError, AttributeError) as error:

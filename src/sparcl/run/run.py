@@ -21,7 +21,7 @@ import sparcl
 from sparcl import kernels
 from sparcl.checkpoint import Checkpointer, Interval, Loaded, Store, checks, disk
 from sparcl.checkpoint.files import safetensors_parts
-from sparcl.config import Experiment
+from sparcl.config import Experiment, read_toml
 from sparcl.cost.clock import Clock
 from sparcl.cost.flops import Ledger
 from sparcl.cost.memory import memory, peak_rss_bytes
@@ -33,7 +33,7 @@ from sparcl.run.evaluate import AccuracyMatrix
 from sparcl.run.lock import locked
 from sparcl.run.progress import Progress, summary
 from sparcl.run.record import EventLog, RunDirectory, finite, write_atomically
-from sparcl.run.resume import check_data, check_labels, computed_with, resumed, run_part, settings
+from sparcl.run.resume import check_data, check_labels, check_same, computed_with, resumed, run_part, settings
 from sparcl.run.signals import StopRequest
 from sparcl.streams.task import Stream
 
@@ -52,6 +52,8 @@ def execute(
     build.check(experiment)
     directory = RunDirectory(out or Path("runs") / experiment.name)
     if directory.finished and resume:
+        ran = Experiment.from_dict(read_toml(directory.config), str(directory.config)).resolve()
+        check_same(experiment, settings(ran), str(directory.config))
         console.print(f"{directory.path} is finished; nothing to do", highlight=False)
         return directory.read_result()
     with locked(directory.path) as made, _nothing_left_behind(directory, made), StopRequest() as stop:
