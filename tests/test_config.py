@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sparcl.config import Experiment, read_toml
+from sparcl.config import Experiment, overridden, read_toml
 from sparcl.errors import ConfigError
 
 
@@ -129,6 +129,23 @@ def test_refusals_name_what_is_allowed(settings, says):
 def test_wrong_types_and_names_are_refused(values):
     with pytest.raises(ConfigError, match=r"allowed|must be"):
         Experiment.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("given", "keeps"),
+    [
+        ({"seed": 3, "lr": 0.5, "width": 8}, True),
+        ({"model": "mlp"}, False),
+        ({"width": 16}, False),
+        ({"prunable": ["3"]}, False),
+        ({"sparsity": 0.5}, False),
+    ],
+)
+def test_a_layer_choice_is_replayed_only_for_what_it_was_timed_for(given, keeps):
+    ran = {"stream": "seq-digits", "model": "convnet", "width": 8, "layer_choice": {"6": "dense"}}
+    now = overridden(ran, given)
+    assert ("layer_choice" in now) == keeps
+    assert now.items() >= given.items()
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def run(
     config: Annotated[Path | None, typer.Option(help="a TOML file with these settings; options override it")] = None,
 ) -> None:
     """Train on a stream of tasks, one after another, and leave a run directory with the result."""
-    from sparcl.config import Experiment, read_toml
+    from sparcl.config import Experiment, overridden, read_toml
     from sparcl.run.run import execute
 
     given: dict[str, Any] = {k: v for k, v in locals().items() if k in {f.name for f in dataclasses.fields(Experiment)}}
@@ -79,7 +79,7 @@ def run(
     values = read_toml(config) if config is not None else {}
     if option:
         values = {**values, "method_options": {**values.get("method_options", {}), **_options(option)}}
-    experiment = Experiment.from_dict({**values, **given}, str(config) if config else "options")
+    experiment = Experiment.from_dict(overridden(values, given), str(config) if config else "options")
     execute(experiment, out, resume=resume, checkpoint_every=checkpoint_every, console=_console())
 
 

@@ -239,8 +239,21 @@ class Experiment:
 
 
 IMPORTANCES = ("cwi", "magnitude")
+OF_LAYER_CHOICE = (
+    *("stream", "resize", "method", "model", "width", "batch_size", "backend", "device", "threads"),
+    *("sparsifier", "sparsity", "pattern", "block_size", "distribution", "prunable"),
+)
+"""Settings that the timing of the layers depends on: with another value of one, a `layer_choice` says nothing."""
+
 OF_SPARSE = ("pattern", "block_size", "distribution", "prunable")
 """Settings that a dense network has no use for."""
+
+
+def overridden(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The values of a file with those `given` in their place; a layer choice that was timed for others is dropped."""
+    changed = [k for k in OF_LAYER_CHOICE if k in given and given[k] != values.get(k)]
+    kept = {k: v for k, v in values.items() if k != "layer_choice"} if changed else values
+    return {**kept, **given}
 
 
 def check_range(label: str, number: int, least: int, most: int) -> None:
