@@ -183,12 +183,12 @@ def bench(
         compiled=compile_,
         tell=lambda what: console.print(what, highlight=False),
     )
+    console.print(as_table(rows))  # first: the measurement is not lost where the file cannot be written
     if json_ is not None:
         try:
             json_.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"cannot write {json_}: {error.strerror}") from None
-    console.print(as_table(rows))
 
 
 def _console() -> Console:
