@@ -83,6 +83,18 @@ def test_a_run_that_fails_late_keeps_its_checkpoint(capsys, tmp_path):
     assert (tmp_path / "run" / "checkpoint" / "latest").exists()
 
 
+def test_an_empty_directory_that_was_there_is_empty_again_and_a_used_one_untouched(capsys, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    fails = ["run", "seq-digits", *QUICK, "--lr", "1e30", "--sparsifier", "dense", "--out", str(out)]
+    refused(capsys, *fails)
+    assert list(out.iterdir()) == []
+    (out / "mine").write_text("kept")
+    assert "in use" in refused(capsys, *fails)
+    refused(capsys, *fails, "--resume")
+    assert (out / "mine").read_text() == "kept"
+
+
 def test_a_network_that_memory_does_not_hold_is_refused_in_one_line_and_leaves_nothing(capsys, tmp_path):
     out = tmp_path / "run"
     assert "not enough memory" in refused(capsys, "run", "seq-digits", "--width", "65536", "--out", str(out))

@@ -33,6 +33,8 @@ def locked(directory: Path) -> Iterator[list[Path]]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(descriptor), os.stat(directory / LOCK)):
+                raise FileNotFoundError("its holder removed the file, and another process made a new one")
         except OSError:
             holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
             raise CheckpointError(f"run directory {directory} is in use by another process ({holder})") from None

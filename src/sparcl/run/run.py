@@ -308,8 +308,10 @@ def _reading(console: Console) -> Any:
 def _nothing_left_behind(directory: RunDirectory, made: list[Path]) -> Iterator[None]:
     """Remove what this run made, its folders included, if it ends before there is anything worth keeping.
 
+    A folder that was there, but empty, is empty again, so that the next try may have it.
     A full disk, or one that fails, is the user's to mend as well: one line, and the last checkpoint as it was.
     """
+    fresh = not directory.used
     try:
         yield
     except BaseException as error:
@@ -318,6 +320,17 @@ def _nothing_left_behind(directory: RunDirectory, made: list[Path]) -> Iterator[
             with contextlib.suppress(OSError):  # another run may have moved in beside it
                 for folder in made[1:]:
                     folder.rmdir()
+        elif fresh and Store(directory.checkpoints).empty:
+            _clear(directory.path)
         if isinstance(error, OSError):
             raise CheckpointError(f"run directory {directory.path}: {error.strerror or error}") from error
         raise
+
+
+def _clear(folder: Path) -> None:
+    """Remove what is in a folder."""
+    for entry in list(folder.iterdir()):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
