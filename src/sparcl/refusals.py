@@ -29,7 +29,9 @@ def check_settings(epochs: int, batch_size: int, replay_batch_size: int | None, 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Raise ConfigError if a step of it computes the loss itself, as often as it likes: a step here is one pass."""
-    if any(p.default is p.empty for p in inspect.signature(optimizer.step).parameters.values()):
+    # of the class: a scheduler wraps the instance's own
+    asked = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
+    if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in asked):
         raise ConfigError(
             f"optimizer {type(optimizer).__name__} is not allowed: its step() needs a closure; use one whose step()"
             " needs no arguments, as SGD and AdamW"
