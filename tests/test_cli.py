@@ -54,7 +54,6 @@ def refused(capsys, *arguments: str) -> str:
         (["run", "seq-digits", "--checkpoint-every", "often"], "60s"),
         (["run", "seq-digits", "--scenario", "domain-il"], "class-il"),
         (["run", "seq-digits", "--method", "packnet", "--sparsifier", "dense", "--scenario", "class-il"], "task-il"),
-        (["run", "seq-digits", "--data", "absent"], "reads no data"),
         (["run", "folder"], "data"),
         (["run", "folder", "--data", "absent"], "absent"),
         (["run", "seq-digits", "--nonsense"], "--nonsense"),

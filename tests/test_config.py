@@ -87,7 +87,6 @@ def test_toml_round_trip(tmp_path):
         ({"width": 10**20}, "65536 or less"),
         ({"buffer_size": 10**13}, "or less"),
         ({"epochs": 10**400}, "or less"),
-        ({"data": "somewhere"}, "reads no data"),
         ({"method_options": {"buffer_size": 50.0}, "_build": True}, "setting of its own"),
         ({"method_options": {"single_head": 1}, "_build": True}, "setting of its own"),
         ({"method": "er", "method_options": {"alpha": 1}, "_build": True}, "it has none"),

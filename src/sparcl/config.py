@@ -151,8 +151,6 @@ class Experiment:
             raise ConfigError(f"method {self.method} has no buffer; --buffer-size goes with: {replay}")
         if self.sparsifier == "dense" and self.sparsity:
             raise ConfigError(f"sparsity {self.sparsity} goes with a sparsifier; dense has none (leave it out, or 0)")
-        if self.data is not None and not STREAMS[self.stream].needs_data:
-            raise ConfigError(f"stream {self.stream} reads no data; leave --data out")
         usual = {f.name: f.default for f in dataclasses.fields(self)}
         unusual = [name for name in OF_SPARSE if (getattr(self, name) or None) != usual[name]]
         if self.sparsifier == "dense" and unusual:
