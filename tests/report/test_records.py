@@ -10,7 +10,9 @@ import pytest
 from made_runs import make_run
 
 import sparcl.report
+from sparcl.config import OF_SPARSE
 from sparcl.report import group, load
+from sparcl.report.records import UNUSED_BY_DENSE
 
 
 def test_finds_runs_given_directly_or_in_folders_and_counts_each_once(tmp_path: Path) -> None:
@@ -163,3 +165,7 @@ def test_made_runs_hold_what_a_run_writes(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"seed": 4}, class_il=1.5)
     result = json.loads((run / "result.json").read_text())
     assert (result["seed"], result["class_il"]) == (4, 1.5)
+
+
+def test_what_a_dense_run_never_looked_at_is_what_its_configuration_may_not_name() -> None:
+    assert UNUSED_BY_DENSE == OF_SPARSE  # twice, as the report imports no torch

@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparcl.methods.balanced import BalancedBuffer
-from sparcl.methods.method import Batch, RehearsalMethod
-from sparcl.streams.task import Task
+from sparcl.methods.balanced import TaskShares
+from sparcl.methods.method import Batch
 
 
-class AGEM(RehearsalMethod):
+class AGEM(TaskShares):
     """L(D_t), its gradient g projected where it opposes g_ref, the gradient of L(M) (eq. 11):
 
     g̃ = g - min(gᵀg_ref, 0) / (g_refᵀg_ref) · g_ref. Under a sparsifier both gradients are those of the weights that
@@ -20,17 +19,6 @@ class AGEM(RehearsalMethod):
 
     name = "agem"
     replays_alone = True
-
-    def __init__(self, buffer_size: int = 200, *, single_head: bool = False) -> None:
-        super().__init__(buffer_size, single_head=single_head)
-        self.buffer: BalancedBuffer = BalancedBuffer(buffer_size)
-
-    def check_stream(self, tasks: int, classes: int) -> None:
-        del classes
-        self.buffer.share(tasks)
-
-    def begin_task(self, task: Task) -> None:
-        self.buffer.share(task.index + 1)  # refuses a buffer that is too small before any work
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self.host.model(batch.inputs)
@@ -50,15 +38,6 @@ class AGEM(RehearsalMethod):
         g_ref = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for p, projected in zip(parameters, project(g, g_ref), strict=True):
             p.grad = projected
-
-    def after_step(self, batch: Batch, logits: Tensor) -> None:
-        """Nothing: the memory is filled at the task's end."""
-
-    def end_task(self, task: Task) -> None:
-        device = self.host.device
-        drawn = torch.randperm(len(task.train), generator=self.host.generator)[: self.buffer.share(task.index + 1)]
-        inputs, labels = task.train.inputs[drawn].to(device), task.train.labels[drawn].to(device)
-        self.buffer.admit(inputs, labels, None, torch.full_like(labels, task.index))
 
     def replay_importance_loss(self) -> Tensor | None:
         if (replay := self.replay()) is None:

@@ -1,4 +1,4 @@
-"""A memory of equal shares: every task (or class) owns as many samples as every other.
+"""A memory of equal shares: every task (or class) owns as many samples as every other; methods that fill it by task.
 
 Legend: B capacity, n filled, N samples that arrive, C classes.
 """
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from sparcl.errors import ConfigError
 from sparcl.methods.buffer import ReservoirBuffer
+from sparcl.methods.method import Batch, RehearsalMethod
+from sparcl.methods.respond import logits_of
+from sparcl.streams.task import Task
 
 
 class BalancedBuffer(ReservoirBuffer):
@@ -54,3 +57,32 @@ class BalancedBuffer(ReservoirBuffer):
         self.seen = len(kept)
         for name, tensor in joined.items():
             setattr(self, name, self._with_room(tensor[kept]))
+
+
+class TaskShares(RehearsalMethod):
+    """A rehearsal method whose memory is filled at a task's end, equal random shares for all tasks.
+
+    Args:
+        buffer_size, single_head: see RehearsalMethod.
+    """
+
+    def __init__(self, buffer_size: int = 200, *, single_head: bool = False) -> None:
+        super().__init__(buffer_size, single_head=single_head)
+        self.buffer: BalancedBuffer = BalancedBuffer(buffer_size)
+
+    def check_stream(self, tasks: int, classes: int) -> None:
+        del classes
+        self.buffer.share(tasks)
+
+    def begin_task(self, task: Task) -> None:
+        self.buffer.share(task.index + 1)  # refuses a buffer that is too small before any work
+
+    def after_step(self, batch: Batch, logits: Tensor) -> None:
+        """Nothing: the memory is filled at the task's end."""
+
+    def end_task(self, task: Task) -> None:
+        device = self.host.device
+        drawn = torch.randperm(len(task.train), generator=self.host.generator)[: self.buffer.share(task.index + 1)]
+        inputs, labels = task.train.inputs[drawn].to(device), task.train.labels[drawn].to(device)
+        logits = logits_of(self.host.model, inputs, task, device) if self.stores_logits else None
+        self.buffer.admit(inputs, labels, logits, torch.full_like(labels, task.index))
