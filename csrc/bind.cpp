@@ -27,7 +27,7 @@ void check_threads(int threads) {
   if (threads < 1 || threads > 1024) refuse("threads must lie between 1 and 1024");
 }
 
-Norm norm_of(const Extent& e, const float* x, const float* residual, const float* gamma, const float* beta, float eps, bool relu) {
+Norm norm_of(const Extent& e, const float* x, const Term& residual, const float* gamma, const float* beta, float eps, bool relu) {
   return {e.channels, e.height * e.width * e.batch, x, residual, gamma, beta, eps, relu};
 }
 
@@ -38,7 +38,7 @@ Source source_of(const Extent& in, nb::handle x, nb::handle gamma, nb::handle be
                          floats(beta, {in.channels}, "beta"), 0.0f, relu);
   const float* s = floats(stats, {2, in.channels}, "stats");
   if (!s) return n.x;
-  return norm_source(n, s, s + in.channels, scales);
+  return norm_term(n, s, s + in.channels, scales);
 }
 
 }  // namespace sparcl

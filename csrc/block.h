@@ -67,7 +67,7 @@ struct Stage {
     plan.forward(values, nullptr, x, in, conv.get(), threads);
   }
   // y: see norm_forward_train.
-  void normalise(const float* residual, bool relu, float* y, uint8_t* signs, int threads) {
+  void normalise(const Term& residual, bool relu, float* y, uint8_t* signs, int threads) {
     stats = vector_block(2 * out.channels);
     float *mean = stats.get(), *rstd = mean + out.channels;
     Norm n = norm_of(out, conv.get(), residual, gamma, beta, eps, relu);
@@ -79,10 +79,10 @@ struct Stage {
       norm_forward_eval(n, running_mean, running_var, mean, rstd, y, threads);
     }
   }
-  // relu(norm(conv)), to be read by the next convolution.
-  Source source() {
-    const Norm n = norm_of(out, conv.get(), nullptr, gamma, beta, eps, true);
-    return norm_source(n, stats.get(), stats.get() + out.channels, scales);
+  // norm(conv) or relu of it, for whoever reads it next.
+  Term result(bool relu) {
+    const Norm n = norm_of(out, conv.get(), nullptr, gamma, beta, eps, relu);
+    return norm_term(n, stats.get(), stats.get() + out.channels, scales);
   }
 };
 
@@ -105,19 +105,17 @@ struct Residual {
     check_same(side ? side->out : input, two.out, "the shortcut");
   }
   // The result, and its signs. Without `keep` nothing but the result is left.
-  Block run(const float* x, bool keep, Block& signs, int threads) {
+  Block run(const Term& x, bool keep, Block& signs, int threads) {
     Block y;
     if (keep) signs = sign_block(two.out);
     one.convolve(x, threads);
     one.normalise(nullptr, true, nullptr, nullptr, threads);
-    two.convolve(one.source(), threads);
+    two.convolve(one.result(true), threads);
     if (!keep) one.conv.reset();
     if (side) side->convolve(x, threads);
+    if (side) side->normalise(nullptr, false, nullptr, nullptr, threads);
     if (keep) y = activation_block(two.out);
-    float* to = keep ? y.get() : two.conv.get();
-    float* beside = side && !keep ? side->conv.get() : to;
-    if (side) side->normalise(nullptr, false, beside, nullptr, threads);
-    two.normalise(side ? beside : x, true, to, bytes(signs), threads);
+    two.normalise(side ? side->result(false) : x, true, keep ? y.get() : two.conv.get(), bytes(signs), threads);
     if (!keep) y = std::move(two.conv);
     if (!keep && side) side->conv.reset();
     return y;
@@ -164,8 +162,8 @@ struct Back {
     values_shape = all.shape;
   }
   bool wanted() const { return want_values || want_gamma || want_beta; }
-  Source source() {
-    return norm_source(norm_of(out, conv, nullptr, gamma, beta, 0.0f, true), stats, stats + out.channels, scales);
+  Term result(bool relu) {
+    return norm_term(norm_of(out, conv, nullptr, gamma, beta, 0.0f, relu), stats, stats + out.channels, scales);
   }
   // Memory for the gradient of conv: its own, if it may go. To write where one has just read is faster, too.
   Block over_conv() { return own ? std::move(*own) : activation_block(out); }
@@ -196,7 +194,7 @@ inline Block run_back(const Source& x, uint8_t* signs, const float* gy, Back& on
   Block g = need_one || two.want_values ? two.over_conv() : nullptr, gx;
   two.norm(signs, gy, g.get(), threads);
   Block gone = need_one ? activation_block(one.out) : nullptr;
-  two.convolve(two.want_values ? one.source() : nullptr, g.get(), gone.get(), threads);
+  two.convolve(two.want_values ? one.result(true) : nullptr, g.get(), gone.get(), threads);
   g.reset();
   if (need_one) {
     one.norm(nullptr, gone.get(), gone.get(), threads);

@@ -20,7 +20,7 @@ struct Tape {
     bool flows;     // whether a gradient of its input is wanted
     bool needed;    // whether any gradient is wanted that comes through it
     bool reads;     // whether a gradient is wanted that reads its input
-    bool again;     // whether its result is not kept, but made again before it is read
+    bool again;     // whether its result is not kept, but made again as it is read
     Block result;   // null where the next block does not read it, or not there yet
     Block signs;    // of the result
   };
@@ -39,21 +39,15 @@ struct Tape {
 
  private:
   Block run(const float* gy, const Source& x, std::vector<Back>& backs, bool release, int threads);
-  void make_again(size_t b, const std::vector<Back>& backs, int threads);
+  Source result(size_t b, std::vector<Back>& backs) const;
 };
 
-// The result of block b, if it was not kept and is not there yet: one pass over what is kept in any case.
-void Tape::make_again(size_t b, const std::vector<Back>& backs, int threads) {
-  Place& at = blocks[b];
-  if (!at.again || at.result) return;
-  const Back *two = &backs[at.first + 1], *other = at.side ? two + 1 : b ? nullptr : &backs[0];
-  const long channels = two->out.channels;
-  at.result = activation_block(two->out);
-  const float* residual = other ? nullptr : blocks[b - 1].result.get();
-  const Norm n = norm_of(two->out, two->conv, residual, two->gamma, two->beta, 0.0f, true);
-  if (!other) return norm_again(n, two->stats, two->stats + channels, nullptr, nullptr, nullptr, at.result.get(), threads);
-  const Norm beside = norm_of(other->out, other->conv, nullptr, other->gamma, other->beta, 0.0f, !at.side);
-  norm_again(n, two->stats, two->stats + channels, &beside, other->stats, other->stats + channels, at.result.get(), threads);
+// The result of block b, made of what is kept in any case where it was not kept.
+Source Tape::result(size_t b, std::vector<Back>& backs) const {
+  const Place& at = blocks[b];
+  if (!at.again) return at.result.get();
+  Back &two = backs[at.first + 1], &other = at.side ? backs[at.first + 2] : backs[0];
+  return {two.result(true), at.side || b == 0 ? other.result(!at.side) : blocks[b - 1].result.get()};
 }
 
 // From the gradient of the result to that of the input, null where it is not wanted.
@@ -67,12 +61,11 @@ Block Tape::run(const float* gy, const Source& x, std::vector<Back>& backs, bool
   for (size_t b = blocks.size(); b-- > 0 && blocks[b].needed;) {
     Place& at = blocks[b];
     Back* back = &backs[at.first];
-    if (b && at.reads) make_again(b - 1, backs, threads);
-    const Source from = b ? blocks[b - 1].result.get() : !stem ? x : at.reads ? backs[0].source() : nullptr;
+    const Source from = !at.reads ? nullptr : b ? result(b - 1, backs) : stem ? Source(backs[0].result(true)) : x;
     g = run_back(from, bytes(at.signs), gy, back[0], back[1], at.side ? &back[2] : nullptr, at.flows, threads);
     gy = g.get();
-    if (b && (release || blocks[b - 1].again)) blocks[b - 1].result.reset();
     if (!release) continue;
+    if (b) blocks[b - 1].result.reset();
     at.signs.reset();
     for (size_t i = at.first; i < at.first + (at.side ? 3 : 2); ++i) stages[i].conv.reset();
   }
@@ -127,8 +120,8 @@ void mark(Tape& tape, const std::vector<GivenBlock>& given, const std::vector<Wa
   }
 }
 
-// Results that a pass over memory makes again of what is kept in any case are not kept: of a block behind a stem, of one with a
-// shortcut, of one behind a result that is kept. An eighth of what a ResNet-18 keeps, for a sixtieth of its step.
+// Results that are made again, as they are read, of what is kept in any case are not kept: of a block behind a stem, of one with
+// a shortcut, of one behind a result that is kept. An eighth of what a ResNet-18 keeps.
 void mark_again(Tape& tape, const std::vector<Wanted>& wanted) {
   for (size_t b = 0; b + 1 < tape.blocks.size(); ++b) {
     Tape::Place& at = tape.blocks[b];
@@ -190,12 +183,12 @@ nb::tuple forward(nb::handle x, const std::optional<Given>& stem, const std::vec
     nb::gil_scoped_release release;
     if (first) {
       first->convolve(from.data, threads);
-      if (keep_stem) y = activation_block(first->out);
-      first->normalise(nullptr, true, keep_stem ? y.get() : first->conv.get(), nullptr, threads);
-      if (!keep_stem) y = std::move(first->conv);
+      first->normalise(nullptr, true, nullptr, nullptr, threads);
     }
     for (size_t b = 0; b < chain.size(); ++b) {
-      Block next = chain[b].run(y ? y.get() : from.data, tape->blocks[b].needed, tape->blocks[b].signs, threads);
+      const Term input = b ? y.get() : first ? first->result(true) : from.data;
+      Block next = chain[b].run(input, tape->blocks[b].needed, tape->blocks[b].signs, threads);
+      if (!b && first && !keep_stem) first->conv.reset();
       if (b && tape->blocks[b].reads && !tape->blocks[b - 1].again) tape->blocks[b - 1].result = std::move(y);
       y = std::move(next);
     }

@@ -21,15 +21,35 @@ SPARCL_INLINE Existing existing(int first, int step, int width, int columns) {
 // Rows are fetched this many channels ahead: they lie far apart, which no prefetcher of a processor foresees.
 constexpr int kAhead = SPARCL_AHEAD;
 
-// What is made of each vector on its way into the tile.
+SPARCL_INLINE vec at_least(float floor, vec v) { return v < floor ? fill(floor) : v; }  // NaN passes through
+
+// What goes into the tile for the vector at x.
 struct AsItIs {
-  SPARCL_INLINE vec operator()(vec v) const { return v; }
+  SPARCL_INLINE AsItIs(const Scaled&, int) {}
+  SPARCL_INLINE vec operator()(const float* x, int lanes) const { return get(x, lanes); }
+  SPARCL_INLINE void fetch(const float* x) const { __builtin_prefetch(x); }
 };
 struct Normalised {
   float scale, shift, floor;
-  SPARCL_INLINE vec operator()(vec v) const {
-    const vec y = v * scale + shift;
-    return y < floor ? fill(floor) : y;  // NaN passes through
+  SPARCL_INLINE Normalised(const Scaled& s, int channel) : scale(s.scale[channel]), shift(s.shift[channel]), floor(s.floor) {}
+  SPARCL_INLINE vec operator()(const float* x, int lanes) const { return at_least(floor, get(x, lanes) * scale + shift); }
+  SPARCL_INLINE void fetch(const float* x) const { __builtin_prefetch(x); }
+};
+template <class Residual>
+struct Sum {
+  const float *from, *beside;
+  float scale, shift, floor;
+  Residual residual;
+  SPARCL_INLINE Sum(const Scaled& s, const Scaled& r, int channel)
+      : from(s.x), beside(r.x), scale(s.scale[channel]), shift(s.shift[channel]), floor(s.floor), residual(r, channel) {}
+  SPARCL_INLINE vec operator()(const float* x, int lanes) const {
+    vec v = get(x, lanes) * scale + shift;
+    v += residual(beside + (x - from), lanes);
+    return at_least(floor, v);
+  }
+  SPARCL_INLINE void fetch(const float* x) const {
+    __builtin_prefetch(x);
+    residual.fetch(beside + (x - from));
   }
 };
 
@@ -42,18 +62,19 @@ SPARCL_INLINE void pack_row(const Pack& p, const float* source, int first, Exist
   const float* from = source + first * p.column_stride;
   if (p.lanes == V && p.tail_column < 0) {
     if (ahead)
-      for (int q = e.begin; q < e.end; ++q) __builtin_prefetch(from + q * stride + kAhead * p.channel_stride);
-    for (int q = e.begin; q < e.end; ++q) store(to + q * V, make(load(from + q * stride)));
+      for (int q = e.begin; q < e.end; ++q) make.fetch(from + q * stride + kAhead * p.channel_stride);
+    for (int q = e.begin; q < e.end; ++q) store(to + q * V, make(from + q * stride, V));
     return;
   }
   for (int q = e.begin; q < e.end; ++q) {
     const int lanes = first + q * p.column_step == p.tail_column ? p.tail_lanes : p.lanes;
-    store(to + q * V, keep(make(load_some(from + q * stride, lanes)), (1u << lanes) - 1));  // lanes that do not exist are zero
+    store(to + q * V, keep(make(from + q * stride, lanes), (1u << lanes) - 1));  // lanes that do not exist are zero
   }
 }
 
-template <bool Normalise>
-void pack_as(const Pack& p) {
+// make(c): what is made of channel c.
+template <class Make>
+SPARCL_INLINE void pack_as(const Pack& p, Make make) {
   constexpr int kPhases = 8;  // the usual strides have their edges worked out once
   Existing edges[kPhases];
   for (int px = 0; px < smaller(p.column_phases, kPhases); ++px)
@@ -68,18 +89,18 @@ void pack_as(const Pack& p) {
           float* to = phase + r * p.packed_row;
           if (y < 0 || y >= p.height)
             for (int q = 0; q < p.columns; ++q) store(to + q * V, vec{});
-          else if constexpr (Normalise)
-            pack_row(p, p.source + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels,
-                     Normalised{p.scale[c], p.shift[c], p.floor}, to);
           else
-            pack_row(p, p.source + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels, AsItIs{}, to);
+            pack_row(p, p.source.x + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels, make(c), to);
         }
       }
 }
 
 void pack(const Pack& p) {
-  if (p.scale) return pack_as<true>(p);
-  pack_as<false>(p);
+  const Scaled &s = p.source, &r = p.residual;
+  if (r.x && r.scale) return pack_as(p, [&](int c) SPARCL_INLINED { return Sum<Normalised>(s, r, c); });
+  if (r.x) return pack_as(p, [&](int c) SPARCL_INLINED { return Sum<AsItIs>(s, r, c); });
+  if (s.scale) return pack_as(p, [&](int c) SPARCL_INLINED { return Normalised(s, c); });
+  pack_as(p, [&](int c) SPARCL_INLINED { return AsItIs(s, c); });
 }
 
 // One nonzero of G channels multiplies every position of the tile.

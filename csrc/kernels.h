@@ -14,11 +14,17 @@ struct TileShape {
   int rows, columns;
 };
 
+// A tensor, or max(x * scale + shift, floor) of one, channel by channel.
+struct Scaled {
+  const float* x;
+  const float *scale, *shift;  // [channels]; null: x as it is
+  float floor;
+};
+
 // Copies `channels` channels of a window of `source` into a packed tile. Phase p of stride s holds rows p, p+s, p+2s...
 struct Pack {
-  const float* source;  // lane 0 of the chunk, at row 0, column 0
-  const float *scale, *shift;  // [channels]: max(source * scale + shift, floor) is packed; null: source as it is
-  float floor;
+  Scaled source;    // x: lane 0 of the chunk, at row 0, column 0
+  Scaled residual;  // laid out like it, and added to it before the floor is; only to a source with a scale; x null: none
   long channel_stride, row_stride, column_stride;
   int channels, height, width;      // what exists of the source; outside it is zero
   int lanes;                        // of the V that exist, the others are zero
@@ -92,6 +98,15 @@ struct Visited {
 constexpr long sign_bytes(long count) { return (count + 7) / 8 + 3; }
 
 // One channel of a fused BatchNorm: y = relu(x * scale + shift + residual).
+struct NormForward {
+  const float* x;
+  Scaled residual;  // x null: none; scale and shift of this channel
+  float* y;
+  uint8_t* signs;   // of y, or null
+  long count;
+  float scale, shift;
+  bool relu;
+};
 struct NormBackward {
   const float *x, *y, *gradient;  // y: null where the sign is in `signs` or, where that is null too, computed again from x
   const uint8_t* signs;
@@ -115,8 +130,7 @@ struct Kernels {
   Visited (*backward)(int depth, int shape, const Backward&);
   double (*sum)(const float* x, long count);
   void (*moments)(const float* x, long count, double* mean, double* squares);  // squares: sum of (x - mean)^2
-  void (*norm_forward)(const float* x, const float* residual, float* y, uint8_t* signs, long count, float scale, float shift,
-                       bool relu);  // signs: of y, or null
+  void (*norm_forward)(const NormForward&);
   void (*norm_sums)(const NormBackward&, double* gradient, double* product);  // sum g, sum g * (x - mean)
   void (*norm_backward)(const NormBackward&);
   void (*add_scaled)(const float* x, float* y, long count, float scale);  // y += scale * x

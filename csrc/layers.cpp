@@ -23,10 +23,10 @@ Scale scale_of(const Norm& n, long c, float mean, float rstd) {
 
 uint8_t* signs_of(const Norm& n, long c) { return n.signs ? n.signs + c * sign_bytes(n.count) : nullptr; }
 
-void write_channel(const Norm& n, long c, float mean, float rstd, const float* residual, float* y) {
+void write_channel(const Norm& n, long c, float mean, float rstd, float* y) {
   const long at = c * n.count;
   const Scale s = scale_of(n, c, mean, rstd);
-  kernels().norm_forward(n.x + at, residual ? residual + at : nullptr, y + at, signs_of(n, c), n.count, s.scale, s.shift, n.relu);
+  kernels().norm_forward({n.x + at, n.residual.from(c, n.count, 0), y + at, signs_of(n, c), n.count, s.scale, s.shift, n.relu});
 }
 
 // Rows (or columns) of the input that window position o covers.
@@ -54,7 +54,7 @@ void norm_forward_train(const Norm& n, float momentum, float* running_mean, floa
       running_mean[c] += momentum * (static_cast<float>(m) - running_mean[c]);
       running_var[c] += momentum * (static_cast<float>(unbiased) - running_var[c]);
     }
-    if (y) write_channel(n, c, mean[c], rstd[c], n.residual, y);
+    if (y) write_channel(n, c, mean[c], rstd[c], y);
   });
 }
 
@@ -63,19 +63,11 @@ void norm_forward_eval(const Norm& n, const float* running_mean, const float* ru
   parallel_for(threads, n.channels, [&](long c) {
     mean[c] = running_mean[c];
     rstd[c] = 1.0f / std::sqrt(running_var[c] + n.eps);
-    if (y) write_channel(n, c, mean[c], rstd[c], n.residual, y);
+    if (y) write_channel(n, c, mean[c], rstd[c], y);
   });
 }
 
-void norm_again(const Norm& n, const float* mean, const float* rstd, const Norm* beside, const float* beside_mean,
-                const float* beside_rstd, float* y, int threads) {
-  parallel_for(threads, n.channels, [&](long c) {
-    if (beside) write_channel(*beside, c, beside_mean[c], beside_rstd[c], nullptr, y);
-    write_channel(n, c, mean[c], rstd[c], beside ? y : n.residual, y);
-  });
-}
-
-Source norm_source(const Norm& n, const float* mean, const float* rstd, std::vector<float>& scales) {
+Term norm_term(const Norm& n, const float* mean, const float* rstd, std::vector<float>& scales) {
   scales.resize(static_cast<size_t>(2 * n.channels));
   float *scale = scales.data(), *shift = scale + n.channels;
   for (long c = 0; c < n.channels; ++c) {

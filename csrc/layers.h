@@ -9,7 +9,8 @@ namespace sparcl {
 // y = relu(gamma * (x - mean) / sqrt(var + eps) + beta + residual), per channel of `count` floats.
 struct Norm {
   long channels, count;
-  const float *x, *residual;           // residual: null or like x
+  const float* x;
+  Term residual;                       // its data null or like x
   const float *gamma, *beta;           // [channels], or null: 1 and 0
   float eps;
   bool relu;
@@ -21,13 +22,9 @@ void norm_forward_train(const Norm&, float momentum, float* running_mean, float*
                         int threads);
 void norm_forward_eval(const Norm&, const float* running_mean, const float* running_var, float* mean, float* rstd, float* y,
                        int threads);
-// The result once more, from what norm_forward_* left in mean and rstd: the same bits. `beside`: null, or the norm without residual
-// whose result is added, in place of n.residual.
-void norm_again(const Norm& n, const float* mean, const float* rstd, const Norm* beside, const float* beside_mean,
-                const float* beside_rstd, float* y, int threads);
-// The result without residual as a pass's input, from what norm_forward_* left in mean and rstd: the same bits, never written
+// The result without its residual, for whoever reads it, from what norm_forward_* left in mean and rstd: the same bits, never written
 // to memory. `scales` is filled, and must outlive the use.
-Source norm_source(const Norm&, const float* mean, const float* rstd, std::vector<float>& scales);
+Term norm_term(const Norm&, const float* mean, const float* rstd, std::vector<float>& scales);
 // y: the forward result, needed only with relu and residual and without signs (else null: its sign is computed again).
 // gx, gresidual, ggamma, gbeta may each be null; gx may be the memory of gy or of x.
 void norm_backward(const Norm&, bool training, const float* mean, const float* rstd, const float* y, const float* gy, float* gx,

@@ -68,29 +68,29 @@ void moments(const float* x, long count, double* mean, double* squares) {
   *squares = q > 0 ? q : (q == q ? 0 : q);
 }
 
-SPARCL_INLINE vec positive(vec v) { return v < 0.0f ? vec{} : v; }  // NaN passes through
-
-template <bool Residual, bool Relu>
-SPARCL_INLINE void norm_forward_as(const float* x, const float* residual, float* y, uint8_t* signs, long count, float scale,
-                                   float shift) {
-  const auto make = [&](long i, int lanes) SPARCL_INLINED {
-    vec v = get(x + i, lanes) * scale + shift;
-    if (Residual) v += get(residual + i, lanes);
-    if (Relu) v = positive(v);
+// make(x, lanes): y of the vector at x.
+template <class Make>
+SPARCL_INLINE void norm_forward_as(const NormForward& a, Make make) {
+  const float* x = a.x;  // for the compiler each store may change a field
+  float* y = a.y;
+  uint8_t* signs = a.signs;
+  const long count = a.count;
+  const auto write = [=](long i, int lanes) SPARCL_INLINED {
+    const vec v = make(x + i, lanes);
     put(y + i, v, lanes);
     return v;
   };
   if (signs)
-    each_vector(count, [&](long i, int lanes) SPARCL_INLINED { put_signs(signs, i, signs_of(make(i, lanes))); });
+    each_vector(count, [=](long i, int lanes) SPARCL_INLINED { put_signs(signs, i, signs_of(write(i, lanes))); });
   else
-    each_vector(count, make);
+    each_vector(count, write);
 }
 
-void norm_forward(const float* x, const float* residual, float* y, uint8_t* signs, long count, float scale, float shift, bool relu) {
-  if (residual && relu) return norm_forward_as<true, true>(x, residual, y, signs, count, scale, shift);
-  if (residual) return norm_forward_as<true, false>(x, residual, y, signs, count, scale, shift);
-  if (relu) return norm_forward_as<false, true>(x, residual, y, signs, count, scale, shift);
-  norm_forward_as<false, false>(x, residual, y, signs, count, scale, shift);
+void norm_forward(const NormForward& a) {
+  const Scaled s{a.x, &a.scale, &a.shift, a.relu ? 0.0f : -__builtin_inff()}, &r = a.residual;
+  if (r.x && r.scale) return norm_forward_as(a, Sum<Normalised>(s, r, 0));
+  if (r.x) return norm_forward_as(a, Sum<AsItIs>(s, r, 0));
+  norm_forward_as(a, Normalised(s, 0));
 }
 
 // Where the sign of the forward result comes from: there is no ReLU, it is computed again with the same operations, or the result

@@ -25,6 +25,11 @@ struct Pass::Place {
   int lanes;
 };
 
+Scaled Term::from(long first, long channel, long at) const {
+  return {data ? data + first * channel + at : nullptr, scale ? scale + first : nullptr, scale ? shift + first : nullptr,
+          relu ? 0.0f : -INFINITY};
+}
+
 ListView Pass::view(const Order& order, int block, const Output& output) const {
   const long list = (static_cast<long>(block) * channels_ + output.first) / order.block;
   return {order.sequence.data() + list, order.start.data() + list, output.count / order.block, order.offsets.data()};
@@ -47,10 +52,8 @@ Pack Pass::packing(const Walk& walk, const Place& place, const Source& x, int he
   p.column_stride = walk.batch;
   p.row_stride = walk.row(width);
   p.channel_stride = p.row_stride * height;
-  p.source = x.data + first * p.channel_stride + place.lane;
-  p.scale = x.scale ? x.scale + first : nullptr;
-  p.shift = x.scale ? x.shift + first : nullptr;
-  p.floor = x.relu ? 0.0f : -INFINITY;
+  p.source = x.from(first, p.channel_stride, place.lane);
+  p.residual = x.residual.from(first, p.channel_stride, place.lane);
   p.channels = count;
   p.height = height;
   p.width = width;

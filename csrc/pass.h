@@ -52,14 +52,22 @@ struct Walk {
   long row(long columns) const { return flat && tail ? (columns - 1) * batch + tail : columns * batch; }  // floats
 };
 
-// A pass's input: a tensor, or what is made of one on the way in: relu(x * scale + shift), channel by channel (a BatchNorm's
-// result, which then need not be kept).
-struct Source {
+// A tensor, or relu(x * scale + shift) of one, channel by channel: a BatchNorm's result, which then need not be written.
+struct Term {
   const float* data;
   const float *scale, *shift;  // [channels], or both null
   bool relu;                   // only with a scale
-  Source(const float* x, const float* by = nullptr, const float* plus = nullptr, bool positive = false)
+  Term(const float* x = nullptr, const float* by = nullptr, const float* plus = nullptr, bool positive = false)
       : data(x), scale(by), shift(plus), relu(positive) {}
+  // Channels [first, ...), `at` floats into each.
+  Scaled from(long first, long channel, long at) const;
+};
+
+// A pass's input: a tensor, or what is made of one on the way in: relu(x * scale + shift + residual).
+struct Source : Term {
+  Term residual;  // only with a scale; data null: none
+  Source(const float* x) : Term(x) {}
+  Source(const Term& term, const Term& plus = {}) : Term(term), residual(plus) {}
 };
 
 // What is added to a pass's result, laid out like it: `data` (null: nothing; it may be the result's own memory), but only where

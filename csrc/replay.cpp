@@ -75,15 +75,22 @@ std::vector<uint8_t> signs_of(const Floats& x, const Extent& e) {
 
 const float* maybe(const Floats& x) { return x.empty() ? nullptr : x.data(); }
 
-// The weight gradient of a BatchNorm's result, written to memory or made on the way in.
-void check_norm_source(ConvPlan& plan, const Extent& e, const Floats& values, const Floats& x, const Floats& gy, int threads) {
-  const Norm norm{e.channels, e.height * e.width * e.batch, x.data(), nullptr, nullptr, nullptr, 1e-5f, true};
-  const Floats mean(e.channels, 0.25f), var(e.channels, 2.0f);
-  Floats m(e.channels), rstd(e.channels), y(x.size()), scales, written(plan.nonzeros()), made(plan.nonzeros());
+// The weight gradient of a BatchNorm's result, written to memory or made on the way in; beside it nothing, a residual, another norm's.
+void check_norm_term(ConvPlan& plan, const Extent& e, const Floats& values, const Floats& x, const Floats& gy, int threads) {
+  const Floats mean(e.channels, 0.25f), var(e.channels, 2.0f), other(x.rbegin(), x.rend());
+  Floats m(e.channels), rstd(e.channels), y(x.size()), scales, more, written(plan.nonzeros()), made(plan.nonzeros());
+  Norm norm{e.channels, e.height * e.width * e.batch, other.data(), nullptr, nullptr, nullptr, 1e-5f, true};
   norm_forward_eval(norm, mean.data(), var.data(), m.data(), rstd.data(), y.data(), threads);
-  plan.backward(values.data(), y.data(), gy.data(), e, nullptr, written.data(), threads);
-  plan.backward(values.data(), norm_source(norm, m.data(), rstd.data(), scales), gy.data(), e, nullptr, made.data(), threads);
-  same_bits("weight gradient of a norm's result", made, written);
+  const Term beside = norm_term(norm, m.data(), rstd.data(), more);
+  norm.x = x.data();
+  for (const Term& residual : {Term(), Term(other.data()), beside}) {
+    norm.residual = residual;
+    norm_forward_eval(norm, mean.data(), var.data(), m.data(), rstd.data(), y.data(), threads);
+    plan.backward(values.data(), y.data(), gy.data(), e, nullptr, written.data(), threads);
+    const Source source(norm_term(norm, m.data(), rstd.data(), scales), residual);
+    plan.backward(values.data(), source, gy.data(), e, nullptr, made.data(), threads);
+    same_bits("weight gradient of a norm's result", made, written);
+  }
 }
 
 void replay_convolution(Reader& in) {
@@ -131,7 +138,7 @@ void replay_convolution(Reader& in) {
     compare("forward", y, want_y);
     compare("input gradient", gx, want_gx);
     compare("weight gradient", gvalues, want_gvalues);
-    check_norm_source(plan, e, values, x, gy, threads);
+    check_norm_term(plan, e, values, x, gy, threads);
     if (has_bias) {
       bias_gradient(gy.data(), out.channels, out.height * out.width * out.batch, gbias.data(), threads);
       compare("bias gradient", gbias, want_gbias, sum_of_sizes(gy) / static_cast<float>(out.channels));

@@ -192,13 +192,13 @@ bool Network::can_be_remade(int tensor) const {
   return maker >= 0 && layers_[maker].kind == Layer::kNorm && layers_[maker].residual < 0;
 }
 
-// The input of a convolution, for its weight gradient; scales: see norm_source.
+// The input of a convolution, for its weight gradient; scales: see norm_term.
 Source Network::source(int tensor, std::vector<float>& scales) const {
   if (tensor == 0) return x_;
   if (!can_be_remade(tensor)) return values_[tensor].get();
   const size_t maker = static_cast<size_t>(maker_[tensor]);
   const State& state = states_[maker];
-  return norm_source(norm(maker, values_[layers_[maker].input].get()), state.mean.data(), state.rstd.data(), scales);
+  return norm_term(norm(maker, values_[layers_[maker].input].get()), state.mean.data(), state.rstd.data(), scales);
 }
 
 // A tensor that is read twice has the sum of two gradients.
