@@ -10,7 +10,7 @@ from lent import lend
 from toys import Net, blobs
 
 from sparcl import Learner
-from sparcl.errors import ConfigError
+from sparcl.errors import CheckpointError, ConfigError
 from sparcl.methods import LPS, PackNet
 from sparcl.methods.partition import PartitionMethod
 
@@ -38,6 +38,46 @@ def test_the_outputs_of_old_tasks_stay_bit_for_bit(make: Make, optimizer: str) -
         outputs = now
     assert outputs[0].flatten()[0].isfinite()
     assert learner.evaluate().class_il is None
+
+
+@pytest.mark.parametrize("make", [PackNet, LPS])
+def test_each_task_has_statistics_of_its_own(make: Make) -> None:
+    first, second = blobs()
+    learner = Learner(Net(), make(), epochs=2, batch_size=10)
+    learner.learn(first)
+    norm = learner.model.norm1
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+    after_first = norm.running_mean.clone()
+    learner.learn(second)
+    after_second = norm.running_mean.clone()
+    assert not torch.equal(after_first, after_second)
+    learner.model.eval()
+    answers = [learner.method.predict(task.test.inputs, task) for task in (first, second)]
+    norm.running_mean.fill_(7.0)
+    for task, answer in zip((first, second), answers, strict=True):
+        assert torch.equal(learner.method.predict(task.test.inputs, task), answer)
+    learner.method.statistics["0"]["norm1.running_mean"].copy_(after_second)
+    assert not torch.equal(learner.method.predict(first.test.inputs, first), answers[0])
+
+
+@pytest.mark.parametrize("make", [PackNet, LPS])
+def test_a_checkpoint_without_a_tasks_statistics_is_refused(make: Make) -> None:
+    stream = blobs(3)
+    learner = Learner(Net(6), make(), batch_size=10)
+    for task in stream:
+        learner.learn(task)
+    state = learner.method.state_dict()
+    learner.method.load_state_dict(state)  # it is whole
+    for change, message in (
+        (lambda kept: kept.pop("1"), "the statistics of the tasks in the checkpoint lacks '1'"),
+        (lambda kept: kept.update({"3": kept["0"]}), "has the unknown '3'"),
+        (lambda kept: kept["0"].pop("norm1.running_var"), "a task's statistics in the checkpoint lacks"),
+        (lambda kept: kept["0"].update({"norm1.running_var": torch.ones(3)}), "it must be torch.float32"),
+    ):
+        kept = {t: dict(by) for t, by in state["statistics"].items()}
+        change(kept)
+        with pytest.raises(CheckpointError, match=message):
+            learner.method.load_state_dict({**state, "statistics": kept})
 
 
 @pytest.mark.parametrize("make", [PackNet, LPS])

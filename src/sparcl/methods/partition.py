@@ -29,7 +29,9 @@ class PartitionMethod(Method):
     """A network split into parts, one for each task; which part answers is the user's to say (Task-IL).
 
     The weights of all convolutions and linear layers but the classifier are divided; the classifier's rows belong to
-    their classes' tasks; everything else (biases, BatchNorm with its running statistics) to the first task.
+    their classes' tasks; everything else (biases, BatchNorm's scales) to the first task. Buffers, BatchNorm's running
+    statistics, are each task's own (ours: the papers go on from a trained network with the first task's; a ResNet-18
+    trained from scratch ended in NaN a few steps into the second task).
 
     Args:
         pruned: share of the free weights of each layer that a task leaves to those after it.
@@ -57,7 +59,7 @@ class PartitionMethod(Method):
         self.divided = [i for i, p in enumerate(self.parameters) if id(p) in weights]
         self.head = [i for i, p in enumerate(self.parameters) if id(p) in of_head]
         self.owner = [torch.zeros_like(p, dtype=torch.int16) for p in self.parameters]
-        self.normalizers = [m for m in model.modules() if any(True for _ in m.buffers(recurse=False))]
+        self.statistics: dict[str, dict[str, Tensor]] = {}  # by task: the buffers that it ended with, by name
         self._before: list[Tensor] = []
 
     @abstractmethod
@@ -84,11 +86,9 @@ class PartitionMethod(Method):
         del task
         if not self.packed:
             self.pack()
+        self.statistics[str(self.present - 1)] = {k: v.detach().clone() for k, v in self.host.model.named_buffers()}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        if self.present > 1:
-            for module in self.normalizers:
-                module.eval()
         logits = self.forward(batch.inputs)
         return F.cross_entropy(only(logits, batch.task.classes), batch.labels), logits
 
@@ -135,12 +135,13 @@ class PartitionMethod(Method):
         if task.index + 1 > self.present or (task.index + 1 == self.present and not self.packed):
             return only(self.forward(inputs), task.classes)
         part = {self.names[i]: self.parameters[i].masked_fill(~self.used(i, task.index), 0.0) for i in self.divided}
-        logits: Tensor = torch.func.functional_call(self.host.model, part, (inputs,))
+        statistics = self.statistics.get(str(task.index), {})
+        logits: Tensor = torch.func.functional_call(self.host.model, {**part, **statistics}, (inputs,))
         return only(logits, task.classes)
 
     def state_dict(self) -> dict[str, Any]:
         owner = {str(i): owner for i, owner in enumerate(self.owner)}
-        return {"present": self.present, "packed": self.packed, "owner": owner}
+        return {"present": self.present, "packed": self.packed, "owner": owner, "statistics": self.statistics}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.present, self.packed = checks.integer(state["present"], "the task's number"), bool(state["packed"])
@@ -148,3 +149,12 @@ class PartitionMethod(Method):
             checks.tensor(state["owner"][str(i)], "a weight's task", torch.int16, tuple(p.shape)).to(p.device)
             for i, p in enumerate(self.parameters)
         ]
+        tasks, statistics = [str(t) for t in range(self.present)], state["statistics"]
+        ended = tasks if tasks and tasks[-1] in statistics else tasks[:-1]
+        checks.keys(statistics, ended, "the statistics of the tasks")
+        self.statistics = {t: self._statistics(statistics[t]) for t in ended}
+
+    def _statistics(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        buffers, what = dict(self.host.model.named_buffers()), "a task's statistics"
+        checks.keys(kept, list(buffers), what)
+        return {k: checks.tensor(kept[k], what, b.dtype, tuple(b.shape)).to(b.device) for k, b in buffers.items()}
