@@ -12,7 +12,7 @@ from toys import Bag, Net, blobs, own_loop
 
 from sparcl.errors import ConfigError
 from sparcl.nn.layers import ELEMENTWISE_OPTIMIZERS, elementwise_state
-from sparcl.sparsity import DGM, TDM, Losses, Sparsifier
+from sparcl.sparsity import DGM, TDM, Losses, SparCL, Sparsifier, Static
 from sparcl.sparsity.sparsifier import Moments
 
 Make = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -189,6 +189,17 @@ def test_an_optimizer_that_mixes_weights_is_refused_in_one_line(make: Make, part
         part().attach(model, make(model.parameters()))
     assert "\n" not in str(caught.value)
     assert bool((model.conv.weight != 0).all())
+
+
+@pytest.mark.parametrize("make", [lambda: Static(0.5), lambda: SparCL(0.75), lambda: TDM(0.75), lambda: DGM(0.2)])
+def test_a_sparsifier_of_another_learner_is_refused(make: Callable[[], Sparsifier]) -> None:
+    model = Net()
+    sparsifier = make().attach(model, torch.optim.SGD(model.parameters(), 0.1))
+    other = Net()
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(ConfigError, match=f"this {sparsifier.name} belongs to another Learner"):
+        sparsifier.attach(other, torch.optim.SGD(other.parameters(), 0.1))
+    assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
 
 
 def test_an_optimizer_of_other_weights_is_refused() -> None:

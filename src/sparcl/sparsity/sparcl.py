@@ -79,6 +79,7 @@ class SparCL(Sparsifier):
         return {"tdm": self.tdm, "dgm": self.dgm, "ddr": self.ddr}  # in this order at every step
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> Self:
+        self.check_unbound()
         for part in self._parts.values():
             part.notify = self._told
             part.attach(model, optimizer, seed)

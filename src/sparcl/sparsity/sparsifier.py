@@ -66,13 +66,19 @@ class Sparsifier(Recorded):
         """Samples of the present task that have left it (DDR)."""
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> Self:
-        """Bind to a model and the optimizer of its parameters.
+        """Bind to a model and the optimizer of its parameters, once.
 
         Raises:
-            ConfigError: nothing is prunable, a pattern does not fit, or the optimizer is not elementwise.
+            ConfigError: it is bound already, nothing is prunable, a pattern does not fit, or the optimizer is not
+                elementwise.
         """
         del model, optimizer, seed
         return self
+
+    def check_unbound(self) -> None:
+        """Raise ConfigError if it is bound: its masks are those of the other Learner's model."""
+        if self.layers:
+            raise ConfigError(f"this {self.name} belongs to another Learner: make a new one for each")
 
     def begin_task(self, index: int, *, samples: int, epochs: int, losses: Losses | None = None) -> None:
         """Task `index` (from 0) begins: `samples` training samples for `epochs` epochs."""
@@ -137,6 +143,7 @@ class MaskSparsifier(Sparsifier):
         self.losses = losses
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> Self:
+        self.check_unbound()
         check_optimizer(optimizer)
         layers = sparse_layers(model, self.prunable)
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
