@@ -112,8 +112,10 @@ struct Residual {
     one.normalise(nullptr, true, nullptr, nullptr, threads);
     two.convolve(one.result(true), threads);
     if (!keep) one.conv.reset();
-    if (side) side->convolve(x, threads);
-    if (side) side->normalise(nullptr, false, nullptr, nullptr, threads);
+    if (side) {
+      side->convolve(x, threads);
+      side->normalise(nullptr, false, nullptr, nullptr, threads);
+    }
     if (keep) y = activation_block(two.out);
     two.normalise(side ? side->result(false) : x, true, keep ? y.get() : two.conv.get(), bytes(signs), threads);
     if (!keep) y = std::move(two.conv);

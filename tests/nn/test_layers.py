@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toys import PRUNABLE_OF_NET, Net
+from toys import PRUNABLE_OF_NET, Net, blobs
 
+from sparcl import Learner
 from sparcl.errors import ConfigError
 from sparcl.nn import prunable_names, resnet18, sparse_layers
-from sparcl.sparsity import TDM
+from sparcl.sparsity import TDM, Static
 
 
 def test_the_published_choice_for_resnet18_is_its_sixteen_block_convolutions() -> None:
@@ -170,6 +171,20 @@ def test_two_layers_with_one_weight_are_refused() -> None:
     with pytest.raises(ConfigError, match="layers 1 and 2 share one weight"):
         sparse_layers(model)
     assert len(sparse_layers(model, ["1"])) == 1
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_weight_that_is_computed_from_others_is_refused_where_it_is_pruned_and_left_elsewhere(norm, backend):
+    pruned, elsewhere = Net(), Net()
+    pruned.hidden = norm(pruned.hidden)
+    elsewhere.stem = norm(elsewhere.stem)
+    settings = {"backend": backend, "input_shape": (2, 6, 6), "batch_size": 10}
+    with pytest.raises(ConfigError, match="the weight of layer hidden is computed from others: leave it out"):
+        Learner(pruned, sparsifier=Static(0.5), **settings)
+    learner = Learner(elsewhere, sparsifier=Static(0.5), **settings)
+    learner.learn(blobs()[0])
 
 
 def test_a_frozen_layer_and_a_bare_string_are_refused():

@@ -18,7 +18,7 @@ from sparcl import kernels
 from sparcl.errors import ConfigError
 from sparcl.kernels.layout import to_batch_last
 from sparcl.nn.compact import BatchLastConv2d, CompactConv2d, CompactLayer, CompactLinear, has_kernel
-from sparcl.nn.layers import Prunable, prunable_names
+from sparcl.nn.layers import Prunable, is_watched, prunable_names
 
 BACKENDS = ("auto", "native", "reference")
 
@@ -81,12 +81,13 @@ def measure(
     """
     shapes = {name: _shape(model.get_submodule(name)) for name in prunable_names(model, prunable)}
     density = dict(zip(shapes, densities(list(shapes.values())), strict=True))
-    names = [name for name in shapes if has_kernel(model.get_submodule(name))]
+    modules = {name: model.get_submodule(name) for name in shapes}
+    names = [name for name, module in modules.items() if has_kernel(module) and not is_watched(module)]
     sides = {} if input_shape is None else _input_sides(model, names, input_shape)
     known: dict[tuple[Any, ...], str] = {}  # layers of the same geometry and density are timed once
     choice = {}
     for name in names:
-        layer, side = model.get_submodule(name), sides.get(name, (NOMINAL_SIDE, NOMINAL_SIDE))
+        layer, side = modules[name], sides.get(name, (NOMINAL_SIDE, NOMINAL_SIDE))
         alike = (repr(layer), side, density[name])
         if alike not in known:
             assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -134,8 +135,11 @@ def _seconds(layer: Callable[[Tensor], Tensor], x: Tensor) -> float:
 @torch.no_grad()
 def _input_sides(model: nn.Module, names: list[str], input_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Rows and columns of what goes into each convolution, by a forward pass of zeros that leaves no trace."""
-    model = copy.deepcopy(model).eval()
     sides: dict[str, tuple[int, ...]] = {}
+    try:
+        model = copy.deepcopy(model).eval()
+    except RuntimeError:  # PyTorch copies no tensor that was computed, which is what a weight is under `weight_norm`
+        return sides
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

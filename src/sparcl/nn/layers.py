@@ -137,12 +137,15 @@ def sparse_layers(model: nn.Module, prunable: Prunable = None) -> list[SparseLay
     A layer keeps one `SparseLayer` for life, so TDM and DGM that are attached one by one see the same masks.
 
     Raises:
-        ConfigError: no layer is prunable, a name matches none, a layer's weight is not trained, or two layers have one.
+        ConfigError: no layer is prunable, a name matches none, a layer's weight is not trained or is computed from
+            other tensors (weight normalisation), or two layers have one.
     """
     layers: list[SparseLayer] = []
     for name in prunable_names(model, prunable):
         module = model.get_submodule(name)
         if isinstance(module, nn.Conv2d | nn.Linear):
+            if "weight" not in module._parameters:
+                raise ConfigError(f"the weight of layer {name} is computed from others: leave it out of `prunable`")
             handle = module.__dict__.get("_sparse_layer")
             if handle is None:
                 handle = module.__dict__["_sparse_layer"] = MaskedLayer(name, module)
