@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from sparcl import kernels
-from sparcl.run.bench import Side, Step, milliseconds
+from sparcl.run.bench import DENSE_VARIANTS, Side, Step, milliseconds
 from sparcl.sparsity import DGM, Losses
 from sparcl.sparsity.patterns import make_pattern
 
@@ -58,7 +58,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
     base = Side("nchw", threads=options.threads, batch=options.batch)
-    dense = ["nchw", "channels_last", *(["compile"] if options.compile else [])]
+    dense = [name for name in DENSE_VARIANTS if options.compile or name != "compile"]
     steps = {name: replace(base, variant=name).build()[1] for name in [*dense, "bf16"]}
     flops = dict.fromkeys(steps, base.flops()[0])
     refresh: dict[str, float] = {}

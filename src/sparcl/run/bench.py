@@ -40,7 +40,7 @@ SECONDS = 20.0
 STEPS_A_TURN = 3
 """Timed ones, after one that is not: in a training loop the caches hold what the same loop's last step left."""
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
