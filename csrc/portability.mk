@@ -5,8 +5,8 @@
 , := ,
 REPLAY := build/replay
 REPLAY_CASES := $(REPLAY)/cases.bin
-REPLAY_COMMON := csrc/replay.cpp csrc/dispatch.cpp csrc/layers.cpp csrc/parallel.cpp csrc/pass.cpp csrc/plan.cpp csrc/tiles.cpp csrc/unit_plain.cpp
-REPLAY_SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+REPLAY_COMMON := tests/kernels/replay.cpp csrc/kernels/dispatch.cpp csrc/engine/layers.cpp csrc/engine/parallel.cpp csrc/engine/pass.cpp csrc/engine/plan.cpp csrc/engine/tiles.cpp csrc/kernels/unit_plain.cpp
+REPLAY_SOURCES := tests/kernels/replay.cpp $(wildcard csrc/kernels/* csrc/engine/*)
 REPLAY_FLAGS := -std=c++17 -Icsrc -Wall -Wextra -ffp-contract=fast -fno-math-errno -pthread
 AVX2 := -mavx2 -mfma
 AVX512 := -mavx512f -mavx512dq -mavx512vl -mavx512bw -mfma -mprefer-vector-width=512
@@ -25,8 +25,8 @@ $(REPLAY_CASES): tests/kernels/write_cases.py tests/kernels/cases.py | $(READY)
 # $(call x86,NAME,FLAGS): a replay program with all x86-64 units
 define x86
 	mkdir -p $(REPLAY)
-	$(CXX) $(REPLAY_FLAGS) $(2) $(AVX2) -c csrc/unit_avx2.cpp -o $(REPLAY)/$(1)-avx2.o
-	$(CXX) $(REPLAY_FLAGS) $(2) $(AVX512) -c csrc/unit_avx512.cpp -o $(REPLAY)/$(1)-avx512.o
+	$(CXX) $(REPLAY_FLAGS) $(2) $(AVX2) -c csrc/kernels/unit_avx2.cpp -o $(REPLAY)/$(1)-avx2.o
+	$(CXX) $(REPLAY_FLAGS) $(2) $(AVX512) -c csrc/kernels/unit_avx512.cpp -o $(REPLAY)/$(1)-avx512.o
 	$(CXX) $(REPLAY_FLAGS) $(2) $(REPLAY_COMMON) $(REPLAY)/$(1)-avx2.o $(REPLAY)/$(1)-avx512.o -o $(REPLAY)/$(1)
 endef
 
@@ -38,7 +38,7 @@ $(REPLAY)/sanitized: $(REPLAY_SOURCES)
 
 $(REPLAY)/aarch64: $(REPLAY_SOURCES)
 	mkdir -p $(REPLAY)
-	$(CXX_AARCH64) $(REPLAY_FLAGS) -O3 $(REPLAY_COMMON) csrc/unit_neon.cpp -o $@
+	$(CXX_AARCH64) $(REPLAY_FLAGS) -O3 $(REPLAY_COMMON) csrc/kernels/unit_neon.cpp -o $@
 
 # What this processor has, best first; the emulated ones need no list.
 test-native: $(REPLAY)/native $(REPLAY_CASES)  ## the cases on each instruction set of this processor

@@ -6,6 +6,7 @@ Nothing but run and cli imports cost and report; report reads saved records only
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,24 +19,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "seeds": set(),
     "recorded": set(),
-    "position": set(),
     "published": set(),
     "kernels": set(),
     "nn": {"kernels"},
     "streams": set(),
     "sparsity": {"nn", "kernels"},
     "methods": {"sparsity", "streams", "nn", "kernels"},
-    "saving": CORE | {"checkpoint", "position"},
-    "accuracy": CORE,
-    "losses": {"position"},
-    "refusals": CORE,
-    "learner": CORE | {"accuracy", "losses", "refusals", "saving", "position", "checkpoint"},
+    "learner": CORE | {"checkpoint"},
     "cost": CORE | {"published"},
     "report": {"published"},
     "checkpoint": CORE,
-    "config": CORE,
-    "run": CORE | {"accuracy", "learner", "cost", "report", "checkpoint", "config", "sparcl"},
-    "cli": CORE | {"accuracy", "learner", "cost", "report", "checkpoint", "config", "run", "sparcl"},
+    "run": CORE | {"learner", "cost", "report", "checkpoint", "sparcl"},
+    "cli": CORE | {"learner", "cost", "report", "checkpoint", "run", "sparcl"},
     "__main__": {"cli"},
 }
 """What each part may import of the others, beside itself and the leaves; `sparcl` is the package itself."""
@@ -74,6 +69,36 @@ def parts_imported(path: Path) -> set[str]:
             is_part = rest and ((PACKAGE / rest[0]).is_dir() or (PACKAGE / f"{rest[0]}.py").exists())
             found.add(rest[0] if is_part else "sparcl")
     return found
+
+
+LEARNER = ("accuracy", "position", "loss_watch", "refusals", "saving", "learner", "__init__")
+"""The files of `learner`, each of which may import those before it."""
+
+
+def test_the_files_of_the_learner_import_one_way() -> None:
+    folder = PACKAGE / "learner"
+    assert {path.stem for path in folder.glob("*.py")} == set(LEARNER), "say in LEARNER where a new file stands"
+    for i, name in enumerate(LEARNER):
+        ours = {n.split(".")[2] for n in imported(folder / f"{name}.py") if n.startswith("sparcl.learner.")}
+        assert ours <= set(LEARNER[:i]), f"{name} imports {', '.join(sorted(ours - set(LEARNER[:i])))}"
+
+
+INCLUDES = {
+    "kernels": {"kernels"},
+    "engine": {"kernels", "engine"},
+    "python": {"kernels", "engine", "python"},
+    "device": {"kernels", "engine", "device"},
+}
+"""What the folders of csrc may include of each other; Python's own only in `python`."""
+
+
+@pytest.mark.parametrize("part", INCLUDES)
+def test_the_engine_includes_one_way(part: str) -> None:
+    for path in sorted((PACKAGE.parents[1] / "csrc" / part).iterdir()):
+        text = path.read_text()
+        wrong = set(re.findall(r'#include "(\w+)/', text)) - INCLUDES[part]
+        assert not wrong, f"{part}/{path.name} includes {', '.join(sorted(wrong))}"
+        assert part == "python" or not re.search(r"#include <(nanobind|Python\.h|torch)", text), path
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

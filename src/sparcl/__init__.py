@@ -7,9 +7,9 @@ tasks of a stream one after another. TDM, DDR and DGM work alone in a loop of yo
 from sparcl import methods as methods
 from sparcl import nn as nn
 from sparcl import streams as streams
-from sparcl.accuracy import Accuracy as Accuracy
 from sparcl.errors import SparclError as SparclError
 from sparcl.learner import Learner as Learner
+from sparcl.learner.accuracy import Accuracy as Accuracy
 from sparcl.sparsity import DDR as DDR
 from sparcl.sparsity import DGM as DGM
 from sparcl.sparsity import TDM as TDM

@@ -71,7 +71,7 @@ def run(
     config: Annotated[Path | None, typer.Option(help="a TOML file with these settings; options override it")] = None,
 ) -> None:
     """Train on a stream of tasks, one after another, and leave a run directory with the result."""
-    from sparcl.config import Experiment, overridden, read_toml
+    from sparcl.run.experiment import Experiment, overridden, read_toml
     from sparcl.run.run import execute
 
     given: dict[str, Any] = {k: v for k, v in locals().items() if k in {f.name for f in dataclasses.fields(Experiment)}}

@@ -6,15 +6,22 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
+
+from sparcl.errors import ConfigError
 
 
 class Recorded:
     """A base whose instances know their class's name and arguments: `made_with`."""
 
     made_with: dict[str, Any]
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Arguments by their old names: refused with the new one."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        for old, new in cls.renamed.items():
+            if old in kwargs:
+                raise ConfigError(f"{cls.__name__} takes {new}=, no longer {old}=")
         made = super().__new__(cls)
         bound = inspect.signature(cls.__init__).bind_partial(made, *args, **kwargs)  # a copy is made without arguments
         object.__setattr__(made, "made_with", dict(list(bound.arguments.items())[1:]))

@@ -92,7 +92,7 @@ def test_bits_do_not_depend_on_threads(block: int, size: tuple[int, int], stride
 
 @pytest.mark.parametrize(("stride", "block"), [(1, 1), (1, 4), (2, 1)])
 def test_results_too_large_for_the_caches(stride: int, block: int) -> None:
-    """Whole tiles of such results go past the caches (csrc/pass.cpp), those at the edges do not."""
+    """Whole tiles of such results go past the caches (csrc/engine/pass.cpp), those at the edges do not."""
     case = Case(32, 1, 24, 24, (46, 31), (3, 3), (stride, stride), (1, 1), (1, 1), 0.1, block, True, 5)
     want = expected(case)
     y, gx, gvalues = pass_bits(case, 2)

@@ -1,4 +1,4 @@
-"""Writes cases and what PyTorch says about them in float64, for csrc/replay.cpp to replay where there is no Python.
+"""Writes cases and what PyTorch says about them in float64, for replay.cpp beside it, where there is no Python.
 
     python tests/kernels/write_cases.py FILE [--convolutions 500] [--layers 60]
 

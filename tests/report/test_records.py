@@ -10,9 +10,9 @@ import pytest
 from made_runs import make_run
 
 import sparcl.report
-from sparcl.config import OF_SPARSE
 from sparcl.report import group, load
 from sparcl.report.records import UNUSED_BY_DENSE
+from sparcl.run.experiment import OF_SPARSE
 
 
 def test_finds_runs_given_directly_or_in_folders_and_counts_each_once(tmp_path: Path) -> None:

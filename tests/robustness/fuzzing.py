@@ -36,10 +36,10 @@ import sparcl
 from sparcl import streams
 from sparcl.checkpoint import files, tree
 from sparcl.checkpoint.store import open_folder
-from sparcl.config import Experiment, read_toml
 from sparcl.errors import SparclError
 from sparcl.methods import DERpp
 from sparcl.nn import MLP
+from sparcl.run.experiment import Experiment, read_toml
 from sparcl.streams.idx import read_idx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "streams"))

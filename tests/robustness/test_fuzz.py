@@ -15,8 +15,8 @@ import torch
 import sparcl
 from sparcl import streams
 from sparcl.checkpoint import files
-from sparcl.config import read_toml
 from sparcl.errors import SparclError
+from sparcl.run.experiment import read_toml
 from sparcl.streams.idx import read_idx
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparcl.accuracy import Accuracy
 from sparcl.errors import ConfigError
+from sparcl.learner.accuracy import Accuracy
 from sparcl.run.evaluate import AccuracyMatrix
 
 TASK_IL = [(90.0, 50.0, 40.0), (80.0, 95.0, 55.0), (70.0, 91.0, 97.0)]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from sparcl import cli, learner, streams
+from sparcl import cli, streams
 from sparcl.checkpoint import Store, files
+from sparcl.learner import learner
 from sparcl.run.lock import LOCK
 
 RUN = ["run", "seq-digits", "--limit-per-class", "40", "--epochs", "1", "--width", "4", "--threads", "1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from toys import Net, blobs, own_loop
 
 from sparcl.errors import ConfigError
-from sparcl.sparsity import SparCL
+from sparcl.run.experiment import Experiment
+from sparcl.sparsity import SET, SNIP, TDM, RigL, SparCL, Static
 from sparcl.sparsity.sparcl import SETTINGS
 
 
@@ -92,3 +94,14 @@ def test_a_setting_out_of_range_is_refused_in_one_line(options: dict[str, Any], 
     with pytest.raises(ConfigError, match=message) as caught:
         SparCL(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_the_old_name_of_the_sparsity_is_refused_with_the_new_one() -> None:
+    with pytest.raises(ConfigError, match=r"^SparCL takes sparsity=, no longer weights=$"):
+        SparCL(weights=0.9)  # type: ignore[call-arg]
+
+
+def test_one_default_sparsity() -> None:
+    kinds = (SparCL, TDM, Static, SET, SNIP, RigL)
+    defaults = {inspect.signature(kind).parameters["sparsity"].default for kind in kinds}
+    assert defaults == {0.90} == {Experiment("seq-digits").resolve().sparsity}

@@ -4,7 +4,7 @@ Batch-last is a matter of strides, not of shape: every PyTorch operator gives ri
 elementwise ones keep the strides, and the layers of this package know them.
 
 The tensors that the kernels make are not views: autograd adds a second gradient in place only to a tensor that owns its
-memory alone. That memory is the engine's own (csrc/arena.cpp says why).
+memory alone. That memory is the engine's own (csrc/engine/arena.cpp says why).
 """
 
 from __future__ import annotations

@@ -86,4 +86,4 @@ def residual_network(
 
 
 KINDS = (CONVOLUTIONS, NORMS, SEQUENCES, (BasicBlock,))
-"""Classes that the fused operation may stand for, where nothing hangs on the module (csrc/modules.cpp)."""
+"""Classes that the fused operation may stand for, where nothing hangs on the module (csrc/python/modules.cpp)."""

@@ -29,7 +29,7 @@ BLOCKS = (4, 2)
 
 
 MOST_STRIDE, MOST_REACH = 64, 4096
-"""Of a convolution that the kernels compute (csrc/plan.cpp): its stride, and its kernel, padding and dilation."""
+"""Of a convolution that the kernels compute (csrc/engine/plan.cpp): stride, kernel, padding and dilation."""
 
 
 class CompactLayer(nn.Module, ABC):

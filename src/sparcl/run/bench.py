@@ -24,10 +24,10 @@ from rich.table import Table
 from torch import nn
 
 from sparcl import kernels
-from sparcl.config import MOST, MOST_THREADS, MOST_WIDTH, check_range
 from sparcl.cost.flops import Profile
 from sparcl.errors import ConfigError
 from sparcl.nn import build, convert
+from sparcl.run.experiment import MOST, MOST_THREADS, MOST_WIDTH, check_range
 from sparcl.sparsity.patterns import make_pattern
 from sparcl.sparsity.static import Static
 

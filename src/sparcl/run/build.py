@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from sparcl import methods, nn, seeds, streams
-from sparcl.config import Experiment
 from sparcl.errors import ConfigError
 from sparcl.learner import Learner
 from sparcl.methods.method import Method
+from sparcl.run.experiment import Experiment
 from sparcl.sparsity import SPARSIFIERS
 from sparcl.sparsity.patterns import make_pattern
 from sparcl.sparsity.sparcl import SparCL

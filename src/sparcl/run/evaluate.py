@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparcl.accuracy import Accuracy
 from sparcl.errors import ConfigError
+from sparcl.learner.accuracy import Accuracy
 
 SCENARIOS = ("class_il", "task_il")
 

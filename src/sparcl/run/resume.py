@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from sparcl.checkpoint import Loaded, checks
-from sparcl.config import Experiment
 from sparcl.errors import CheckpointError, SparclError
 from sparcl.learner import Learner
+from sparcl.run.experiment import Experiment
 from sparcl.streams.task import Stream
 
 PARTS = (

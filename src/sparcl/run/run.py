@@ -21,7 +21,6 @@ import sparcl
 from sparcl import kernels
 from sparcl.checkpoint import Checkpointer, Interval, Loaded, Store, checks, disk
 from sparcl.checkpoint.files import safetensors_parts
-from sparcl.config import Experiment, read_toml
 from sparcl.cost.clock import Clock
 from sparcl.cost.flops import Ledger
 from sparcl.cost.memory import memory, peak_rss_bytes
@@ -30,6 +29,7 @@ from sparcl.learner import Learner
 from sparcl.nn.convert import backends, dense_state_dict
 from sparcl.run import build
 from sparcl.run.evaluate import AccuracyMatrix
+from sparcl.run.experiment import Experiment, read_toml
 from sparcl.run.lock import locked
 from sparcl.run.progress import Progress, summary
 from sparcl.run.record import EventLog, RunDirectory, finite, write_atomically

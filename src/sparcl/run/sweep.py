@@ -33,9 +33,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from sparcl.config import Experiment, read_toml
 from sparcl.errors import ConfigError, SparclError
 from sparcl.run import build
+from sparcl.run.experiment import Experiment, read_toml
 from sparcl.run.launch import Job, Launcher, Outcome
 from sparcl.run.progress import duration
 from sparcl.run.record import RunDirectory, write_atomically

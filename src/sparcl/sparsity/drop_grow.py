@@ -18,7 +18,7 @@ from sparcl.errors import ConfigError
 from sparcl.nn.layers import Prunable
 from sparcl.sparsity.importance import Losses, lowest
 from sparcl.sparsity.patterns import Pattern
-from sparcl.sparsity.static import Static
+from sparcl.sparsity.static import DEFAULT_SPARSITY, Static
 
 
 class DropGrow(Static):
@@ -37,7 +37,7 @@ class DropGrow(Static):
 
     def __init__(
         self,
-        sparsity: float = 0.75,
+        sparsity: float = DEFAULT_SPARSITY,
         *,
         fraction: float,
         stop: float,

@@ -12,6 +12,7 @@ from sparcl.nn.layers import Prunable
 from sparcl.sparsity.drop_grow import DropGrow
 from sparcl.sparsity.importance import preserved_buffers
 from sparcl.sparsity.patterns import Pattern
+from sparcl.sparsity.static import DEFAULT_SPARSITY
 
 UPDATES_AT_LEAST = 10
 """In a task too short for the published interval, the mask is updated once in a tenth of it."""
@@ -34,7 +35,7 @@ class RigL(DropGrow):
 
     def __init__(
         self,
-        sparsity: float = 0.75,
+        sparsity: float = DEFAULT_SPARSITY,
         *,
         fraction: float = 0.3,
         every: int = 100,

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparcl.nn.layers import Prunable
 from sparcl.sparsity.drop_grow import DropGrow
 from sparcl.sparsity.patterns import Pattern
+from sparcl.sparsity.static import DEFAULT_SPARSITY
 
 
 class SET(DropGrow):
@@ -26,7 +27,7 @@ class SET(DropGrow):
 
     def __init__(
         self,
-        sparsity: float = 0.75,
+        sparsity: float = DEFAULT_SPARSITY,
         *,
         fraction: float = 0.3,
         pattern: Pattern | None = None,

@@ -9,7 +9,7 @@ from sparcl.nn.gradients import dense_gradients
 from sparcl.nn.layers import Prunable
 from sparcl.sparsity.importance import Losses, lowest, preserved_buffers
 from sparcl.sparsity.patterns import Pattern
-from sparcl.sparsity.static import Static
+from sparcl.sparsity.static import DEFAULT_SPARSITY, Static
 
 
 class SNIP(Static):
@@ -27,7 +27,7 @@ class SNIP(Static):
 
     def __init__(
         self,
-        sparsity: float = 0.75,
+        sparsity: float = DEFAULT_SPARSITY,
         *,
         batches: int = 4,
         pattern: Pattern | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from sparcl.sparsity.dgm import DGM
 from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.patterns import make_pattern
 from sparcl.sparsity.sparsifier import Sparsifier
+from sparcl.sparsity.static import DEFAULT_SPARSITY
 from sparcl.sparsity.tdm import TDM
 
 SETTINGS: dict[float, dict[str, float]] = {
@@ -29,7 +30,7 @@ class SparCL(Sparsifier):
     """The whole method around any rehearsal host: TDM on weights, DGM on gradients, DDR on samples.
 
     Args:
-        weights: s, sparsity of each prunable layer, 0 to .99; the settings of the nearest row of `SETTINGS` apply.
+        sparsity: s, of each prunable layer, 0 to .99; the settings of the nearest row of `SETTINGS` apply.
         gradients: g, share of the active weights that is not updated (0: no DGM).
         samples: share of each task's samples that is removed (0: no DDR).
         pattern: `unstructured`, or `block`: `block_size` output channels share their positions.
@@ -40,13 +41,14 @@ class SparCL(Sparsifier):
     """
 
     name = "sparcl"
+    renamed: ClassVar = {"weights": "sparsity"}
     uses_losses = True
     prunes = True
     moves = True
 
     def __init__(
         self,
-        weights: float = 0.75,
+        sparsity: float = DEFAULT_SPARSITY,
         *,
         gradients: float = 0.2,
         samples: float = 0.3,
@@ -58,11 +60,11 @@ class SparCL(Sparsifier):
         use_gradients: bool = True,
     ) -> None:
         super().__init__()
-        setting = SETTINGS[min(SETTINGS, key=lambda s: abs(s - weights))]
+        setting = SETTINGS[min(SETTINGS, key=lambda s: abs(s - sparsity))]
         alpha, beta = setting["alpha"], setting["beta"]
         self.pattern, self.prunable = make_pattern(pattern, block_size), prunable
         self.tdm = TDM(
-            weights,
+            sparsity,
             p_intra=setting["p_intra"],
             p_inter=setting["p_inter"],
             pattern=self.pattern,

@@ -13,6 +13,9 @@ from sparcl.nn.layers import Prunable
 from sparcl.sparsity.patterns import Pattern, layer_densities
 from sparcl.sparsity.sparsifier import MaskSparsifier
 
+DEFAULT_SPARSITY = 0.90
+"""Of every sparsifier, in Python and on the command line."""
+
 
 class Static(MaskSparsifier):
     """A fixed random mask; also the start of every sparsifier that then moves its mask.
@@ -31,7 +34,7 @@ class Static(MaskSparsifier):
 
     def __init__(
         self,
-        sparsity: float = 0.75,
+        sparsity: float = DEFAULT_SPARSITY,
         *,
         pattern: Pattern | None = None,
         distribution: str = "uniform",

@@ -16,7 +16,7 @@ from sparcl.nn.layers import Prunable, SparseLayer
 from sparcl.sparsity.importance import Losses, cwi, importance_gradients, lowest
 from sparcl.sparsity.patterns import Pattern
 from sparcl.sparsity.sparsifier import Moments
-from sparcl.sparsity.static import Static
+from sparcl.sparsity.static import DEFAULT_SPARSITY, Static
 
 UPDATE_MOMENTS = tuple(i / 10 for i in range(1, 9))
 """Fractions of a task at which the mask is updated: every 10 %, and none from 90 % on (published)."""
@@ -44,7 +44,7 @@ class TDM(Static):
 
     def __init__(
         self,
-        sparsity: float = 0.75,
+        sparsity: float = DEFAULT_SPARSITY,
         *,
         p_intra: float = 0.01,
         p_inter: float = 0.01,

@@ -133,7 +133,7 @@ def _stream(
         classes = tuple(range(t * classes_per_task, (t + 1) * classes_per_task))
         task_train, task_test = (_select(samples, classes, limit_per_class, share) for samples in splits)
         if len(task_train) < 2:
-            raise DataError(f"task {t} has a single training sample; every task needs at least 2")
+            raise DataError(f"task {t + 1} has a single training sample; every task needs at least 2")
         tasks.append(Task(t, classes, task_train, task_test, transform))
     return Stream(
         name=name,

@@ -1,0 +1,152 @@
+// The body of one instruction set. A unit_*.cpp sets SPARCL_LANES and SPARCL_UNIT and includes this file, once.
+// Everything lies in an unnamed namespace and nothing of the C++ library is used, so that no symbol is shared between
+// units: a linker that merged them could hand AVX-512 code to a processor that has none.
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+#include <string.h>
+
+#include <utility>
+
+#include "kernels/kernels.h"
+
+#ifndef SPARCL_AHEAD
+#define SPARCL_AHEAD 2
+#endif
+#define SPARCL_INLINE inline __attribute__((always_inline))
+#define SPARCL_INLINED __attribute__((always_inline))  // of a lambda
+#if defined(__AVX512F__)
+#define SPARCL_KEEP(v) asm("" : "+v"(v))  // in a register
+#elif defined(__aarch64__)
+#define SPARCL_KEEP(v) asm("" : "+w"(v))
+#else
+#define SPARCL_KEEP(v) asm("" : "+x"(v))
+#endif
+#define SPARCL_UNROLL _Pragma("GCC unroll 32")
+
+namespace sparcl {
+namespace {
+
+constexpr int V = SPARCL_LANES;
+typedef float vec __attribute__((vector_size(4 * SPARCL_LANES), aligned(4), may_alias));
+typedef int32_t mask __attribute__((vector_size(4 * SPARCL_LANES)));
+
+SPARCL_INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
+SPARCL_INLINE void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
+// Past the caches, to an address aligned to a whole vector: no line is read only to be overwritten, and what is too large to
+// stay pushes nothing out. Only where a vector is a whole line. `streamed` makes such stores visible to other threads.
+#if defined(__AVX512F__)
+constexpr bool kStreams = true;
+SPARCL_INLINE void stream(float* p, vec v) { __builtin_ia32_movntps512(p, v); }
+SPARCL_INLINE void streamed() { __builtin_ia32_sfence(); }
+#else
+constexpr bool kStreams = false;
+SPARCL_INLINE void stream(float* p, vec v) { store(p, v); }
+SPARCL_INLINE void streamed() {}
+#endif
+SPARCL_INLINE vec fill(float x) { return x - vec{}; }
+
+// The first `lanes` of a vector, the others zero and left alone: one masked instruction where there is one. A batch of 8 on 16
+// lanes took twice as long as a batch of 16 without it.
+#if defined(__AVX512F__)
+SPARCL_INLINE __mmask16 first(int lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
+SPARCL_INLINE vec load_some(const float* p, int lanes) { return reinterpret_cast<vec>(_mm512_maskz_loadu_ps(first(lanes), p)); }
+SPARCL_INLINE void store_some(float* p, vec v, int lanes) { _mm512_mask_storeu_ps(p, first(lanes), reinterpret_cast<__m512>(v)); }
+#elif defined(__AVX__)
+SPARCL_INLINE __m256i first(int lanes) { return reinterpret_cast<__m256i>(mask{0, 1, 2, 3, 4, 5, 6, 7} < lanes); }
+SPARCL_INLINE vec load_some(const float* p, int lanes) { return reinterpret_cast<vec>(_mm256_maskload_ps(p, first(lanes))); }
+SPARCL_INLINE void store_some(float* p, vec v, int lanes) { _mm256_maskstore_ps(p, first(lanes), reinterpret_cast<__m256>(v)); }
+#else
+SPARCL_INLINE vec load_some(const float* p, int lanes) {
+  float t[V] = {};
+  for (int l = 0; l < lanes; ++l) t[l] = p[l];
+  return load(t);
+}
+SPARCL_INLINE void store_some(float* p, vec v, int lanes) {
+  float t[V];
+  store(t, v);
+  for (int l = 0; l < lanes; ++l) p[l] = t[l];
+}
+#endif
+SPARCL_INLINE vec get(const float* p, int lanes) { return lanes == V ? load(p) : load_some(p, lanes); }
+SPARCL_INLINE void put(float* p, vec v, int lanes) {
+  if (lanes == V)
+    store(p, v);
+  else
+    store_some(p, v, lanes);
+}
+
+// A bit for each lane that is positive (NaN is not), and the lanes whose bit is set.
+#if defined(__AVX512F__)
+SPARCL_INLINE uint32_t signs_of(vec v) { return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_setzero_ps(), _CMP_GT_OQ); }
+SPARCL_INLINE vec keep(vec v, uint32_t signs) {
+  return reinterpret_cast<vec>(_mm512_maskz_mov_ps(static_cast<__mmask16>(signs), reinterpret_cast<__m512>(v)));
+}
+#else
+SPARCL_INLINE uint32_t signs_of(vec v) {
+#if defined(__AVX__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(v > 0.0f)));
+#else
+  uint32_t signs = 0;
+  for (int l = 0; l < V; ++l) signs |= static_cast<uint32_t>(v[l] > 0.0f) << l;
+  return signs;
+#endif
+}
+SPARCL_INLINE vec keep(vec v, uint32_t signs) {
+  mask bit;
+  SPARCL_UNROLL
+  for (int l = 0; l < V; ++l) bit[l] = 1 << l;
+  return ((static_cast<int32_t>(signs) - mask{}) & bit) != 0 ? v : vec{};
+}
+#endif
+// Those of the V floats from the i-th on; only multiples of V are written, in ascending order.
+SPARCL_INLINE uint32_t signs_at(const uint8_t* signs, long i) {
+  uint32_t some;
+  memcpy(&some, signs + (i >> 3), sizeof some);
+  return some >> (i & 7);
+}
+SPARCL_INLINE void put_signs(uint8_t* signs, long i, uint32_t bits) {
+  signs += i >> 3;
+  if (i & 7)
+    *signs = static_cast<uint8_t>(*signs | bits << 4);  // four lanes
+  else if (V == 16)
+    memcpy(signs, &bits, 2);
+  else
+    *signs = static_cast<uint8_t>(bits);
+}
+
+SPARCL_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+SPARCL_INLINE long smaller(long a, long b) { return a < b ? a : b; }
+
+}  // namespace
+}  // namespace sparcl
+
+#include "kernels/convolve-inl.h"
+#include "kernels/norm-inl.h"
+#include "kernels/weight_gradient-inl.h"
+
+#include "kernels/backward-inl.h"
+
+namespace sparcl {
+
+const Kernels& SPARCL_UNIT() {
+  static const Kernels table = {SPARCL_NAME,
+                                V,
+                                kStreams,
+                                {SPARCL_SHAPES_1, SPARCL_SHAPES_2, SPARCL_SHAPES_4},
+                                pack,
+                                convolve,
+                                weight_gradient,
+                                backward,
+                                sum,
+                                moments,
+                                norm_forward,
+                                norm_sums,
+                                norm_backward,
+                                add_scaled,
+                                maximum,
+                                transpose};
+  return table;
+}
+
+}  // namespace sparcl

@@ -1,0 +1,10 @@
+// AVX-512 (F, DQ, VL, BW): 32 registers of 16 lanes.
+#define SPARCL_NAME "avx512"
+#define SPARCL_UNIT kernels_avx512
+#define SPARCL_LANES 16
+#define SPARCL_SHAPES_1 {{4, 4}, {2, 8}, {1, 16}, {2, 4}, {1, 8}, {2, 2}, {1, 4}, {1, 2}, {1, 1}, {0, 0}}
+#define SPARCL_SHAPES_2 {{2, 4}, {1, 8}, {2, 2}, {1, 4}, {1, 2}, {1, 1}, {0, 0}}
+#define SPARCL_SHAPES_4 {{2, 2}, {1, 4}, {1, 2}, {1, 1}, {0, 0}}
+#define SPARCL_TOGETHER 4
+#define SPARCL_HELD 10
+#include "kernels/unit-inl.h"

@@ -1,0 +1,319 @@
+"""One experiment, complete: a point on the four axes, its settings, and where they come from.
+
+Frozen dataclasses, validated when they are made; read from and written to TOML. What is left out is filled in with the
+published setting of the stream and method (`resolve`), and `config.toml` of a run holds the filled-in form, so that it
+runs again to the same result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparcl import methods
+from sparcl.errors import ConfigError, one_line
+from sparcl.methods.method import SCENARIOS
+from sparcl.methods.settings import published
+from sparcl.nn import DEFAULT_WIDTH, MODELS
+from sparcl.nn.auto import BACKENDS
+from sparcl.sparsity import SPARSIFIERS
+from sparcl.sparsity.patterns import DISTRIBUTIONS, PATTERNS
+from sparcl.sparsity.static import DEFAULT_SPARSITY
+from sparcl.streams import STREAMS
+
+DEVICES = ("auto", "cpu", "cuda")
+MOST = 2**31 - 1
+"""Of whatever is counted: what PyTorch takes as a size anywhere."""
+MOST_WIDTH = 2**16
+MOST_THREADS = 1024
+"""Those of the native engine."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a stream is trained on by default: model and epochs (batch 32 everywhere)."""
+
+    model: str
+    epochs: int
+
+
+PROTOCOLS = {
+    "seq-digits": Protocol("convnet", 10),
+    "seq-mnist": Protocol("mlp", 1),
+    "seq-fashion-mnist": Protocol("mlp", 1),
+    "seq-cifar10": Protocol("resnet18", 50),
+    "seq-cifar100": Protocol("resnet18", 50),
+    "seq-tinyimg": Protocol("resnet18", 100),
+    "folder": Protocol("resnet18", 50),
+}
+"""Published for seq-cifar10 and seq-tinyimg (METHOD.md, section 4), as the field does for MNIST; ours for the rest."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Every setting of a run; None means the published or derived default, which `resolve` fills in."""
+
+    stream: str
+    method: str = "derpp"
+    sparsifier: str = "sparcl"
+    backend: str = "auto"
+    device: str = "auto"
+    # what arrives
+    data: str | None = None
+    classes_per_task: int | None = None
+    class_order_seed: int | None = None
+    limit_per_class: int | None = None
+    resize: int | None = None
+    # how it is learned
+    scenario: str | None = None
+    preset: str | None = None
+    buffer_size: int | None = None
+    single_head: bool = False
+    method_options: dict[str, float] = field(default_factory=dict)
+    lr: float | None = None
+    weight_decay: float | None = None
+    epochs: int | None = None
+    batch_size: int = 32
+    model: str | None = None
+    width: int | None = None
+    # what is computed at all
+    sparsity: float | None = None
+    pattern: str = "unstructured"
+    block_size: int = 4
+    distribution: str = "uniform"
+    prunable: tuple[str, ...] | None = None
+    gradient_sparsity: float | None = None
+    sample_removal: float | None = None
+    ddr_score: str | None = None
+    importance: str | None = None
+    # with what
+    seed: int = 0
+    threads: int | None = None
+    layer_choice: dict[str, str] = field(default_factory=dict)
+    """What `auto` measured for each layer when the run began (native or dense): replayed, not measured anew."""
+
+    def __post_init__(self) -> None:
+        for label, value, allowed in (
+            ("stream", self.stream, STREAMS),
+            ("method", self.method, methods.METHODS),
+            ("sparsifier", self.sparsifier, SPARSIFIERS),
+            ("backend", self.backend, BACKENDS),
+            ("device", self.device, DEVICES),
+            ("scenario", self.scenario, (None, *SCENARIOS)),
+            ("model", self.model, (None, *MODELS)),
+            ("pattern", self.pattern, PATTERNS),
+            ("sparsity distribution", self.distribution, DISTRIBUTIONS),
+            ("importance", self.importance, (None, *IMPORTANCES)),
+        ):
+            if value not in allowed:
+                names = ", ".join(name for name in allowed if name is not None)
+                raise ConfigError(f"unknown {label} {value!r}; allowed: {names}")
+        for label, number, least, most in (
+            ("epochs", self.epochs, 1, MOST),
+            ("batch size", self.batch_size, 2, MOST),
+            ("buffer size", self.buffer_size, 1, MOST),
+            ("width", self.width, 1, MOST_WIDTH),
+            ("threads", self.threads, 1, MOST_THREADS),
+            ("limit per class", self.limit_per_class, 1, MOST),
+            ("classes per task", self.classes_per_task, 1, MOST),
+            ("resize", self.resize, 1, MOST),
+            ("seed", self.seed, 0, 2**63 - 1),
+        ):
+            if number is not None:
+                check_range(label, number, least, most)
+        if self.data is not None and re.search("[\0\ud800-\udfff]", self.data):
+            raise ConfigError(f"data {self.data!r} is not allowed; use a path that is text in UTF-8")
+        if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ConfigError(f"learning rate {self.lr} is not allowed; use a number above 0")
+        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"weight decay {self.weight_decay} is not allowed; use 0 or more")
+        for option, setting in self.method_options.items():
+            if not abs(setting) <= sys.float_info.max:  # NaN, infinity, and what is longer than any float
+                raise ConfigError(f"method option {option} is not a finite number")
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        """Refuse what could only be ignored."""
+        method = methods.find(self.method)
+        if self.scenario is not None and self.scenario not in method.scenarios:
+            raise ConfigError(
+                f"method {self.method} does not support {self.scenario}; it supports: {', '.join(method.scenarios)}"
+            )
+        if self.buffer_size is not None and not issubclass(method, methods.RehearsalMethod):
+            replay = ", ".join(n for n, m in methods.METHODS.items() if issubclass(m, methods.RehearsalMethod))
+            raise ConfigError(f"method {self.method} has no buffer; --buffer-size goes with: {replay}")
+        if self.sparsifier == "dense" and self.sparsity:
+            raise ConfigError(f"sparsity {self.sparsity} goes with a sparsifier; dense has none (leave it out, or 0)")
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        unusual = [name for name in OF_SPARSE if (getattr(self, name) or None) != usual[name]]
+        if self.sparsifier == "dense" and unusual:
+            told = f"{unusual[0].replace('_', ' ')} {_toml(getattr(self, unusual[0]))}"
+            otherwise = "" if usual[unusual[0]] is None else f", or {usual[unusual[0]]}"
+            raise ConfigError(f"{told} goes with a sparsifier; dense has none (leave it out{otherwise})")
+        if self.pattern != "block" and "block_size" in unusual:
+            raise ConfigError(f"block size {self.block_size} goes with pattern block, not {self.pattern}")
+        only_sparcl = ("gradient_sparsity", "sample_removal", "ddr_score", "importance")
+        given = [name for name in only_sparcl if getattr(self, name) is not None]
+        if self.sparsifier != "sparcl" and given:
+            raise ConfigError(f"{given[0].replace('_', ' ')} is SparCL's alone; sparsifier {self.sparsifier} has none")
+        if self.backend == "native" and self.device == "cuda":
+            raise ConfigError("backend native is for the CPU; on cuda use backend reference or auto")
+        methods.check_combination(self.method, self.sparsifier)
+
+    def resolve(self) -> Experiment:
+        """The experiment with every default filled in.
+
+        Raises:
+            ConfigError: an unknown preset.
+        """
+        protocol = PROTOCOLS[self.stream]
+        method = methods.find(self.method)
+        has_buffer = issubclass(method, methods.RehearsalMethod)
+        buffer_size = (self.buffer_size or 200) if has_buffer else None
+        settings = published(self.stream, self.method, buffer_size, self.preset)
+        options = {k: v for k, v in settings.items() if k not in ("lr", "weight_decay", "source")}
+        model = self.model or protocol.model
+        sparse = self.sparsifier != "dense"
+        sparcl = self.sparsifier == "sparcl"
+        return dataclasses.replace(
+            self,
+            scenario=self.scenario or method.scenarios[0],
+            buffer_size=buffer_size,
+            method_options={**options, **self.method_options},
+            lr=settings["lr"] if self.lr is None else self.lr,
+            weight_decay=_default(self.weight_decay, settings.get("weight_decay", 0.0)),
+            epochs=self.epochs or protocol.epochs,
+            model=model,
+            width=self.width or DEFAULT_WIDTH[model],
+            sparsity=(DEFAULT_SPARSITY if self.sparsity is None else self.sparsity) if sparse else None,
+            prunable=self.prunable if sparse else None,
+            gradient_sparsity=_default(self.gradient_sparsity, 0.2) if sparcl else None,
+            sample_removal=_default(self.sample_removal, 0.3) if sparcl else None,
+            ddr_score=self.ddr_score or "misclassified" if sparcl else None,
+            importance=self.importance or "cwi" if sparcl else None,
+        )
+
+    @property
+    def name(self) -> str:
+        """A short name, for the run directory: stream, method, sparsifier, seed."""
+        parts = [self.stream, self.method, self.sparsifier]
+        if self.sparsifier != "dense":
+            parts.append(f"{DEFAULT_SPARSITY if self.sparsity is None else self.sparsity:g}")
+        if self.pattern != "unstructured":
+            parts.append(self.pattern)
+        return "-".join([*parts, f"seed{self.seed}"])
+
+    def to_toml(self) -> str:
+        """The experiment as TOML; `None` is left out."""
+        lines, tables = [], []
+        for key, value in dataclasses.asdict(self).items():
+            if value is None or value == {}:
+                continue
+            if isinstance(value, dict):
+                tables += ["", f"[{key}]", *(f"{_toml(k)} = {_toml(v)}" for k, v in value.items())]
+            else:
+                lines.append(f"{key} = {_toml(value)}")
+        return "\n".join([*lines, *tables, ""])
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "configuration") -> Experiment:
+        """An experiment from plain values; unknown keys and wrong types are refused, with what is allowed."""
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for key, value in values.items():
+            if key not in fields:
+                raise ConfigError(f"{source}: unknown setting {key!r}; allowed: {', '.join(fields)}")
+            _check_type(source, key, str(fields[key].type), value)
+        if "stream" not in values:
+            raise ConfigError(f"{source}: no stream is named; allowed: {', '.join(STREAMS)}")
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**values)
+
+
+IMPORTANCES = ("cwi", "magnitude")
+OF_LAYER_CHOICE = (
+    *("stream", "resize", "method", "model", "width", "batch_size", "backend", "device", "threads"),
+    *("sparsifier", "sparsity", "pattern", "block_size", "distribution", "prunable"),
+)
+"""Settings that the timing of the layers depends on: with another value of one, a `layer_choice` says nothing."""
+
+OF_SPARSE = ("pattern", "block_size", "distribution", "prunable")
+"""Settings that a dense network has no use for."""
+
+
+def overridden(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The values of a file with those `given` in their place; a layer choice that was timed for others is dropped."""
+    changed = [k for k in OF_LAYER_CHOICE if k in given and given[k] != values.get(k)]
+    kept = {k: v for k, v in values.items() if k != "layer_choice"} if changed else values
+    return {**kept, **given}
+
+
+def check_range(label: str, number: int, least: int, most: int) -> None:
+    """Refuse a number outside least..most (ConfigError)."""
+    if number < least:
+        raise ConfigError(f"{label} {number} is not allowed; use {least} or more")
+    if number > most:
+        raise ConfigError(f"{label} {number} is not allowed; use {most} or less")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file.
+
+    Raises:
+        ConfigError: it is missing, unreadable or not TOML (one line, with the place).
+    """
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"configuration {path} does not exist") from None
+    except ValueError as error:  # TOML's own, of the encoding, of a number with thousands of digits
+        raise ConfigError(f"configuration {path} is not valid TOML: {one_line(error)}") from None
+    except (OSError, RecursionError) as error:
+        raise ConfigError(f"configuration {path} cannot be read: {one_line(error)}") from None
+
+
+def _default(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+PLAIN_TYPES: dict[str, list[type]] = {
+    "str": [str],
+    "int": [int],
+    "float": [float, int],
+    "bool": [bool],
+    "tuple": [list, tuple],
+    "dict": [dict],
+}
+
+
+def _check_type(source: str, key: str, annotation: str, value: object) -> None:
+    allowed: list[type] = []
+    for part in annotation.split("|"):
+        kind = part.strip().split("[")[0]
+        allowed += PLAIN_TYPES.get(kind, [])
+    right = type(value) in allowed
+    if right and isinstance(value, list | tuple):
+        right = all(isinstance(item, str) for item in value)
+    if right and isinstance(value, dict):
+        inner = (str,) if "str, str" in annotation else (int, float)
+        right = all(isinstance(item, inner) and not isinstance(item, bool) for item in value.values())
+    if not right:
+        raise ConfigError(f"{source}: {key} must be {annotation.replace(' | None', '')}, not {value!r}"[:300])
+
+
+def _toml(value: object) -> str:
+    """A TOML value (or bare key): JSON's strings, numbers and arrays are TOML's, but for a few floats."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
