@@ -81,7 +81,7 @@ def test_magnitude_alone_is_an_ablation_of_tdm_only() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": 1.0}, "0 to 0.99"),
+        ({"sparsity": 1.0}, "0 to 0.99"),
         ({"gradients": 1.0}, "0 to less than 1"),
         ({"samples": -1.0}, "0 to less than 1"),
         ({"pattern": "rows"}, "unstructured, block"),
