@@ -50,6 +50,8 @@ def run(
     preset: Annotated[str | None, typer.Option(help="a named setting of the method, e.g. sparcl-script")] = None,
     option: Annotated[list[str] | None, typer.Option(help="the method's own: NAME=NUMBER, e.g. alpha=0.2")] = None,
     epochs: Annotated[int | None, typer.Option(help="passes over each task; default: published")] = None,
+    steps: Annotated[int | None, typer.Option(help="steps a task, in place of epochs")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="seconds of training a task, in place of epochs")] = None,
     batch_size: Annotated[int | None, typer.Option(help="samples a step; default 32")] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate; default: published")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="default: published (0 for most)")] = None,

@@ -144,7 +144,7 @@ class Ledger:
             case "epoch.begin":
                 self._missing_steps = figures["dense_steps"]
             case "epoch.end":
-                self.dense += self._missing_steps * self._last_step_dense
+                self.dense += max(self._missing_steps, 0) * self._last_step_dense
                 self._missing_steps = 0
             case "task.begin" | "task.end":
                 self._in_task, self._batch = event == "task.begin", 0

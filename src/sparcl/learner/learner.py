@@ -11,6 +11,7 @@ Legend: N batch, C classes of the whole stream.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,7 @@ from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner import refusals, saving
 from sparcl.learner.accuracy import Accuracy, accuracy_on
+from sparcl.learner.budget import Budget, check_pace
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position
 from sparcl.methods.finetune import Finetune
@@ -51,7 +53,9 @@ class Learner:
         optimizer: makes the optimizer from a list of the parameters; default: plain SGD (published). Native weights
             have one dimension: tell parameter groups apart by `id`, asked before (docs/performance.md).
         lr, weight_decay: of the default optimizer.
-        epochs: passes over each task.
+        epochs, steps, seconds: the budget of each task, one of them: passes over it, steps, or seconds of training
+            (mask updates counted, evaluation and checkpoints not); default: one epoch.
+        pace: what a budget of seconds came to before (`Learner.pace`): the same steps, and so the same bits.
         batch_size: samples of the task a step; the last partial batch of an epoch is left out (published).
         replay_batch_size: samples drawn from the buffer at a time; default: `batch_size`.
         seed: of every random draw that the Learner makes (the model's initial weights are the caller's).
@@ -77,7 +81,10 @@ class Learner:
         optimizer: MakeOptimizer | None = None,
         lr: float = 0.03,
         weight_decay: float = 0.0,
-        epochs: int = 1,
+        epochs: int | None = None,
+        steps: int | None = None,
+        seconds: float | None = None,
+        pace: Sequence[Sequence[int]] = (),
         batch_size: int = 32,
         replay_batch_size: int | None = None,
         seed: int = 0,
@@ -89,16 +96,19 @@ class Learner:
         checkpoint_dir: str | Path | None = None,
         checkpoint_every: int | str = "60s",
     ) -> None:
-        refusals.check_settings(epochs, batch_size, replay_batch_size, lr)
+        refusals.check_settings(batch_size, replay_batch_size, lr)
         self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.recipes = saving.recipes(model, self.method, self.sparsifier)
         self.device = torch.device(device)
         self.model = model.to(self.device)
-        self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
+        self.budget, self.batch_size, self.seed = Budget.of(epochs, steps, seconds), batch_size, seed
+        check_pace(pace)
+        self.pace = [list(steps) for steps in pace]
         self.layer_choice = dict(layer_choice or {})
         self.backend = self._convert(backend, input_shape)
-        self.settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+        self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+        self.settings["budget"] = {self.budget.kind: self.budget.amount}
         self.settings["replay_batch_size"] = replay_batch_size or batch_size
         self.observers = list(observers)
         self._checkpointer: Checkpointer | None = None
@@ -159,9 +169,9 @@ class Learner:
         self._enter(task)
         position = self.position
         assert position is not None
-        while position.epoch < self.epochs:
+        while not self.budget.over(position):
             self._begin_epoch(position)
-            while position.order is not None and position.cursor + position.batch <= len(position.order):
+            while self._another(position):
                 self._step(position)
             self.watch_loss.settle(position)
             position.epoch, position.step, position.cursor, position.order = position.epoch + 1, 0, 0, None
@@ -169,9 +179,16 @@ class Learner:
         with self._under_way():
             self.sparsifier.end_task()
             self.method.end_task(self.task)
+        if self.budget.kind == "seconds" and not position.replayed:
+            self.pace.append(position.pace)
         self.position = None
         self.learned += 1
         self.tell("task.end", {"task": task.index})
+
+    def _another(self, position: Position) -> bool:
+        """Whether this epoch has another batch, and the budget another step."""
+        left = position.order is not None and position.cursor + position.batch <= len(position.order)
+        return left and not self.budget.over(position)
 
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
@@ -190,10 +207,14 @@ class Learner:
         self.tell("task.begin", {"task": task.index, "classes": list(task.classes), "samples": len(task.train)})
         self.model.train()
         torch.manual_seed(seeds.derive(self.seed, f"torch/{task.index}"))  # what a model draws itself: dropout
+        started = time.perf_counter()
         with self._under_way():
             self.method.begin_task(task)
-            self.sparsifier.begin_task(task.index, samples=len(task.train), epochs=self.epochs, losses=losses)
-        self.position = Position(task.index)  # not before: a state saved until now begins the task anew
+            epochs = int(self.budget.amount) if self.budget.kind == "epochs" else 1
+            self.sparsifier.begin_task(task.index, samples=len(task.train), epochs=epochs, losses=losses)
+        seconds, pace = time.perf_counter() - started, self.pace[task.index :][:1]
+        position = Position(task.index, seconds=seconds, pace=[*pace[0]] if pace else [], replayed=bool(pace))
+        self.position = position  # not before: a state saved until now begins the task anew
 
     def _begin_epoch(self, position: Position) -> None:
         """Draw the epoch's order, less what DDR has removed; a resumed epoch has it already."""
@@ -203,26 +224,30 @@ class Learner:
         drawn = torch.randperm(len(self.task.train), generator=self.generators.order)
         position.plan(self.sparsifier.keep(drawn), self.batch_size)
         self.sparsifier.begin_epoch(position.epoch, position.planned_steps)
+        # what a dense host would make of the epoch; under the other budgets it makes as many steps as this one
         dense_steps = len(self.task.train) // min(self.batch_size, len(self.task.train))
         figures = {"task": position.task, "epoch": position.epoch, "steps": position.planned_steps}
-        self.tell("epoch.begin", {**figures, "dense_steps": dense_steps})
+        self.tell("epoch.begin", {**figures, "dense_steps": dense_steps if self.budget.kind == "epochs" else 0})
 
     def _step(self, position: Position) -> None:
         """One step, unless a removal at this very step has left less than a batch of this epoch."""
+        started = time.perf_counter()
         with self._under_way():
             if (loss := self._train(position)) is None:
                 return
+            self.budget.note(position, time.perf_counter() - started)
             position.cursor += position.batch
             position.step += 1
             self.steps += 1
         figures = {"task": position.task, "epoch": position.epoch, "step": position.step}
         done = {"steps": position.planned_steps, "samples": position.batch, "loss": loss.detach()}
+        done["spent"] = self.budget.spent(position)
         self.tell("step.end", {**figures, **done})
 
     def _train(self, position: Position) -> Tensor | None:
         """Masks move, forward, backward, optimizer, memory: the loss, or None where no batch is left."""
         self._begin_step(position)
-        self.method.begin_step((position.epoch + position.step / position.planned_steps) / self.epochs)
+        self.method.begin_step(self.budget.spent(position))
         assert position.order is not None
         ids = position.order[position.cursor : position.cursor + position.batch]
         if len(ids) < position.batch:
@@ -243,7 +268,7 @@ class Learner:
 
     def _begin_step(self, position: Position) -> None:
         removed = self.sparsifier.removed
-        self.sparsifier.begin_step(position.step)
+        self.sparsifier.begin_step(position.step, self.budget.schedule(position))
         if self.sparsifier.removed != removed and position.order is not None:
             done, rest = position.order[: position.cursor], position.order[position.cursor :]
             position.order = torch.cat([done, self.sparsifier.keep(rest)])

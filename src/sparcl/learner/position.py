@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,6 +23,10 @@ class Position:
     order: Tensor | None = None  # int64, the epoch's samples; None before the epoch has begun
     batch: int = 0  # samples a step: the batch size, or all that is left of a small task
     planned_steps: int = 0
+    done: int = 0  # steps of the task
+    seconds: float = 0.0  # of training, in the task
+    pace: list[int] = field(default_factory=list)  # after how many steps each part of a budget of seconds was spent
+    replayed: bool = False  # whether the pace is that of an earlier run
     data: str | None = None  # fingerprint of the task's samples, once a checkpoint has asked for it
 
     def plan(self, order: Tensor, batch_size: int) -> None:
@@ -29,16 +34,22 @@ class Position:
         self.order, self.batch = order, min(batch_size, len(order))
         self.planned_steps = len(order) // self.batch
 
-    def check(self, learned: int, epochs: int) -> None:
+    def check(self, learned: int, epochs: int | None) -> None:
         """Refuse a loaded position that training could never have reached."""
         if self.task != learned:
             raise CheckpointError("the position in the checkpoint is not inside the next task")
         if self.data is not None and not isinstance(self.data, str):
             raise CheckpointError("the position in the checkpoint has no fingerprint of the data")
-        checks.integer(self.epoch, "epoch", most=epochs)
-        for name in ("step", "cursor", "planned_steps"):
+        checks.integer(self.epoch, "epoch", most=1 << 40 if epochs is None else epochs)
+        for name in ("step", "cursor", "planned_steps", "done"):
             checks.integer(getattr(self, name), name)
         checks.integer(self.batch, "batch", 0 if self.order is None else 1)
+        if not isinstance(self.seconds, float) or not 0 <= self.seconds < math.inf:
+            raise CheckpointError("the position in the checkpoint has no seconds")
+        if not isinstance(self.pace, list) or len(self.pace) > 1000:
+            raise CheckpointError("the position in the checkpoint has no pace")
+        for steps in self.pace:
+            checks.integer(steps, "a step of the pace")
         if self.order is not None:
             checks.within(checks.tensor(self.order, "order", torch.int64, (None,)), "order", 0, 1 << 40)
             checks.integer(self.cursor, "cursor", most=len(self.order))

@@ -16,10 +16,8 @@ from sparcl.methods.respond import answers_by_classifier, evaluating
 from sparcl.streams.task import Task
 
 
-def check_settings(epochs: int, batch_size: int, replay_batch_size: int | None, lr: float) -> None:
+def check_settings(batch_size: int, replay_batch_size: int | None, lr: float) -> None:
     """Raise ConfigError unless all are within their ranges."""
-    if epochs < 1:
-        raise ConfigError(f"epochs {epochs} is not allowed; use 1 or more")
     for label, value in (("batch size", batch_size), ("replay batch size", replay_batch_size)):
         if value is not None and value < 2:
             raise ConfigError(f"{label} {value} is not allowed: batch statistics need 2 samples or more")

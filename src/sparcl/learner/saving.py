@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sparcl.checkpoint import canonical, checks, tree
 from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError, TrainingError
+from sparcl.learner.budget import KINDS, Budget, check_amount, check_pace
 from sparcl.learner.position import Position
 from sparcl.methods import METHODS, Method
 from sparcl.methods.method import RehearsalMethod
@@ -34,7 +35,8 @@ RUN = "run"
 """What `sparcl run` adds to the parts of a state."""
 
 PARTS = ("settings", "model", "layers", "optimizer", "learner")
-SETTINGS = ("epochs", "batch_size", "replay_batch_size", "seed")
+SETTINGS = ("batch_size", "replay_batch_size", "seed")
+LIMITS = (*SETTINGS, "budget")
 MADE_FROM = ("model", "method", "sparsifier")
 
 KNOWN: dict[str, dict[str, Callable[..., Any]]] = {
@@ -56,7 +58,8 @@ class Saved(Protocol):
     generators: Generators
     settings: dict[str, Any]
     recipes: dict[str, Any]
-    epochs: int
+    budget: Budget
+    pace: list[list[int]]
     learned: int
     steps: int
     position: Position | None
@@ -97,7 +100,7 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     """
     checks.keys(state, PARTS, "the state")
     for name, value in learner.settings.items():
-        if (saved := checks.keys(state["settings"], [*SETTINGS, "made_from"], "settings")[name]) != value:
+        if (saved := checks.keys(state["settings"], [*LIMITS, "made_from"], "settings")[name]) != value:
             raise CheckpointError(f"{name.replace('_', ' ')} is {value} here, but {saved!r:.40} in the checkpoint")
     for part in MADE_FROM:
         saved, ours = state["settings"]["made_from"][part], learner.recipes[part]
@@ -119,6 +122,7 @@ def _progress(learner: Saved) -> State:
     return {
         "learned": learner.learned,
         "steps": learner.steps,
+        "pace": learner.pace,
         "position": None if position is None else dict(vars(position)),
         "method": learner.method.state_dict(),
         "sparsifier": learner.sparsifier.state_dict(),
@@ -128,11 +132,16 @@ def _progress(learner: Saved) -> State:
 
 def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
     """Take what `_progress` gave."""
+    budget, pace = learner.budget, state["pace"]
+    if not isinstance(pace, list) or not all(isinstance(steps, list) for steps in pace):
+        raise CheckpointError("the pace in the checkpoint is no list of lists")
+    check_pace(pace, CheckpointError)
+    learner.pace = [list(steps) for steps in pace]
     learner.learned = checks.integer(state["learned"], "learned")
     learner.steps = checks.integer(state["steps"], "steps")
     learner.position = None if state["position"] is None else Position(**state["position"])
     if learner.position is not None:
-        learner.position.check(learner.learned, learner.epochs)
+        learner.position.check(learner.learned, int(budget.amount) if budget.kind == "epochs" else None)
     learner.method.load_state_dict(state["method"])
     _check_memory(learner)
     learner.sparsifier.load_state_dict(state["sparsifier"])
@@ -204,7 +213,7 @@ def make(
         CheckpointError: a part is not one of ours, or was made with values that cannot be stored.
     """
     state.pop(RUN, None)
-    settings = checks.keys(checks.keys(state, PARTS, "the state")["settings"], [*SETTINGS, "made_from"], "settings")
+    settings = checks.keys(checks.keys(state, PARTS, "the state")["settings"], [*LIMITS, "made_from"], "settings")
     given = dict(zip(MADE_FROM, (model, method, sparsifier), strict=True))
     recipes = checks.keys(settings["made_from"], MADE_FROM, "settings")
     for part, recipe in recipes.items():
@@ -215,7 +224,19 @@ def make(
     made = tuple(
         _made(part, recipes[part], 0) if part_given is None else part_given for part, part_given in given.items()
     )
-    return cast(Any, made), {name: checks.integer(settings[name], name) for name in SETTINGS}
+    numbers = {name: checks.integer(settings[name], name) for name in SETTINGS}
+    return cast(Any, made), {**numbers, **_budget(settings["budget"])}
+
+
+def _budget(saved: Any) -> dict[str, float]:
+    if not isinstance(saved, dict) or len(saved) != 1 or not saved.keys() <= set(KINDS):
+        raise CheckpointError(f"the budget in the checkpoint is not one of: {', '.join(KINDS)}")
+    ((kind, amount),) = saved.items()
+    if not isinstance(amount, int | float):
+        raise CheckpointError(f"the budget in the checkpoint is {amount!r:.40}")
+    with checks.refusing("the budget"):
+        check_amount(kind, amount)
+    return {kind: amount}
 
 
 def _made(part: str, recipe: Any, depth: int) -> Any:

@@ -25,10 +25,12 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 }
 """What a table needs of result.json, by section; figures may be null (not measured), names may not."""
 
-INCIDENTAL = ("data", "layer_choice")
+INCIDENTAL = ("data", "layer_choice", "pace")
 """Settings that make no different experiment: where the data lies, what a timing chose."""
 
-NUMBERS: dict[str, tuple[type, ...]] = {"sparsity": (float, int), "buffer_size": (int,), "epochs": (int,)}
+NUMBERS: dict[str, tuple[type, ...]] = {"sparsity": (float, int)} | dict.fromkeys(
+    ("buffer_size", "epochs", "steps"), (int,)
+)
 """Settings that are computed with, where there are any."""
 
 UNUSED_BY_DENSE = ("pattern", "block_size", "distribution", "prunable")

@@ -102,7 +102,6 @@ def learner(experiment: Experiment, stream: Stream) -> Learner:
     """The experiment's Learner, its model's weights drawn from the seed; `experiment` is resolved."""
     assert experiment.model is not None
     assert experiment.lr is not None
-    assert experiment.epochs is not None
     the_method, the_sparsifier = method(experiment), sparsifier(experiment)
     the_method.check_stream(len(stream), stream.n_classes)
     torch.manual_seed(seeds.derive(experiment.seed, "model"))
@@ -114,6 +113,9 @@ def learner(experiment: Experiment, stream: Stream) -> Learner:
         lr=experiment.lr,
         weight_decay=experiment.weight_decay or 0.0,
         epochs=experiment.epochs,
+        steps=experiment.steps,
+        seconds=experiment.max_seconds,
+        pace=experiment.pace,
         batch_size=experiment.batch_size,
         seed=experiment.seed,
         device=device(experiment.device),

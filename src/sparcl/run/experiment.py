@@ -19,6 +19,7 @@ from typing import Any
 
 from sparcl import methods
 from sparcl.errors import ConfigError, one_line
+from sparcl.learner.budget import check_pace
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
 from sparcl.nn import DEFAULT_WIDTH, MODELS
@@ -80,6 +81,8 @@ class Experiment:
     lr: float | None = None
     weight_decay: float | None = None
     epochs: int | None = None
+    steps: int | None = None
+    max_seconds: float | None = None
     batch_size: int = 32
     model: str | None = None
     width: int | None = None
@@ -98,6 +101,8 @@ class Experiment:
     threads: int | None = None
     layer_choice: dict[str, str] = field(default_factory=dict)
     """What `auto` measured for each layer when the run began (native or dense): replayed, not measured anew."""
+    pace: tuple[tuple[int, ...], ...] = ()
+    """What a budget of seconds came to, task by task: replayed, not measured anew (`learner/budget.py`)."""
 
     def __post_init__(self) -> None:
         for label, value, allowed in (
@@ -117,6 +122,7 @@ class Experiment:
                 raise ConfigError(f"unknown {label} {value!r}; allowed: {names}")
         for label, number, least, most in (
             ("epochs", self.epochs, 1, MOST),
+            ("steps", self.steps, 1, MOST),
             ("batch size", self.batch_size, 2, MOST),
             ("buffer size", self.buffer_size, 1, MOST),
             ("width", self.width, 1, MOST_WIDTH),
@@ -130,6 +136,9 @@ class Experiment:
                 check_range(label, number, least, most)
         if self.data is not None and re.search("[\0\ud800-\udfff]", self.data):
             raise ConfigError(f"data {self.data!r} is not allowed; use a path that is text in UTF-8")
+        if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
+            raise ConfigError(f"max seconds {self.max_seconds} is not allowed; use a number above 0")
+        check_pace(self.pace)
         if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
             raise ConfigError(f"learning rate {self.lr} is not allowed; use a number above 0")
         if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
@@ -141,6 +150,11 @@ class Experiment:
 
     def _check_combination(self) -> None:
         """Refuse what could only be ignored."""
+        if len(budgets := [name for name in BUDGETS if getattr(self, name) is not None]) > 1:
+            told = " and ".join(f"--{name.replace('_', '-')}" for name in budgets)
+            raise ConfigError(f"{told} are both given; a task's budget is one of: epochs, steps, max seconds")
+        if self.pace and self.max_seconds is None:
+            raise ConfigError("a pace goes with max seconds")
         method = methods.find(self.method)
         if self.scenario is not None and self.scenario not in method.scenarios:
             raise ConfigError(
@@ -182,6 +196,7 @@ class Experiment:
         model = self.model or protocol.model
         sparse = self.sparsifier != "dense"
         sparcl = self.sparsifier == "sparcl"
+        by_epochs = self.steps is None and self.max_seconds is None
         return dataclasses.replace(
             self,
             scenario=self.scenario or method.scenarios[0],
@@ -189,13 +204,13 @@ class Experiment:
             method_options={**options, **self.method_options},
             lr=settings["lr"] if self.lr is None else self.lr,
             weight_decay=_default(self.weight_decay, settings.get("weight_decay", 0.0)),
-            epochs=self.epochs or protocol.epochs,
+            epochs=(self.epochs or protocol.epochs) if by_epochs else None,
             model=model,
             width=self.width or DEFAULT_WIDTH[model],
             sparsity=(DEFAULT_SPARSITY if self.sparsity is None else self.sparsity) if sparse else None,
             prunable=self.prunable if sparse else None,
             gradient_sparsity=_default(self.gradient_sparsity, 0.2) if sparcl else None,
-            sample_removal=_default(self.sample_removal, 0.3) if sparcl else None,
+            sample_removal=_default(self.sample_removal, 0.3 if by_epochs else 0.0) if sparcl else None,
             ddr_score=self.ddr_score or "misclassified" if sparcl else None,
             importance=self.importance or "cwi" if sparcl else None,
         )
@@ -214,7 +229,7 @@ class Experiment:
         """The experiment as TOML; `None` is left out."""
         lines, tables = [], []
         for key, value in dataclasses.asdict(self).items():
-            if value is None or value == {}:
+            if value is None or value in ({}, ()):
                 continue
             if isinstance(value, dict):
                 tables += ["", f"[{key}]", *(f"{_toml(k)} = {_toml(v)}" for k, v in value.items())]
@@ -232,11 +247,14 @@ class Experiment:
             _check_type(source, key, str(fields[key].type), value)
         if "stream" not in values:
             raise ConfigError(f"{source}: no stream is named; allowed: {', '.join(STREAMS)}")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        values = {k: _tupled(v) for k, v in values.items()}
         return cls(**values)
 
 
 IMPORTANCES = ("cwi", "magnitude")
+BUDGETS = ("epochs", "steps", "max_seconds")
+"""How long a task is trained: one of these."""
+
 OF_LAYER_CHOICE = (
     *("stream", "resize", "method", "model", "width", "batch_size", "backend", "device", "threads"),
     *("sparsifier", "sparsity", "pattern", "block_size", "distribution", "prunable"),
@@ -248,9 +266,16 @@ OF_SPARSE = ("pattern", "block_size", "distribution", "prunable")
 
 
 def overridden(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The values of a file with those `given` in their place; a layer choice that was timed for others is dropped."""
+    """The values of a file with those `given` in their place.
+
+    A layer choice or a pace that was timed for others is dropped, and a budget given instead of the file's replaces it.
+    """
     changed = [k for k in OF_LAYER_CHOICE if k in given and given[k] != values.get(k)]
-    kept = {k: v for k, v in values.items() if k != "layer_choice"} if changed else values
+    kept = {k: v for k, v in values.items() if not (changed and k == "layer_choice")}
+    if any(k != "data" and given[k] != values.get(k) for k in given):
+        kept.pop("pace", None)
+    if any(k in given for k in BUDGETS):
+        kept = {k: v for k, v in kept.items() if k not in BUDGETS}
     return {**kept, **given}
 
 
@@ -279,6 +304,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration {path} cannot be read: {one_line(error)}") from None
 
 
+def _tupled(value: Any) -> Any:
+    return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
+
+
 def _default(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
 
@@ -299,7 +328,10 @@ def _check_type(source: str, key: str, annotation: str, value: object) -> None:
         kind = part.strip().split("[")[0]
         allowed += PLAIN_TYPES.get(kind, [])
     right = type(value) in allowed
-    if right and isinstance(value, list | tuple):
+    if right and isinstance(value, list | tuple) and "tuple[int" in annotation:
+        rows = [row if isinstance(row, list | tuple) else [None] for row in value]
+        right = all(type(number) is int for row in rows for number in row)
+    elif right and isinstance(value, list | tuple):
         right = all(isinstance(item, str) for item in value)
     if right and isinstance(value, dict):
         inner = (str,) if "str, str" in annotation else (int, float)

@@ -10,6 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sparcl.learner import Learner
+
 LINE_INTERVAL = 10.0
 """Seconds between two lines where there is no terminal to update in place."""
 
@@ -17,11 +19,11 @@ LINE_INTERVAL = 10.0
 class Progress:
     """An observer that says where training is: task, epoch, accuracy so far, time left."""
 
-    def __init__(self, console: Console, tasks: int, epochs: int) -> None:
-        self.console, self.tasks, self.epochs = console, tasks, epochs
+    def __init__(self, console: Console, tasks: int, learner: Learner) -> None:
+        self.console, self.tasks, self.learner = console, tasks, learner
         self.accuracy = "–"
         self._live: Live | None = None
-        self._task = self._epoch = 0
+        self._task = 0
         self._resumed_at = 0.0
         self._started = self._last = time.monotonic()
 
@@ -35,29 +37,33 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def resume_at(self, task: int, epoch: int) -> None:
-        """Training goes on from here: what was done before does not count for the time left."""
-        self._resumed_at = task + epoch / self.epochs
+    def resume_at(self, done: float) -> None:
+        """Training goes on after so many tasks: what was done before does not count for the time left."""
+        self._resumed_at = done
         self._started = time.monotonic()
 
     def __call__(self, event: str, figures: dict[str, Any]) -> None:
         if event == "epoch.begin":
-            self._task, self._epoch = figures["task"], figures["epoch"]
+            self._task = figures["task"]
         elif event == "step.end":
             self._show(figures)
+
+    def _where(self, figures: dict[str, Any]) -> str:
+        """How far the budget is spent; of epochs also the step within one."""
+        budget, position = self.learner.budget, self.learner.position
+        told = "" if position is None else budget.describe(position)
+        return f"{told}  step {figures['step']}/{figures['steps']}" if budget.kind == "epochs" else told
 
     def _show(self, figures: dict[str, Any]) -> None:
         now = time.monotonic()
         if now - self._last < (0.25 if self._live else LINE_INTERVAL):
             return
         self._last = now
-        within = (self._epoch + figures["step"] / max(figures["steps"], 1)) / self.epochs
-        done = self._task + within
+        done = self._task + figures["spent"]
         speed = (done - self._resumed_at) / (now - self._started)
         left = duration((self.tasks - done) / speed) if speed > 0 else "?"
         line = (
-            f"task {self._task + 1}/{self.tasks}  epoch {self._epoch + 1}/{self.epochs}"
-            f"  step {figures['step']}/{figures['steps']}  loss {float(figures['loss']):.3f}"
+            f"task {self._task + 1}/{self.tasks}  {self._where(figures)}  loss {float(figures['loss']):.3f}"
             f"  accuracy so far {self.accuracy}  time left {left}"
         )
         if self._live is not None:

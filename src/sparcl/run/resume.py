@@ -20,7 +20,7 @@ PARTS = (
     *("events", "position", "peak_rss_bytes", "computed_with"),
 )
 
-MAY_DIFFER = ("data", "layer_choice")
+MAY_DIFFER = ("data", "layer_choice", "pace")
 """Settings that may change: where the data lies (what it is may not), and what the checkpoint itself decides."""
 
 

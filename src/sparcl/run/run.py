@@ -97,8 +97,7 @@ class Run:
         self.ledger = Ledger(self.learner.model, self.learner.sparsifier.layers, stream.input_shape)
         self.clock = Clock()
         self.matrix = AccuracyMatrix(len(stream))
-        assert experiment.epochs is not None
-        self.progress = Progress(console, len(self.training_stream), experiment.epochs)
+        self.progress = Progress(console, len(self.training_stream), self.learner)
         self.stop, self.store = stop, Store(directory.checkpoints)
         self.checkpointer = Checkpointer(every, self._checkpoint)
         self.loaded: Loaded | None = None
@@ -126,7 +125,7 @@ class Run:
             self.peak_rss_bytes = checks.integer(part["peak_rss_bytes"], "peak RSS")
         position = self.learner.position
         if position is not None:
-            self.progress.resume_at(position.task, position.epoch)
+            self.progress.resume_at(position.task + self.learner.budget.spent(position))
 
     def execute(self, resume: bool = False) -> dict[str, Any]:
         """Learn every task, evaluating on all of them after each, and write the records."""
@@ -138,6 +137,7 @@ class Run:
                 self._learn()
             result = self.result()
             self._save_model()
+            self._record_pace()
             self.log.write("run.end", {"class_il": result["class_il"], "task_il": result["task_il"]})
         except Stopped:
             name = self._checkpoint().name
@@ -205,6 +205,12 @@ class Run:
         self.console.print(
             f"task {self.learner.learned}/{len(self.training_stream)} learned: {so_far}", highlight=False
         )
+
+    def _record_pace(self) -> None:
+        """What a budget of seconds came to goes into config.toml, so that it runs again to the same bits."""
+        if self.learner.pace:
+            self.experiment = dataclasses.replace(self.experiment, pace=tuple(map(tuple, self.learner.pace)))
+            write_atomically(self.directory.config, self.experiment.to_toml())
 
     def _save_model(self) -> None:
         state = dense_state(self.learner.model)

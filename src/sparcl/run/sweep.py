@@ -46,7 +46,7 @@ BLOCK = ("base", "grid", "stage")
 IN_NAME = ("stream", "method", "sparsifier", "sparsity", "pattern", "seed")
 """Settings that a run's name holds anyway."""
 
-INCIDENTAL = ("data", "threads", "layer_choice", "device")
+INCIDENTAL = ("data", "threads", "layer_choice", "pace", "device")
 """Settings in which a finished run may differ from what the file asks for: where, not what."""
 
 WORK = ".sweep"

@@ -66,8 +66,8 @@ class DDR(Sparsifier):
     def begin_epoch(self, epoch: int, steps: int) -> None:
         self.moments.begin_epoch(epoch, steps)
 
-    def begin_step(self, step: int) -> None:
-        if self.moments.due(step) and self.share > 0:
+    def begin_step(self, step: int, spent: float | None = None) -> None:
+        if self.moments.due(step, spent) and self.share > 0:
             self.remove()
 
     def after_forward(self, ids: Tensor, logits: Tensor, labels: Tensor) -> None:

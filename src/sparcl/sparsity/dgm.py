@@ -52,8 +52,8 @@ class DGM(MaskSparsifier):
         self.losses = losses
         self.iteration = 0
 
-    def begin_step(self, step: int) -> None:
-        del step
+    def begin_step(self, step: int, spent: float | None = None) -> None:
+        del step, spent
         if self.frozen > 0 and (self.iteration % self.interval == 0 or self._stale()):
             self.choose()
         self.iteration += 1

@@ -50,6 +50,8 @@ class DropGrow(Static):
             raise ConfigError(f"fraction {fraction} is not allowed; it is a share of the active weights, 0 to 1")
         self.fraction, self.stop = fraction, stop
         self.iteration = self.steps = self.epochs = 0
+        self.total = 0
+        """Steps of the task, as far as is known by now."""
 
     @abstractmethod
     def interval(self) -> int:
@@ -73,12 +75,13 @@ class DropGrow(Static):
 
     def begin_epoch(self, epoch: int, steps: int) -> None:
         del epoch
-        self.steps = steps
+        self.steps, self.total = steps, self.epochs * steps
 
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, spent: float | None = None) -> None:
         del step
-        last = self.stop * self.epochs * self.steps
-        if self.sparsity > 0 and 0 < self.iteration <= last and self.iteration % self.interval() == 0:
+        if spent is not None:
+            self.total = round((self.iteration + 0.5) / spent) if spent > 0 else 0
+        if self.sparsity > 0 and 0 < self.iteration <= self.stop * self.total and self.iteration % self.interval() == 0:
             self.update()
         self.iteration += 1
 
@@ -108,7 +111,7 @@ class DropGrow(Static):
         self.losses = None
 
     def state_dict(self) -> dict[str, Any]:
-        task = {"iteration": self.iteration, "steps": self.steps, "epochs": self.epochs}
+        task = {"iteration": self.iteration, "steps": self.steps, "epochs": self.epochs, "total": self.total}
         return {**super().state_dict(), **task}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -116,3 +119,4 @@ class DropGrow(Static):
         self.iteration = checks.integer(state["iteration"], f"{self.name}'s iteration")
         self.steps = checks.integer(state["steps"], f"{self.name}'s steps")
         self.epochs = checks.integer(state["epochs"], f"{self.name}'s epochs")
+        self.total = checks.integer(state["total"], f"{self.name}'s steps of a task")

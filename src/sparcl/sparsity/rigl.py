@@ -54,10 +54,10 @@ class RigL(DropGrow):
         self.every = every
 
     def interval(self) -> int:
-        return max(1, min(self.every, self.epochs * self.steps // UPDATES_AT_LEAST))
+        return max(1, min(self.every, self.total // UPDATES_AT_LEAST))
 
     def share(self) -> float:
-        end = self.stop * self.epochs * self.steps
+        end = self.stop * self.total
         return self.fraction / 2 * (1 + math.cos(math.pi * min(1.0, self.iteration / end)))
 
     def grow_scores(self) -> list[Tensor]:

@@ -107,9 +107,9 @@ class SparCL(Sparsifier):
         for part in self._parts.values():
             part.begin_epoch(epoch, steps)
 
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, spent: float | None = None) -> None:
         for part in self._parts.values():
-            part.begin_step(step)
+            part.begin_step(step, spent)
         self.removed = self.ddr.removed
 
     def after_forward(self, ids: Tensor, logits: Tensor, labels: Tensor) -> None:

@@ -93,8 +93,11 @@ class Sparsifier(Recorded):
     def begin_epoch(self, epoch: int, steps: int) -> None:
         """Epoch `epoch` (from 0) of the task begins and has `steps` steps."""
 
-    def begin_step(self, step: int) -> None:
-        """Step `step` (from 0) of the epoch begins: masks may change now and at no other time."""
+    def begin_step(self, step: int, spent: float | None = None) -> None:
+        """Step `step` (from 0) of the epoch begins: masks may change now and at no other time.
+
+        `spent` is the share of the task's budget that is spent where that is no number of epochs, else None.
+        """
 
     def after_forward(self, ids: Tensor, logits: Tensor, labels: Tensor) -> None:
         """The task's batch was predicted: sample numbers [N], logits [N, C], labels [N]."""
@@ -219,6 +222,10 @@ def moves_without_gradient(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
+ROUNDING = 1e-9
+"""Of a share or a number of epochs: a moment in the middle of a step comes with it, however its fraction is rounded."""
+
+
 class Moments:
     """Fixed fractions of a task at which something happens, rounded to steps, for tasks of one epoch or of fifty.
 
@@ -237,12 +244,12 @@ class Moments:
     def begin_epoch(self, epoch: int, steps: int) -> None:
         self.epoch, self.steps = epoch, max(steps, 1)
 
-    def due(self, step: int) -> int:
+    def due(self, step: int, spent: float | None = None) -> int:
         """How many moments have come since the last call."""
         if self.epoch == step == 0:
             return 0
-        now = self.epoch + (step + 0.5) / self.steps
-        passed = sum(1 for f in self.fractions if f * self.epochs < now)
+        now, whole = (self.epoch + (step + 0.5) / self.steps, self.epochs) if spent is None else (spent, 1)
+        passed = sum(1 for f in self.fractions if f * whole < now + ROUNDING)
         due = max(passed - self.passed, 0)
         self.passed = max(passed, self.passed)
         return due

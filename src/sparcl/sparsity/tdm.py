@@ -82,8 +82,8 @@ class TDM(Static):
     def begin_epoch(self, epoch: int, steps: int) -> None:
         self.moments.begin_epoch(epoch, steps)
 
-    def begin_step(self, step: int) -> None:
-        if self.moments.due(step) and self.sparsity > 0:
+    def begin_step(self, step: int, spent: float | None = None) -> None:
+        if self.moments.due(step, spent) and self.sparsity > 0:
             self.update()
 
     def update(self) -> None:

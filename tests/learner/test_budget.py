@@ -1,0 +1,137 @@
+"""A budget of epochs, steps or seconds: kept, followed by every schedule, and gone on with after a stop."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import adam, blobs, make_learner
+
+from sparcl import Learner, SparCL
+from sparcl.errors import ConfigError
+from sparcl.learner import learner as learner_module
+from sparcl.learner.budget import UNITS
+from sparcl.sparsity import SET, RigL, Sparsifier
+
+NO_REMOVAL: Callable[[], Sparsifier] = lambda: SparCL(0.7, samples=0.0)  # noqa: E731
+
+
+class Watch:
+    """An observer that keeps what it was told of some events."""
+
+    def __init__(self, *names: str) -> None:
+        self.names, self.seen, self.steps = names, [], 0
+
+    def __call__(self, event: str, figures: dict[str, Any]) -> None:
+        del figures
+        self.steps += event == "step.end"
+        if event in self.names:
+            self.seen.append((event, self.steps))
+
+
+def digest(learner: Learner) -> list[list[float]]:
+    return [p.detach().flatten().tolist() for p in learner.model.parameters()]
+
+
+def learned(watch: Watch | None = None, **options: Any) -> Learner:
+    learner = make_learner(**{"observers": [watch] if watch else [], **options})
+    for task in blobs():
+        learner.learn(task)
+    return learner
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which everything between two looks takes 1/64 s, which no sum rounds."""
+    ticks = itertools.count()
+    monkeypatch.setattr(learner_module.time, "perf_counter", lambda: next(ticks) / 64)
+
+
+def test_a_budget_of_steps_is_exactly_so_many_in_each_task() -> None:
+    assert learned(epochs=None, steps=7).steps == 14
+    assert learned(epochs=None, steps=1).steps == 2
+
+
+@pytest.mark.parametrize("make", [NO_REMOVAL, lambda: RigL(0.7, every=2), lambda: SET(0.7)])
+def test_as_many_steps_as_the_epochs_have_give_the_same_bits(make: Callable[[], Sparsifier]) -> None:
+    by_epochs = learned(sparsifier=make(), epochs=3)
+    by_steps = learned(sparsifier=make(), epochs=None, steps=15)
+    assert by_epochs.steps == by_steps.steps == 30
+    assert digest(by_epochs) == digest(by_steps)
+
+
+def test_removal_under_a_budget_of_steps_shortens_no_training() -> None:
+    watch = Watch("ddr.remove")
+    learner = learned(watch, sparsifier=SparCL(0.7, samples=0.5), epochs=None, steps=40)
+    assert learner.steps == 80
+    assert [step % 40 for _, step in watch.seen[:4]] == [4, 8, 12, 16]  # at 10, 20, 30 and 40 % of the budget
+
+
+@pytest.mark.usefixtures("ticking")
+def test_seconds_are_kept_and_the_moments_follow_them() -> None:
+    watch = Watch("tdm.update")
+    learner = learned(watch, sparsifier=NO_REMOVAL(), epochs=None, seconds=0.5)
+    # 1/64 s for the task's beginning and for each step: 31 steps fill half a second, and every 3.2 a tenth of it
+    assert [steps[-1] for steps in learner.pace] == [31, 31]
+    assert [step for _, step in watch.seen[:8]] == [3, 6, 9, 12, 15, 19, 22, 25]
+
+
+@pytest.mark.usefixtures("ticking")
+def test_a_pace_gives_the_same_bits_whatever_the_clock_says() -> None:
+    first = learned(sparsifier=SparCL(0.7, samples=0.5), epochs=None, seconds=0.5)
+    again = learned(sparsifier=SparCL(0.7, samples=0.5), epochs=None, seconds=1e-6, pace=first.pace)
+    assert digest(first) == digest(again)
+    assert again.pace == first.pace
+
+
+@pytest.mark.usefixtures("ticking")
+@pytest.mark.parametrize("budget", [{"steps": 33}, {"seconds": 0.5}])
+def test_a_stopped_run_goes_on_with_what_is_left(budget: dict[str, float], tmp_path: Path) -> None:
+    whole = learned(epochs=None, **budget)
+
+    def stop(event: str, figures: dict[str, Any]) -> None:
+        del figures
+        if event == "step.end" and stopped.steps == stopped_at:
+            stopped.save(tmp_path)
+            raise KeyboardInterrupt
+
+    stopped_at = whole.steps // 2 + 5  # within the second task
+    stopped = make_learner(epochs=None, observers=[stop], **budget)
+    stopped.learn(blobs()[0])
+    with pytest.raises(KeyboardInterrupt):
+        stopped.learn(blobs()[1])
+    resumed = Learner.load(tmp_path, make_learner().model, optimizer=adam, backend="reference")
+    resumed.learn(blobs()[1])
+    assert (resumed.steps, resumed.pace) == (whole.steps, whole.pace)
+    assert digest(resumed) == digest(whole)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"steps": 0}, "steps 0 is not allowed; use 1 or more"),
+        ({"steps": 2.5}, "whole number"),
+        ({"epochs": -1}, "epochs -1 is not allowed; use 1 or more"),
+        ({"seconds": 0.0}, "above 0"),
+        ({"seconds": -3.0}, "above 0"),
+        ({"seconds": float("nan")}, "above 0"),
+        ({"seconds": float("inf")}, "above 0"),
+        ({"epochs": 2, "steps": 3}, "epochs and steps are both given; a budget is one of: epochs, steps, seconds"),
+        ({"seconds": 2.0, "pace": [[1, 2]]}, "rising"),
+        ({"seconds": 2.0, "pace": [[*range(UNITS, 0, -1)]]}, "rising"),
+    ],
+)
+def test_a_bad_budget_is_one_line(budget: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_learner(**{"epochs": None, **budget})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("ticking")
+def test_a_budget_that_one_step_exceeds_is_refused_after_it() -> None:
+    learner = make_learner(epochs=None, seconds=0.001)
+    with pytest.raises(ConfigError, match=r"too little: one step takes 0\.0156"):
+        learner.learn(blobs()[0])
