@@ -64,6 +64,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="of every random draw; default 0")] = None,
     data: Annotated[str | None, typer.Option(help="folder or archive with the stream's data")] = None,
     limit_per_class: Annotated[int | None, typer.Option(help="use only so many images a class")] = None,
+    limit_test_per_class: Annotated[int | None, typer.Option(help="test on only so many images a class")] = None,
     classes_per_task: Annotated[int | None, typer.Option(help="default: the stream's published split")] = None,
     class_order_seed: Annotated[int | None, typer.Option(help="shuffle the classes over the tasks")] = None,
     resize: Annotated[int | None, typer.Option(help="folder: side to resize images to")] = None,

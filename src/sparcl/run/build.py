@@ -25,7 +25,7 @@ SETTINGS = ("buffer_size", "single_head")
 
 def stream(experiment: Experiment, progress: Progress | None = None) -> Stream:
     """Load the experiment's stream (as it arrives: joint trains on `.merged()` of it)."""
-    return streams.load(
+    loaded = streams.load(
         experiment.stream,
         Path(experiment.data) if experiment.data is not None else None,
         classes_per_task=experiment.classes_per_task,
@@ -34,6 +34,7 @@ def stream(experiment: Experiment, progress: Progress | None = None) -> Stream:
         resize=experiment.resize,
         progress=progress,
     )
+    return loaded if (most := experiment.limit_test_per_class) is None else loaded.limit_test(most)
 
 
 def method(experiment: Experiment) -> Method:

@@ -71,6 +71,7 @@ class Experiment:
     classes_per_task: int | None = None
     class_order_seed: int | None = None
     limit_per_class: int | None = None
+    limit_test_per_class: int | None = None
     resize: int | None = None
     # how it is learned
     scenario: str | None = None
@@ -128,6 +129,7 @@ class Experiment:
             ("width", self.width, 1, MOST_WIDTH),
             ("threads", self.threads, 1, MOST_THREADS),
             ("limit per class", self.limit_per_class, 1, MOST),
+            ("limit test per class", self.limit_test_per_class, 1, MOST),
             ("classes per task", self.classes_per_task, 1, MOST),
             ("resize", self.resize, 1, MOST),
             ("seed", self.seed, 0, 2**63 - 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import overload
@@ -75,6 +76,16 @@ class Stream(Sequence[Task]):
     def __getitem__(self, index: slice) -> tuple[Task, ...]: ...
     def __getitem__(self, index: int | slice) -> Task | tuple[Task, ...]:
         return self.tasks[index]
+
+    def limit_test(self, per_class: int) -> Stream:
+        """The stream with only the first `per_class` test samples of each class: evaluation costs time, too."""
+        tasks = []
+        for task in self.tasks:
+            labels = task.test.labels
+            first = torch.cat([(labels == k).nonzero().squeeze(1)[:per_class] for k in task.classes]).sort().values
+            tasks.append(replace(task, test=Samples(task.test.inputs[first], labels[first])))
+        digest = hashlib.sha256(f"{self.fingerprint} {per_class} test samples a class".encode()).hexdigest()
+        return replace(self, tasks=tuple(tasks), fingerprint=digest)
 
     def merged(self) -> Stream:
         """The stream with all its tasks in one: what joint training, the upper bound, is given."""
