@@ -153,7 +153,7 @@ def info(
 
 @app.command()
 def bench(
-    model: Annotated[str, typer.Option(help="resnet18, convnet or mlp")] = "resnet18",
+    model: Annotated[str | None, typer.Option(help="resnet18 (default), convnet or mlp")] = None,
     width: Annotated[int | None, typer.Option(help="channels of the model's first layer; resnet18: 64")] = None,
     batch_size: Annotated[int, typer.Option(help="samples a step")] = 32,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: PyTorch's")] = None,
@@ -161,32 +161,58 @@ def bench(
     pattern: Annotated[list[str] | None, typer.Option(help="unstructured or block; default: both")] = None,
     block_size: Annotated[int, typer.Option(help="output channels that share positions")] = 4,
     compile_: Annotated[bool, typer.Option("--compile", help="time torch.compile as well (slow to start)")] = False,
+    job: Annotated[bool, typer.Option("--job", help="how many steps of a whole job fit into --seconds a task")] = False,
+    seconds: Annotated[float | None, typer.Option(help="with --job: of training a task; default 60")] = None,
+    stream: Annotated[str | None, typer.Option(help="with --job: whose shape; default seq-cifar10")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="with --job: images a task; default: the stream's")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="with --job: default derpp")] = None,
+    sparsifier: Annotated[list[str] | None, typer.Option(help="with --job: default sparcl")] = None,
+    buffer_size: Annotated[int | None, typer.Option(help="with --job: default 200")] = None,
+    device: Annotated[str | None, typer.Option(help="with --job: auto (default), cpu or cuda")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="write the rows to this file")] = None,
 ) -> None:
     """What will I gain on this device? A dense PyTorch training step against a native one, in time and memory.
 
     The JSON file holds a list of rows: sparsity, pattern, dense_ms, dense_variant, native_ms, speedup, theoretical_gain
     (multiply-adds of the dense step over those of the sparse one), peak_dense_bytes, peak_native_bytes, isa, threads,
-    batch, width, model.
+    batch, width, model. With --job: method, sparsifier, sparsity, pattern, step_ms, update_ms (what a mask update takes
+    more), choice_ms, evaluate_image_ms, parameter_bytes, buffer_bytes, peak_bytes (of a step), seconds, steps, epochs.
     """
-    import torch
-
-    from sparcl.nn import DEFAULT_WIDTH
-    from sparcl.run.bench import as_table, measure_all
+    from sparcl.run import bench as steps
+    from sparcl.run import job as jobs
 
     console = _console()
-    rows = measure_all(
-        model=model,
-        width=DEFAULT_WIDTH.get(model, 1) if width is None else width,  # an unknown model is refused below
-        batch=batch_size,
-        threads=torch.get_num_threads() if threads is None else threads,
-        sparsities=sparsity or [0.75, 0.90, 0.95],
-        patterns=pattern or ["unstructured", "block"],
-        block_size=block_size,
-        compiled=compile_,
-        tell=lambda what: console.print(what, highlight=False),
-    )
-    console.print(as_table(rows))  # first: the measurement is not lost where the file cannot be written
+    of_job = {"stream": stream, "method": method, "buffer_size": buffer_size, "device": device}
+    sparsities, patterns = sparsity or [0.75, 0.90, 0.95], pattern or ["unstructured", "block"]
+
+    def tell(what: str) -> None:
+        console.print(what, highlight=False)
+
+    if job:
+        base = {**of_job, "model": model, "width": width, "batch_size": batch_size, "threads": threads}
+        base = {k: v for k, v in {**base, "stream": stream or "seq-cifar10"}.items() if v is not None}
+        experiments = jobs.rows_of(base, sparsifier or ["sparcl"], sparsities, patterns, block_size)
+        rows = jobs.measure(experiments, 60.0 if seconds is None else seconds, samples, tell)
+        console.print(jobs.as_table(rows))
+    else:
+        if given := [
+            k for k, v in {**of_job, "seconds": seconds, "samples": samples, "sparsifier": sparsifier}.items() if v
+        ]:
+            raise ConfigError(f"--{given[0].replace('_', '-')} goes with --job")
+        rows = steps.measure_all(
+            model=model or "resnet18",
+            width=width,
+            batch=batch_size,
+            threads=threads,
+            sparsities=sparsities,
+            patterns=patterns,
+            block_size=block_size,
+            compiled=compile_,
+            tell=tell,
+        )
+        console.print(steps.as_table(rows))  # first: the measurement is not lost where the file cannot be written
     if json_ is not None:
         try:
             json_.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

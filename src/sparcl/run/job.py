@@ -9,6 +9,7 @@ gradients takes on top is measured apart and charged as often as a task of that 
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +23,11 @@ from rich.table import Table
 
 from sparcl import kernels
 from sparcl.cost.memory import memory
+from sparcl.errors import ConfigError
 from sparcl.learner import Learner
-from sparcl.run import build
-from sparcl.run.experiment import PROTOCOLS, Experiment
+from sparcl.run import bench, build
+from sparcl.run.bench import INPUT_SHAPES, peak_bytes
+from sparcl.run.experiment import MOST, Experiment, check_range
 from sparcl.sparsity.dgm import DGM
 from sparcl.sparsity.rigl import UPDATES_AT_LEAST, RigL
 from sparcl.sparsity.tdm import UPDATE_MOMENTS
@@ -86,6 +89,24 @@ class Side:
     def _note(self, seconds: float, events: Sequence[str]) -> None:
         moved = any(e.endswith((".update", ".shrink")) for e in events)
         (self.updates if moved else self.choices if "dgm.choose" in events else self.plain).append(seconds)
+
+    def peak_bytes(self) -> int | None:
+        """Peak memory of a training step less that of the imports; None for models that are not measured so."""
+        asked = self.experiment
+        if asked.model not in INPUT_SHAPES or asked.width is None or self.learner.device.type != "cpu":
+            return None
+        return peak_bytes(
+            bench.Side(
+                "native" if self.learner.backend == "native" else "nchw",
+                sparsity=asked.sparsity or 0.0,
+                pattern=asked.pattern,
+                block_size=asked.block_size,
+                model=asked.model,
+                width=asked.width,
+                batch=asked.batch_size,
+                threads=torch.get_num_threads(),
+            )
+        )
 
     def fits(self, seconds: float, samples: int) -> dict[str, Any]:
         """The row: how many steps and epochs fit into so many seconds of a task with so many samples."""
@@ -161,6 +182,7 @@ def measure(
     experiments: Sequence[Experiment], seconds: float, samples: int | None, tell: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """One row for each experiment (their stream, model and threads are the same); see `Side.fits`."""
+    check_time(seconds, samples)
     first = experiments[0].resolve()
     if first.threads is not None:
         torch.set_num_threads(first.threads)
@@ -176,25 +198,38 @@ def measure(
             side.take_turn(stream[0], turn)
     where = {"threads": torch.get_num_threads(), "device": str(sides[0].learner.device), "isa": kernels.isa()}
     shared = {"stream": first.stream, "model": first.model, "width": first.width}
-    return [{**side.fits(seconds, samples), **shared, **where} for side in sides]
+    tell("measuring memory, each row in a process of its own")
+    return [{**side.fits(seconds, samples), "peak_bytes": side.peak_bytes(), **shared, **where} for side in sides]
 
 
-def sides(base: Mapping[str, Any], sparsities: Sequence[float], patterns: Sequence[str]) -> list[Experiment]:
-    """Dense, then the base's sparsifier at each sparsity in each pattern.
+def rows_of(
+    base: Mapping[str, Any],
+    sparsifiers: Sequence[str],
+    sparsities: Sequence[float],
+    patterns: Sequence[str],
+    block_size: int,
+) -> list[Experiment]:
+    """Dense, then each sparsifier at each sparsity in each pattern.
 
     Raises:
-        ConfigError: a setting that is not allowed.
+        ConfigError: a setting that is not allowed, or a stream whose shape is not known without its data.
     """
-    dense = Experiment.from_dict({**base, "sparsifier": "dense"}, "options")
-    sparse = [
-        Experiment.from_dict({**base, "sparsity": s, "pattern": p}, "options") for p in patterns for s in sparsities
-    ]
-    return [dense, *(e for e in sparse if e.sparsifier != "dense")]
+    asked: list[dict[str, Any]] = [{"sparsifier": "dense"}]
+    for name in sparsifiers:
+        blocks = {p: {"pattern": p, **({"block_size": block_size} if p == "block" else {})} for p in patterns}
+        asked += [{"sparsifier": name, "sparsity": s, **blocks[p]} for p in patterns for s in sparsities]
+    experiments = [Experiment.from_dict({**base, **row}, "options") for row in asked if row != {"sparsifier": "dense"}]
+    if (stream := base["stream"]) not in SHAPES:
+        raise ConfigError(f"the shape of {stream} is not known without its data; allowed: {', '.join(SHAPES)}")
+    return [Experiment.from_dict({**base, "sparsifier": "dense"}, "options"), *experiments]
 
 
-def streams_known() -> str:
-    """Streams whose shape is known without their data."""
-    return ", ".join(name for name in PROTOCOLS if name in SHAPES)
+def check_time(seconds: float, samples: int | None) -> None:
+    """Raise ConfigError unless a task may have so many seconds and samples."""
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"seconds {seconds} is not allowed; use a number above 0")
+    if samples is not None:
+        check_range("samples", samples, 2, MOST)
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -203,7 +238,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     title = f"{first['seconds']:g} s a task: {first['stream']}, {first['model']} of width {first['width']}"
     where = f"{first['method']}, batch {first['batch_size']}, {first['threads']} thread(s), {first['samples']} images"
     table = Table(title=f"{title}\n{where}", box=box.SIMPLE_HEAD)
-    for heading in ("trained", "step\nms", "mask\nms", "steps", "epochs", "test\nms/image", "weights\nMB"):
+    for heading in ("trained", "step\nms", "mask\nms", "steps", "epochs", "test\nms/image", "peak\nMB"):
         table.add_column(heading, justify="left" if heading == "trained" else "right", no_wrap=True)
     for row in rows:
         name = [row["sparsifier"], *([] if row["sparsity"] is None else [f"{row['sparsity']:g}"])]
@@ -214,6 +249,6 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             str(row["steps"]),
             f"{row['epochs']:.1f}",
             f"{row['evaluate_image_ms']:.2f}",
-            f"{row['parameter_bytes'] / 1e6:.1f}",
+            "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}",
         )
     return table
