@@ -71,7 +71,18 @@ def parts_imported(path: Path) -> set[str]:
     return found
 
 
-LEARNER = ("accuracy", "position", "budget", "loss_watch", "refusals", "saving", "learner", "__init__")
+LEARNER = (
+    "accuracy",
+    "position",
+    "budget",
+    "classes",
+    "prediction",
+    "loss_watch",
+    "refusals",
+    "saving",
+    "learner",
+    "__init__",
+)
 """The files of `learner`, each of which may import those before it."""
 
 

@@ -164,9 +164,7 @@ def bench(
     job: Annotated[bool, typer.Option("--job", help="how many steps of a whole job fit into --seconds a task")] = False,
     seconds: Annotated[float | None, typer.Option(help="with --job: of training a task; default 60")] = None,
     stream: Annotated[str | None, typer.Option(help="with --job: whose shape; default seq-cifar10")] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="with --job: images a task; default: the stream's")
-    ] = None,
+    samples: Annotated[int | None, typer.Option(help="with --job: images a task; default: the stream's")] = None,
     method: Annotated[str | None, typer.Option(help="with --job: default derpp")] = None,
     sparsifier: Annotated[list[str] | None, typer.Option(help="with --job: default sparcl")] = None,
     buffer_size: Annotated[int | None, typer.Option(help="with --job: default 200")] = None,

@@ -22,11 +22,13 @@ def generator(seed: int, name: str) -> torch.Generator:
 class Generators:
     """A Learner's sources of randomness; the state holds PyTorch's own as well (dropout), the device's included."""
 
-    NAMES = ("order", "augment", "importance", "method")
+    NAMES = ("order", "augment", "importance", "method", "head")
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.device = device
-        self.order, self.augment, self.importance, self.method = (generator(seed, name) for name in self.NAMES)
+        self.order, self.augment, self.importance, self.method, self.head = (
+            generator(seed, name) for name in self.NAMES
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """By name, uint8."""

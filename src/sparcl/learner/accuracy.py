@@ -15,15 +15,17 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy on each of several tasks, percent; `class_il` is None for a method that needs the task identity."""
+    """Accuracy on each of several tasks, percent; `class_il` is None for a method that needs the task
+    identity, `task_il` where a class is in two of the tasks."""
 
     class_il: tuple[float, ...] | None
-    task_il: tuple[float, ...]
+    task_il: tuple[float, ...] | None
 
     def __str__(self) -> str:
-        mean = sum(self.task_il) / len(self.task_il)
-        head = "" if self.class_il is None else f"Class-IL {sum(self.class_il) / len(self.class_il):.2f} %, "
-        return f"{head}Task-IL {mean:.2f} % (mean of {len(self.task_il)} tasks)"
+        scenarios = {"Class-IL": self.class_il, "Task-IL": self.task_il}
+        told = [f"{name} {sum(v) / len(v):.2f} %" for name, v in scenarios.items() if v is not None]
+        tasks = next((len(v) for v in scenarios.values() if v is not None), 0)
+        return f"{', '.join(told)} (mean of {tasks} tasks)"
 
 
 def accuracy_on(

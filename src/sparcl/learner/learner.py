@@ -26,14 +26,19 @@ from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner import refusals, saving
 from sparcl.learner.accuracy import Accuracy, accuracy_on
 from sparcl.learner.budget import Budget, check_pace
+from sparcl.learner.classes import Classes
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position
+from sparcl.learner.prediction import Prediction, predict
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
+from sparcl.methods.respond import evaluating
 from sparcl.nn import auto, convert
 from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.sparsifier import Sparsifier
-from sparcl.streams.task import Task
+from sparcl.streams.augment import Transform
+from sparcl.streams.split import ArrayLike
+from sparcl.streams.task import Name, Task
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 Observer = Callable[[str, dict[str, Any]], None]
@@ -63,6 +68,8 @@ class Learner:
         backend: `reference` (dense × mask, any device), `native` (compact, CPU) or `auto`: native where the model is
             pruned on a CPU that has the compiled part, less the layers that are faster dense.
         layer_choice: what `auto` measured before (`Learner.layer_choice`): "native" or "dense" by layer name.
+        classes: names of the model's columns, in order: the head then grows with every class that `make_task` brings;
+            () for a head that starts without columns. None: the number of columns is fixed.
         input_shape: of one sample, so that `auto` measures layers as they will be used.
         observers: told of every event.
         checkpoint_dir: where to save while learning; None: only when `save` is called.
@@ -92,6 +99,7 @@ class Learner:
         backend: str = "auto",
         layer_choice: Mapping[str, str] | None = None,
         input_shape: tuple[int, ...] | None = None,
+        classes: Sequence[Name] | None = None,
         observers: Sequence[Observer] = (),
         checkpoint_dir: str | Path | None = None,
         checkpoint_every: int | str = "60s",
@@ -105,6 +113,8 @@ class Learner:
         self.budget, self.batch_size, self.seed = Budget.of(epochs, steps, seconds), batch_size, seed
         check_pace(pace)
         self.pace = [list(steps) for steps in pace]
+        self.classes = Classes(self.model, self.method, classes)
+        self.transform: Transform | None = None
         self.layer_choice = dict(layer_choice or {})
         self.backend = self._convert(backend, input_shape)
         self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
@@ -119,6 +129,7 @@ class Learner:
         self.optimizer = make(list(self.model.parameters()))
         refusals.check_optimizer(self.optimizer)
         self.sparsifier.attach(self.model, self.optimizer, seed)
+        self.classes.check_dense(self.sparsifier.layers)
         self.sparsifier.notify = self.tell
         self.generators = seeds.Generators(seed, self.device)
         self.method.attach(
@@ -165,6 +176,7 @@ class Learner:
             DataError: the task cannot be trained on.
             CheckpointError: a loaded state stands inside a task with other data; or a checkpoint cannot be written.
         """
+        task = self.classes.bind(task, self.learned, self.optimizer, self.generators.head)
         refusals.check_task(task, self.learned)
         self._enter(task)
         position = self.position
@@ -194,7 +206,8 @@ class Learner:
         """Bind to the task; begin it unless a loaded state stands inside it."""
         if self.method.buffer is not None:
             self.method.buffer.check_inputs(task.train.inputs)
-        self.task = task
+        self.task, self.transform = task, task.transform
+        self.classes.note(task)
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
         self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
         losses = Losses(self._task_importance, self._replay_importance, self._objective)
@@ -337,11 +350,38 @@ class Learner:
         self.model.eval()
         try:
             pairs = [accuracy_on(t, self.method, self.device, lambda: self.tell("evaluate.batch", {})) for t in tasks]
-            class_il, task_il = zip(*pairs, strict=True)
+            class_il, own = zip(*pairs, strict=True)
         finally:
             self.model.train()
             self.tell("evaluate.end", {})
+        columns = [
+            k for t in tasks for k in t.classes
+        ]  # a class of two tasks: which of them is asked for is no question
+        task_il = own if len(set(columns)) == len(columns) else None
         return Accuracy(class_il if "class-il" in self.method.scenarios else None, task_il)
+
+    def predict(self, inputs: ArrayLike, task: int | None = None) -> Prediction:
+        """Answers to inputs as stored, [N, ...]; the transform of the tests goes first.
+
+        Args:
+            task: index of the task that they are of; needed by a method that answers with its knowledge (Task-IL).
+
+        Raises:
+            ConfigError: nothing is learned yet, or the task is not named where it must be, or not known.
+            DataError: the inputs are not those that the network takes.
+        """
+        if self.transform is None:
+            raise ConfigError("nothing to predict with: learn a task first")
+        if task is None and "class-il" not in self.method.scenarios:
+            raise ConfigError(
+                f"method {self.method.name} answers for one task: predict(x, task=0 to {self.learned - 1})"
+            )
+        if task is not None and not 0 <= task < len(self.classes.of_tasks):
+            raise ConfigError(f"task {task} is not known; allowed are 0 to {len(self.classes.of_tasks) - 1}")
+        columns = None if task is None else self.classes.of_tasks[task]
+        index = max(self.learned - 1, 0) if task is None else task
+        with evaluating(self.model):
+            return predict(self.method, inputs, self.transform, self.classes.names, columns, index, self.device)
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from sparcl.checkpoint import canonical, checks, tree
 from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError, TrainingError
 from sparcl.learner.budget import KINDS, Budget, check_amount, check_pace
+from sparcl.learner.classes import Classes, check_state
 from sparcl.learner.position import Position
 from sparcl.methods import METHODS, Method
 from sparcl.methods.method import RehearsalMethod
@@ -29,6 +30,7 @@ from sparcl.recorded import Recorded, misfit
 from sparcl.seeds import Generators
 from sparcl.sparsity import DDR, DGM, SPARSIFIERS, TDM, Sparsifier
 from sparcl.sparsity.patterns import Pattern
+from sparcl.streams.augment import Transform
 from sparcl.streams.task import Task
 
 RUN = "run"
@@ -60,6 +62,8 @@ class Saved(Protocol):
     recipes: dict[str, Any]
     budget: Budget
     pace: list[list[int]]
+    classes: Classes
+    transform: Transform | None
     learned: int
     steps: int
     position: Position | None
@@ -106,6 +110,8 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
         saved, ours = state["settings"]["made_from"][part], learner.recipes[part]
         if saved is not None and ours is not None and (where := tree.difference(saved, ours)) is not None:
             raise CheckpointError(f"the checkpoint was made with another {part}: its {where} differs")
+    with checks.refusing("the classes"):
+        learner.classes.restore(state["learner"]["classes"], learner.optimizer)
     with checks.refusing("the state of the model and its optimizer"):
         canonical.restore(learner.model, learner.sparsifier.layers, learner.optimizer, state, _fits(learner))
     with checks.refusing("the state of the method and the sparsifier"):
@@ -123,6 +129,8 @@ def _progress(learner: Saved) -> State:
         "learned": learner.learned,
         "steps": learner.steps,
         "pace": learner.pace,
+        "classes": learner.classes.state_dict(),
+        "transform": None if learner.transform is None else learner.transform.settings(),
         "position": None if position is None else dict(vars(position)),
         "method": learner.method.state_dict(),
         "sparsifier": learner.sparsifier.state_dict(),
@@ -137,6 +145,7 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
         raise CheckpointError("the pace in the checkpoint is no list of lists")
     check_pace(pace, CheckpointError)
     learner.pace = [list(steps) for steps in pace]
+    learner.transform = None if state["transform"] is None else Transform.of(state["transform"])
     learner.learned = checks.integer(state["learned"], "learned")
     learner.steps = checks.integer(state["steps"], "steps")
     learner.position = None if state["position"] is None else Position(**state["position"])
@@ -156,6 +165,8 @@ def _check_memory(learner: Saved) -> None:
     if isinstance(learner.method, RehearsalMethod) and learner.method.stores_logits and buffer.logits is None:
         raise CheckpointError("the buffer in the checkpoint lacks 'logits'")
     columns = None if buffer.logits is None else buffer.logits.shape[1]
+    if learner.classes.grows:  # what was remembered before a class came has no column for it
+        columns = None if columns is None else max(columns, len(learner.classes.names))
     if learner.recipes["model"] is not None:  # one of ours, whose last layer is the classifier
         classes = getattr(classifier(learner.model), "out_features", columns)
         if columns not in (None, classes):
@@ -225,7 +236,13 @@ def make(
         _made(part, recipes[part], 0) if part_given is None else part_given for part, part_given in given.items()
     )
     numbers = {name: checks.integer(settings[name], name) for name in SETTINGS}
-    return cast(Any, made), {**numbers, **_budget(settings["budget"])}
+    return cast(Any, made), {**numbers, **_budget(settings["budget"]), **_growth(state)}
+
+
+def _growth(state: State) -> dict[str, Any]:
+    """The head of a Learner that grows is made without columns, and grows as it is restored."""
+    check_state(classes := checks.keys(state, PARTS, "the state")["learner"]["classes"])
+    return {"classes": ()} if classes["grows"] else {}
 
 
 def _budget(saved: Any) -> dict[str, float]:

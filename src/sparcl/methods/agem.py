@@ -18,6 +18,7 @@ class AGEM(TaskShares):
     """
 
     name = "agem"
+    grows = True
     replays_alone = True
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -77,6 +77,8 @@ class Method(Recorded, ABC):
     """Whether the method is given all tasks as one (joint)."""
     masks: ClassVar[str] = "moving"
     """Sparsity that the method works under: `moving` masks, `fixed` ones only, or `none` (it prunes itself)."""
+    grows: ClassVar[bool] = False
+    """Whether the method follows a head that grows with new classes."""
     uses_classifier: ClassVar[bool] = False
     """Whether the method looks for the layer that makes the logits: the last one that the model defines."""
 

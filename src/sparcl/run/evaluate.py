@@ -47,8 +47,9 @@ class AccuracyMatrix:
         self._rows.append(self._checked(accuracy))
 
     def _checked(self, accuracy: Accuracy) -> Accuracy:
-        if len(accuracy.task_il) != self.tasks:
-            raise ConfigError(f"an accuracy for each of {self.tasks} tasks is needed, {len(accuracy.task_il)} given")
+        if accuracy.task_il is None or len(accuracy.task_il) != self.tasks:
+            given = 0 if accuracy.task_il is None else len(accuracy.task_il)
+            raise ConfigError(f"an accuracy for each of {self.tasks} tasks is needed, {given} given")
         return accuracy
 
     def rows(self) -> dict[str, Any]:

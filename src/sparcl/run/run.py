@@ -198,7 +198,7 @@ class Run:
         so_far = dataclasses.replace(
             accuracy,
             class_il=None if accuracy.class_il is None else accuracy.class_il[:seen],
-            task_il=accuracy.task_il[:seen],
+            task_il=None if accuracy.task_il is None else accuracy.task_il[:seen],
         )
         self.progress.accuracy = str(so_far)
         log.write("evaluate", {"class_il": accuracy.class_il, "task_il": accuracy.task_il})

@@ -52,7 +52,8 @@ def from_arrays(
     """Make a stream of your own NumPy arrays or tensors.
 
     Args:
-        train_inputs, test_inputs: uint8 or floating [N, ...]; images as [N, C, H, W].
+        train_inputs, test_inputs: uint8 or floating [N, ...]; images as [N, C, H, W]. Other integers (a sensor's
+            int16) become float32 as they are.
         train_labels, test_labels: integers [N], 0 <= label < the number of classes.
         classes_per_task: must divide the number of classes.
         class_order_seed: shuffles the classes over the tasks; None keeps the natural order.
@@ -66,8 +67,8 @@ def from_arrays(
             inputs, classes that do not divide into tasks, a task with a single training sample.
         ConfigError: an option outside its range, or a transform that does not fit the inputs.
     """
-    train = Samples(_as_inputs(train_inputs, "training"), _as_labels(train_labels, "training"))
-    test = Samples(_as_inputs(test_inputs, "test"), _as_labels(test_labels, "test"))
+    train = Samples(as_inputs(train_inputs, "training"), _as_labels(train_labels, "training"))
+    test = Samples(as_inputs(test_inputs, "test"), _as_labels(test_labels, "test"))
     n_classes = len(class_names) if class_names is not None else int(train.labels.max()) + 1
     if n_classes > len(train):  # also keeps one absurd label from becoming as many logits
         raise DataError(f"{len(train)} training samples cannot fill {n_classes} classes: each needs at least one")
@@ -96,8 +97,8 @@ def split(
     """As `from_arrays`, for what this package has read itself: where sorted by class, tasks are views, not copies."""
     return _stream(
         name,
-        Samples(_as_inputs(arrays.train_inputs, "training"), _as_labels(arrays.train_labels, "training")),
-        Samples(_as_inputs(arrays.test_inputs, "test"), _as_labels(arrays.test_labels, "test")),
+        Samples(as_inputs(arrays.train_inputs, "training"), _as_labels(arrays.train_labels, "training")),
+        Samples(as_inputs(arrays.test_inputs, "test"), _as_labels(arrays.test_labels, "test")),
         arrays.class_names,
         transform,
         classes_per_task=classes_per_task,
@@ -172,16 +173,17 @@ def _as_tensor(array: ArrayLike, what: str, needed: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(native))
 
 
-def _as_inputs(array: ArrayLike, what: str) -> Tensor:
-    needed = "allowed are uint8 and floating point"
+def as_inputs(array: ArrayLike, what: str) -> Tensor:
+    """uint8 as it is, other numbers as float32 [N, ...]; DataError where they are not finite, or no array."""
+    needed = "allowed are uint8, other integers and floating point"
     inputs = _as_tensor(array, f"{what} inputs", needed)
     if inputs.dim() < 2 or inputs.numel() == 0:
         raise DataError(f"{what} inputs have shape {tuple(inputs.shape)}: a non-empty [N, ...] is needed")
     if inputs.dtype == torch.uint8:
         return inputs
-    if not inputs.dtype.is_floating_point:
+    if inputs.is_complex():
         raise DataError(f"{what} inputs are {inputs.dtype}: {needed}")
-    inputs = inputs.to(torch.float32)
+    inputs = inputs.to(torch.float32)  # integers of a sensor as they are: their scale is the transform's
     finite = torch.isfinite(inputs).flatten(1).all(1)
     if not bool(finite.all()):
         first = int(torch.nonzero(~finite)[0])

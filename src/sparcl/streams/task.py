@@ -12,6 +12,9 @@ from torch import Tensor
 
 from sparcl.streams.augment import Transform
 
+Name = str | int
+"""What a class is called."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -38,6 +41,8 @@ class Task:
         classes: the columns of the logits that belong to this task.
         train, test: the samples.
         transform: from stored samples to what the network sees.
+        names: where labels are not yet columns, but places in this tuple: the classes by name (`make_task`). The
+            Learner gives them their columns, and the task its index.
     """
 
     index: int
@@ -45,6 +50,7 @@ class Task:
     train: Samples
     test: Samples
     transform: Transform
+    names: tuple[Name, ...] = ()
 
 
 @dataclass(frozen=True)
