@@ -1,4 +1,10 @@
-"""Shared by all tests: one thread, so that what is measured and compared does not depend on the machine's cores."""
+"""Shared by all tests: one thread, and a PATH of only the tools that the README names, whatever the machine has."""
+
+import os
+import shlex
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +13,34 @@ from hypothesis import settings
 # A busy machine is no failure: speed is measured in benchmarks/, never in tests.
 settings.register_profile("sparcl", deadline=None)
 settings.load_profile("sparcl")
+
+SHELL = ("sh", "cat", "chmod", "cp", "env", "ln", "ls", "mkdir", "mv", "rm", "sleep", "test", "touch", "true", "uname")
+COMPILER = ("cc", "c++", "gcc", "g++", "clang", "clang++", "as", "ld", "ar", "nm", "ranlib", "strip")
+OWN = [word for name in ("CC", "CXX") for word in shlex.split(os.environ.get(name, ""))[:1]]  # the user's compiler
+TOOLS = (*SHELL, "make", *COMPILER, "cmake", *OWN)
+"""What a test may start beside its own Python; one that needs more skips and says so, or brings a stand-in."""
+
+OUTER = os.environ.get("PATH", os.defpath)
+tools = tempfile.TemporaryDirectory(prefix="sparcl-tools-")
+
+
+def pytest_configure() -> None:
+    for name in TOOLS:
+        found, link = shutil.which(name, path=OUTER), Path(tools.name, Path(name).name)
+        if found and not link.exists():
+            link.symlink_to(Path(found).absolute())
+    os.environ["PATH"] = tools.name
+
+
+def pytest_unconfigure() -> None:
+    os.environ["PATH"] = OUTER
+    tools.cleanup()
+
+
+@pytest.fixture
+def outer_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what the machine has beside the tools, where it has it: its own PATH."""
+    monkeypatch.setenv("PATH", OUTER)
 
 
 @pytest.fixture(autouse=True)
