@@ -1,9 +1,9 @@
 """Shared by all tests: one thread, and a PATH of only the tools that the README names, whatever the machine has."""
 
+import contextlib
 import os
 import shlex
 import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,20 +21,23 @@ TOOLS = (*SHELL, "make", *COMPILER, "cmake", *OWN)
 """What a test may start beside its own Python; one that needs more skips and says so, or brings a stand-in."""
 
 OUTER = os.environ.get("PATH", os.defpath)
-tools = tempfile.TemporaryDirectory(prefix="sparcl-tools-")
+FOLDER = Path(__file__).parents[1] / "build" / "tests" / "path"  # lasting: CMake notes where it found a compiler
 
 
 def pytest_configure() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for link in FOLDER.iterdir():
+        link.unlink(missing_ok=True)
     for name in TOOLS:
-        found, link = shutil.which(name, path=OUTER), Path(tools.name, Path(name).name)
-        if found and not link.exists():
-            link.symlink_to(Path(found).absolute())
-    os.environ["PATH"] = tools.name
+        found = shutil.which(name, path=OUTER)
+        if found:
+            with contextlib.suppress(FileExistsError):  # another run of the tests beside this one
+                (FOLDER / Path(name).name).symlink_to(Path(found).absolute())
+    os.environ["PATH"] = str(FOLDER)
 
 
 def pytest_unconfigure() -> None:
     os.environ["PATH"] = OUTER
-    tools.cleanup()
 
 
 @pytest.fixture
