@@ -12,6 +12,7 @@ help:  ## this list
 
 $(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip uninstall --quiet --quiet --yes sparcl  # the distribution's name until 0.2.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 

@@ -26,13 +26,14 @@ FOLDER = Path(__file__).parents[1] / "build" / "tests" / "path"  # lasting: CMak
 
 def pytest_configure() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
+    found = {Path(name).name: shutil.which(name, path=OUTER) for name in TOOLS}
     for link in FOLDER.iterdir():
-        link.unlink(missing_ok=True)
-    for name in TOOLS:
-        found = shutil.which(name, path=OUTER)
-        if found:
-            with contextlib.suppress(FileExistsError):  # another run of the tests beside this one
-                (FOLDER / Path(name).name).symlink_to(Path(found).absolute())
+        if str(link.readlink()) != found.get(link.name):
+            link.unlink(missing_ok=True)
+    for name, target in found.items():
+        if target:
+            with contextlib.suppress(FileExistsError):
+                (FOLDER / name).symlink_to(target)
     os.environ["PATH"] = str(FOLDER)
 
 
