@@ -46,4 +46,5 @@ clean:  ## remove the environment, builds and caches
 -include csrc/devices.mk
 -include tests/robustness/robustness.mk
 -include tests/slurm/slurm.mk
+-include tests/fresh/fresh.mk
 -include experiments/experiments.mk
