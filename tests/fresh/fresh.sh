@@ -18,7 +18,11 @@ fi
 keep=$PWD/build/fresh
 mkdir -p "$keep"
 work=$(mktemp -d)
-trap 'umount --recursive "$work"/*/* 2>/dev/null || true; rm -rf --one-file-system "$work"' EXIT
+clean() { # whatever is still mounted is never removed with its folder
+    awk -v at="$work/" 'index($2, at) == 1 {print $2}' /proc/self/mounts | sort -r | xargs -r umount --lazy
+    grep -q " $work/" /proc/self/mounts || rm -rf "$work"
+}
+trap clean EXIT
 
 # bare ROOT PACKAGES: a minimal system with these packages and nothing else
 bare() {
@@ -27,10 +31,10 @@ bare() {
         if [ -z "$mirror" ] && command -v apt-get >/dev/null; then
             mirror=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' | awk '$1 == "Debian" {print $2; exit}')
         fi
-        debootstrap --variant=minbase --include="$2" bookworm "$work/made" ${mirror:+"$mirror"} >"$keep/debootstrap.log"
-        tar -C "$work/made" --exclude='./dev/*' --exclude='./proc/*' --exclude='./var/cache/apt/*' -cf "$kept.part" .
+        debootstrap --variant=minbase --include="$2" bookworm "$1.made" ${mirror:+"$mirror"} >"$kept.log"
+        tar -C "$1.made" --exclude='./dev/*' --exclude='./proc/*' --exclude='./var/cache/apt/*' -cf "$kept.part" .
         mv "$kept.part" "$kept"
-        rm -rf --one-file-system "$work/made"
+        rm -rf "$1.made"
     fi
     mkdir "$1"
     tar -C "$1" -xf "$kept"
@@ -92,14 +96,26 @@ native() { grep 'backend native' "$keep/$1.log" | sed 's/^[^a-z]*backend native[
 
 commit=$(git rev-parse --short HEAD)
 full=$work/compiler without=$work/none
-bare "$full" python3,python3-venv,make,g++
-step demo "$full" "make demo"
-step test "$full" "make test"
-step built "$full" "make test-built"
-bare "$without" python3,python3-venv,make
-step install-without "$without" "make install; .venv/bin/sparcl info"
-grep -q 'missing: the compiled part of sparcl' "$keep/install-without.log"
-step test-without "$without" "make test"
+with_compiler() {
+    bare "$full" python3,python3-venv,make,g++
+    step demo "$full" "make demo"
+    step test "$full" "make test"
+    step built "$full" "make test-built"
+}
+without_compiler() {
+    bare "$without" python3,python3-venv,make
+    step install-without "$without" "make install; .venv/bin/sparcl info"
+    grep -q 'missing: the compiled part of sparcl' "$keep/install-without.log"
+    step test-without "$without" "make test"
+}
+with_compiler & # side by side: the tests compute on one thread
+first=$!
+without_compiler &
+second=$!
+failed=
+wait "$first" || failed=yes
+wait "$second" || failed=yes
+[ -z "$failed" ] || exit 1
 
 cat >docs/fresh.md <<END
 # On a machine that has never seen the project
