@@ -73,10 +73,10 @@ bring_index() {
     done
 }
 
-# inside ROOT COMMAND: in the clone, as the user, with no variable but what reaching the index takes, and the processor's
+# inside ROOT COMMAND: in the clone, as the user, with no variable but what reaching the index and the processor take
 inside() {
     local passed
-    mapfile -t passed < <(env | grep -iE '^((https?|no|all)_proxy|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|OPENBLAS_[A-Z0-9_]*)=')
+    mapfile -t passed < <(env | grep -iE '^((https?|no|all)_proxy|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|(OPENBLAS|OMP)_[A-Z0-9_]*)=')
     chroot --userspec=fresh:fresh "$1" /usr/bin/env -i HOME=/home/fresh PATH=/usr/bin:/bin "${passed[@]}" \
         sh -ec "cd /home/fresh/sparcl; $2"
 }
