@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The README's commands where nothing else is: two bare Debian 12 systems, made by debootstrap and entered by chroot, in which
-# an unprivileged user has a clone of HEAD. One has python3, python3-venv, make and g++: `make demo`, `make test`, and what
-# `python -m build` builds. The other has no compiler: the package installs, says so, and its tests pass.
+# an unprivileged user has a clone of HEAD. One has python3, python3-venv, python3-dev, make and g++: `make demo`, `make test`,
+# and what `python -m build` builds. The other has no compiler: the package installs, says so, and its tests pass.
 # Needs root and Debian's debootstrap. The result is docs/fresh.md; the logs, and the bare systems for the next time, are
 # under build/fresh. `MIRROR=URL` names Debian's mirror; else it is that of this machine's apt.
 set -euo pipefail
@@ -97,7 +97,9 @@ native() { grep 'backend native' "$keep/$1.log" | sed 's/^[^a-z]*backend native[
 commit=$(git rev-parse --short HEAD)
 full=$work/compiler without=$work/none
 with_compiler() {
-    bare "$full" python3,python3-venv,make,g++
+    bare "$full" python3,python3-venv,python3-dev,make,g++
+    step install "$full" "make install; .venv/bin/sparcl info"
+    grep -q 'backend native.*available' "$keep/install.log"
     step demo "$full" "make demo"
     step test "$full" "make test"
     step built "$full" "make test-built"
@@ -127,6 +129,7 @@ Its last result, written by it:
 |---|---|
 | date, commit | $(date -u +%F), $commit |
 | system | Debian $(cat "$full/etc/debian_version"), $(inside "$full" 'python3 --version'), $(inside "$full" 'g++ --version | head -n 1') |
+| \`make install\`, \`sparcl info\` | backend native $(native install) |
 | \`make demo\` | done |
 | \`make test\` | $(tests test) |
 | \`make test-built\`, the sdist | $(grep '^sdist:' "$keep/built.log" | sed 's/^sdist: //') |
