@@ -15,6 +15,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+import sparcl
+from sparcl import overlaid
 from sparcl.errors import ConfigError, SparclError, Stopped, out_of_memory
 
 app = typer.Typer(
@@ -240,6 +242,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold what the terminal's encoding does not
             stream.reconfigure(errors="backslashreplace")
+    if not hasattr(sparcl, "Learner"):  # another's __init__.py, over ours
+        said = overlaid.warning(Path(__file__).parents[1])
+        sys.exit(
+            _refuse(said or f"{sparcl.__file__} is not this project's; install sparcl-edge in a fresh environment")
+        )
     sys.exit(_main(sys.argv[1:]))
 
 

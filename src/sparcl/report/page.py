@@ -27,7 +27,7 @@ def page(groups: Sequence[Group], problems: Sequence[Problem]) -> str:
     """
     missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"format html needs {' and '.join(missing)}: pip install 'sparcl[report]'")
+        raise ConfigError(f"format html needs {' and '.join(missing)}: pip install 'sparcl-edge[report]'")
     import jinja2
 
     drawn = []

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ LAUNCHERS = ("local", "slurm")
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
 """How long a run that is asked to stop has to save its checkpoint."""
+ENDLESS = sys.maxsize
+"""How often a job may run out of time and queue again: submitit would give up at the fourth time."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class Cluster:
         folder: for submitit's own files; every node must see it under the same path.
         at_once: jobs side by side; None: as many as the cluster gives.
         partition: where to queue; None: the cluster's default.
-        minutes: of a job, until it saves itself and queues again.
+        minutes: of a job, until it saves itself and queues again, until the run is done.
         memory: of a job, as `4G`; None: the cluster's default.
         cluster: submitit's name of the executor; `local` runs the jobs here.
     """
@@ -182,7 +185,7 @@ class Cluster:
         cluster: str = "slurm",
     ) -> None:
         if importlib.util.find_spec("submitit") is None:
-            raise ConfigError("launcher slurm needs submitit: pip install 'sparcl[sweep]'")
+            raise ConfigError("launcher slurm needs submitit: pip install 'sparcl-edge[sweep]'")
         if memory is not None and not re.fullmatch(r"\d+[KMGT]?", memory):
             raise ConfigError(f"memory {memory!r} is not allowed; use a whole number and K, M, G or T, e.g. 4G")
         if at_once is not None and at_once < 1:
@@ -192,10 +195,15 @@ class Cluster:
         self.at_once = at_once
         self.threads: int | None = 1
         try:
-            self.executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+            self.executor = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=ENDLESS)
         except RuntimeError:
             raise ConfigError("launcher slurm found no SLURM here (no sbatch); use --launcher local") from None
-        slurm = {"slurm_partition": partition, "slurm_mem": memory, "slurm_array_parallelism": at_once}
+        slurm = {
+            "slurm_partition": partition,
+            "slurm_mem": memory,
+            "slurm_array_parallelism": at_once,
+            "slurm_additional_parameters": {"requeue": True},  # where the cluster's default is not to queue again
+        }
         self.executor.update_parameters(
             name="sparcl", timeout_min=minutes, **{k: v for k, v in slurm.items() if v is not None}
         )

@@ -57,7 +57,7 @@ def decode(content: bytes, name: str, size: Size | None = None) -> npt.NDArray[n
         from PIL import Image as PILImage
         from PIL import UnidentifiedImageError
     except ImportError as error:
-        raise SparclError('reading images needs Pillow: pip install "sparcl[images]"') from error
+        raise SparclError('reading images needs Pillow: pip install "sparcl-edge[images]"') from error
     try:
         with warnings.catch_warnings(), PILImage.open(io.BytesIO(content), formats=_FORMATS) as image:
             warnings.simplefilter("ignore")  # of odd metadata; what matters is an error below
