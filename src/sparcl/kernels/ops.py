@@ -251,6 +251,9 @@ class _Pool(torch.autograd.Function):
                 y = _native.max_pool(x, size, stride, padding, threads)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        except TypeError:  # nanobind takes no number that does not fit an int
+            sizes = f"{tuple(size)}, stride {tuple(stride)}, padding {tuple(padding or (0, 0))}"
+            raise ConfigError(f"pooling: sizes must be whole numbers below 2^31: window {sizes}") from None
         ctx.save_for_backward(None if padding is None else x)
         ctx.shape, ctx.window = x.shape, (size, stride, padding)
         return y
