@@ -28,7 +28,7 @@ from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
-from sparcl.nn import auto, convert
+from sparcl.nn import auto, convert, memory
 from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.task import Task
@@ -94,7 +94,8 @@ class Learner:
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.recipes = saving.recipes(model, self.method, self.sparsifier)
         self.device = torch.device(device)
-        self.model = model.to(self.device)
+        self.model = model.to(self.device).eval()  # training mode is for `learn` alone
+        memory.own_memory(self.model)
         self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
         self.layer_choice = dict(layer_choice or {})
         self.backend = self._convert(backend, input_shape)
@@ -124,7 +125,7 @@ class Learner:
         self.tasks: list[Task] = []
         self.position: Position | None = None
         self.learned = self.steps = 0
-        self._midway = False
+        self._midway = self._learning = False
         self.watch_loss = LossWatch()
 
     def _convert(self, backend: str, input_shape: tuple[int, ...] | None) -> str:
@@ -150,12 +151,23 @@ class Learner:
     def learn(self, task: Task) -> None:
         """Learn one task; where a loaded state stands inside it, go on from there.
 
+        The model is in training mode meanwhile, and in evaluation mode before and after.
+
         Raises:
             TrainingError: the loss became NaN or infinite (names task, epoch and step).
             DataError: the task cannot be trained on.
             CheckpointError: a loaded state stands inside a task with other data; or a checkpoint cannot be written.
         """
         refusals.check_task(task, self.learned)
+        self._learning = True
+        try:
+            self._learn(task)
+        finally:
+            self._learning = False
+            self.model.eval()
+        self.tell("task.end", {"task": task.index})
+
+    def _learn(self, task: Task) -> None:
         self._enter(task)
         position = self.position
         assert position is not None
@@ -171,7 +183,6 @@ class Learner:
             self.method.end_task(self.task)
         self.position = None
         self.learned += 1
-        self.tell("task.end", {"task": task.index})
 
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
@@ -302,7 +313,10 @@ class Learner:
 
     @torch.no_grad()
     def evaluate(self, tasks: Sequence[Task] | None = None) -> Accuracy:
-        """Accuracy on the test samples of `tasks` (default: those learned so far), in percent."""
+        """Accuracy on the test samples of `tasks` (default: those learned so far), in percent.
+
+        The model stays in evaluation mode, unless an observer asks in the middle of a task.
+        """
         if tasks is None and len(self.tasks) < self.learned:
             raise ConfigError("name the tasks to evaluate on: those before the loaded state were never given")
         tasks = self.tasks if tasks is None else tasks
@@ -314,7 +328,7 @@ class Learner:
             pairs = [accuracy_on(t, self.method, self.device, lambda: self.tell("evaluate.batch", {})) for t in tasks]
             class_il, task_il = zip(*pairs, strict=True)
         finally:
-            self.model.train()
+            self.model.train(self._learning)
             self.tell("evaluate.end", {})
         return Accuracy(class_il if "class-il" in self.method.scenarios else None, task_il)
 
