@@ -8,7 +8,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +20,7 @@ from rich.console import Console
 
 import sparcl
 from sparcl import overlaid
-from sparcl.errors import ConfigError, SparclError, Stopped, out_of_memory
+from sparcl.errors import ConfigError, DataWarning, OutputError, SparclError, Stopped, out_of_memory
 
 app = typer.Typer(
     add_completion=False,
@@ -180,6 +183,7 @@ def bench(
     batch, width, model. With --job: method, sparsifier, sparsity, pattern, step_ms, update_ms (what a mask update takes
     more), choice_ms, evaluate_image_ms, parameter_bytes, buffer_bytes, peak_bytes (of a step), seconds, steps, epochs.
     """
+    from sparcl.report.write import write_text
     from sparcl.run import bench as steps
     from sparcl.run import job as jobs
 
@@ -214,10 +218,7 @@ def bench(
         )
         console.print(steps.as_table(rows))  # first: the measurement is not lost where the file cannot be written
     if json_ is not None:
-        try:
-            json_.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot write {json_}: {error.strerror}") from None
+        write_text(json_, json.dumps(rows, indent=2) + "\n")
 
 
 def _console() -> Console:
@@ -239,15 +240,54 @@ def _options(pairs: list[str]) -> dict[str, float]:
 
 def main() -> None:
     """Entry point: run the command; whatever is the user's to mend is one line on stderr and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a path may hold what the terminal's encoding does not
-            stream.reconfigure(errors="backslashreplace")
+    _open_output()
     if not hasattr(sparcl, "Learner"):  # another's __init__.py, over ours
         said = overlaid.warning(Path(__file__).parents[1])
         sys.exit(
             _refuse(said or f"{sparcl.__file__} is not this project's; install sparcl-edge in a fresh environment")
         )
-    sys.exit(_main(sys.argv[1:]))
+    warnings.showwarning = _tell(warnings.showwarning)
+    code = _main(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OutputError as error:
+        code = code or _refuse(str(error))  # one line, where the command has not said it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still unwritten fails no more while Python ends
+    sys.exit(code)
+
+
+class _Output(io.FileIO):
+    """Standard output that says so itself where it cannot be written, whoever wrote."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OutputError(f"standard output cannot be written: {error.strerror}") from None
+
+
+def _open_output() -> None:
+    """Standard output and error for any path, which may hold what the terminal's encoding does not."""
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
+    if sys.stdout is None:  # closed by the caller: nobody wants to read
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        buffered = io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False))
+        encoding, by_line = sys.stdout.encoding, sys.stdout.line_buffering
+        sys.stdout = io.TextIOWrapper(buffered, encoding, "backslashreplace", line_buffering=by_line)
+
+
+def _tell(otherwise: Callable[..., None]) -> Callable[..., None]:
+    """Shows what data should be heard of as a line of its own, every other warning as before."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DataWarning):
+            print(message)
+        else:
+            otherwise(message, category, *where, **more)
+
+    return show
 
 
 def _main(arguments: list[str]) -> int:

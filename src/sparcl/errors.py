@@ -25,6 +25,14 @@ class Stopped(Exception):  # noqa: N818 (as KeyboardInterrupt: no error)
         self.signal = signal
 
 
+class OutputError(SparclError):
+    """Standard output cannot be written: a full disk, or a reader that has gone."""
+
+
+class DataWarning(UserWarning):
+    """Data that is read otherwise than one may think; the command line prints it as a line of its own."""
+
+
 class CheckpointError(SparclError):
     """A checkpoint or a run directory that is missing, damaged, locked or does not fit."""
 

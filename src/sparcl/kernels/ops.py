@@ -68,6 +68,7 @@ def sparse_conv2d(x: Tensor, values: Tensor, plan: Any, bias: Tensor | None = No
     """
     check(x, "the input")
     recipe = recipe_of(x)
+    values, bias = values.contiguous(), bias if bias is None else bias.contiguous()
     y: Tensor = _SparseConv2d.apply(x, values, bias, plan, recipe)  # type: ignore[no-untyped-call]
     return y
 

@@ -33,7 +33,7 @@ from sparcl.learner.prediction import Prediction, predict
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
 from sparcl.methods.respond import evaluating
-from sparcl.nn import auto, convert
+from sparcl.nn import auto, convert, memory
 from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import Transform
@@ -109,7 +109,8 @@ class Learner:
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.recipes = saving.recipes(model, self.method, self.sparsifier)
         self.device = torch.device(device)
-        self.model = model.to(self.device)
+        self.model = model.to(self.device).eval()  # training mode is for `learn` alone
+        memory.own_memory(self.model)
         self.budget, self.batch_size, self.seed = Budget.of(epochs, steps, seconds), batch_size, seed
         check_pace(pace)
         self.pace = [list(steps) for steps in pace]
@@ -145,7 +146,7 @@ class Learner:
         self.tasks: list[Task] = []
         self.position: Position | None = None
         self.learned = self.steps = 0
-        self._midway = False
+        self._midway = self._learning = False
         self.watch_loss = LossWatch()
 
     def _convert(self, backend: str, input_shape: tuple[int, ...] | None) -> str:
@@ -171,6 +172,8 @@ class Learner:
     def learn(self, task: Task) -> None:
         """Learn one task; where a loaded state stands inside it, go on from there.
 
+        The model is in training mode meanwhile, and in evaluation mode before and after.
+
         Raises:
             TrainingError: the loss became NaN or infinite (names task, epoch and step).
             DataError: the task cannot be trained on.
@@ -178,6 +181,15 @@ class Learner:
         """
         task = self.classes.bind(task, self.learned, self.optimizer, self.generators.head)
         refusals.check_task(task, self.learned)
+        self._learning = True
+        try:
+            self._learn(task)
+        finally:
+            self._learning = False
+            self.model.eval()
+        self.tell("task.end", {"task": task.index})
+
+    def _learn(self, task: Task) -> None:
         self._enter(task)
         position = self.position
         assert position is not None
@@ -195,7 +207,6 @@ class Learner:
             self.pace.append(position.pace)
         self.position = None
         self.learned += 1
-        self.tell("task.end", {"task": task.index})
 
     def _another(self, position: Position) -> bool:
         """Whether this epoch has another batch, and the budget another step."""
@@ -340,7 +351,10 @@ class Learner:
 
     @torch.no_grad()
     def evaluate(self, tasks: Sequence[Task] | None = None) -> Accuracy:
-        """Accuracy on the test samples of `tasks` (default: those learned so far), in percent."""
+        """Accuracy on the test samples of `tasks` (default: those learned so far), in percent.
+
+        The model stays in evaluation mode, unless an observer asks in the middle of a task.
+        """
         if tasks is None and len(self.tasks) < self.learned:
             raise ConfigError("name the tasks to evaluate on: those before the loaded state were never given")
         tasks = self.tasks if tasks is None else tasks
@@ -352,7 +366,7 @@ class Learner:
             pairs = [accuracy_on(t, self.method, self.device, lambda: self.tell("evaluate.batch", {})) for t in tasks]
             class_il, own = zip(*pairs, strict=True)
         finally:
-            self.model.train()
+            self.model.train(self._learning)
             self.tell("evaluate.end", {})
         columns = [
             k for t in tasks for k in t.classes

@@ -40,6 +40,8 @@ PARTS = ("settings", "model", "layers", "optimizer", "learner")
 SETTINGS = ("batch_size", "replay_batch_size", "seed")
 LIMITS = (*SETTINGS, "budget")
 MADE_FROM = ("model", "method", "sparsifier")
+STRIDES = "strides"
+"""Of the tensors that lie in memory in another order than the default one: PyTorch's results depend on it."""
 
 KNOWN: dict[str, dict[str, Callable[..., Any]]] = {
     "model": {kind.__name__: kind for kind in (ResNet, ConvNet, MLP)},
@@ -60,6 +62,7 @@ class Saved(Protocol):
     generators: Generators
     settings: dict[str, Any]
     recipes: dict[str, Any]
+    backend: str
     budget: Budget
     pace: list[list[int]]
     classes: Classes
@@ -85,7 +88,11 @@ def capture(learner: Saved) -> State:
         TrainingError: weights or statistics are NaN or infinite; such a state is no place to go on from.
     """
     state: State = {
-        "settings": {**learner.settings, "made_from": learner.recipes},
+        "settings": {
+            **learner.settings,
+            "made_from": learner.recipes,
+            STRIDES: canonical.strides(learner.model, learner.sparsifier.layers),
+        },
         **canonical.capture(learner.model, learner.sparsifier.layers, learner.optimizer),
         "learner": _progress(learner),
     }
@@ -103,8 +110,9 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
         CheckpointError: it is another's, or not well formed.
     """
     checks.keys(state, PARTS, "the state")
+    settings = _settings(state)
     for name, value in learner.settings.items():
-        if (saved := checks.keys(state["settings"], [*LIMITS, "made_from"], "settings")[name]) != value:
+        if (saved := settings[name]) != value:
             raise CheckpointError(f"{name.replace('_', ' ')} is {value} here, but {saved!r:.40} in the checkpoint")
     for part in MADE_FROM:
         saved, ours = state["settings"]["made_from"][part], learner.recipes[part]
@@ -112,6 +120,8 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
             raise CheckpointError(f"the checkpoint was made with another {part}: its {where} differs")
     with checks.refusing("the classes"):
         learner.classes.restore(state["learner"]["classes"], learner.optimizer)
+    if learner.backend == "reference" and STRIDES in settings:  # native has one order for all
+        canonical.lay_out(learner.model, learner.sparsifier.layers, settings[STRIDES])
     with checks.refusing("the state of the model and its optimizer"):
         canonical.restore(learner.model, learner.sparsifier.layers, learner.optimizer, state, _fits(learner))
     with checks.refusing("the state of the method and the sparsifier"):
@@ -120,6 +130,13 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     for part in PARTS[1:]:
         if (where := tree.difference(_portable(state[part]), _portable(again[part]), part)) is not None:
             raise CheckpointError(f"the checkpoint does not fit: {where} was not taken as it is")
+
+
+def _settings(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings in a state; one of an earlier version does not tell how tensors lay in memory."""
+    settings = state["settings"]
+    told = [STRIDES] if isinstance(settings, Mapping) and STRIDES in settings else []
+    return checks.keys(settings, [*LIMITS, "made_from", *told], "settings")
 
 
 def _progress(learner: Saved) -> State:
@@ -224,7 +241,8 @@ def make(
         CheckpointError: a part is not one of ours, or was made with values that cannot be stored.
     """
     state.pop(RUN, None)
-    settings = checks.keys(checks.keys(state, PARTS, "the state")["settings"], [*LIMITS, "made_from"], "settings")
+    checks.keys(state, PARTS, "the state")
+    settings = _settings(state)
     given = dict(zip(MADE_FROM, (model, method, sparsifier), strict=True))
     recipes = checks.keys(settings["made_from"], MADE_FROM, "settings")
     for part, recipe in recipes.items():

@@ -56,7 +56,7 @@ class BalancedBuffer(ReservoirBuffer):
         kept = torch.cat([places[: self.share(len(of_group))] for places in of_group])
         self.seen = len(kept)
         for name, tensor in joined.items():
-            setattr(self, name, self._with_room(tensor[kept]))
+            setattr(self, name, self._with_room(tensor[kept].contiguous()))
 
 
 class TaskShares(RehearsalMethod):

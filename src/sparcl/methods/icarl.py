@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparcl.checkpoint import checks
 from sparcl.methods.balanced import BalancedBuffer
@@ -28,6 +28,7 @@ class ICaRL(RehearsalMethod):
 
     name = "icarl"
     uses_classifier = True
+    answers_need = "the mean feature of each class's exemplars, the nearest of which answers"
 
     def __init__(self, buffer_size: int = 200) -> None:
         super().__init__(buffer_size)
@@ -93,18 +94,29 @@ class ICaRL(RehearsalMethod):
         self.buffer.logits = logits_of(model, self.buffer.inputs[: len(self.buffer)], task, device)
         self.old, self.recorded, self._means = self.seen, None, None
 
-    @torch.no_grad()
     def predict(self, inputs: Tensor, task: Task) -> Tensor:
         """Minus the squared distance to each class's mean of exemplars; before there are any, the logits."""
-        with classifier_inputs(self.host.model) as seen:
-            logits: Tensor = self.host.model(inputs)
+        return self.answer(self.host.model, inputs, self.answer_state(task))
+
+    def answer_state(self, task: Task) -> dict[str, Tensor]:
+        """`means` [S, D] float32, L2-normalised, and the `classes` [S] int64 that they are of."""
         if not self.old:
-            return logits
+            return {}
         if self._means is None:
             self._means = self._class_means(task)
+        return {"means": self._means, "classes": torch.tensor(self.old, device=self._means.device)}
+
+    @classmethod
+    @torch.no_grad()
+    def answer(cls, model: nn.Module, inputs: Tensor, state: Mapping[str, Tensor], task: int | None = None) -> Tensor:
+        del task
+        with classifier_inputs(model) as seen:
+            logits: Tensor = model(inputs)
+        if not state:
+            return logits
         features = F.normalize(seen[-1].flatten(1), dim=1)
         scores = torch.full_like(logits, float("-inf"))
-        scores[:, self.old] = -torch.cdist(features, self._means).square()
+        scores[:, state["classes"]] = -torch.cdist(features, state["means"]).square()
         return scores
 
     def _class_means(self, task: Task) -> Tensor:

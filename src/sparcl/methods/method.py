@@ -82,6 +82,9 @@ class Method(Recorded, ABC):
     uses_classifier: ClassVar[bool] = False
     """Whether the method looks for the layer that makes the logits: the last one that the model defines."""
 
+    answers_need: ClassVar[str | None] = None
+    """What an answer needs beside the network's weights, in words; None where these alone give it."""
+
     def __init__(self, *, single_head: bool = False) -> None:
         self.single_head = single_head
         self.buffer: ReservoirBuffer | None = None
@@ -136,6 +139,32 @@ class Method(Recorded, ABC):
         """Logits [N, C] for normalised inputs; only a Task-IL method may look at `task`."""
         del task
         logits: Tensor = self.host.model(inputs)
+        return logits
+
+    def answer_state(self, task: Task) -> dict[str, Tensor]:
+        """What `answer` needs beside the weights as they are now, by name; nothing where these alone give it.
+
+        Args:
+            task: any of the stream: its transform normalises what is remembered.
+        """
+        del task
+        return {}
+
+    @classmethod
+    def answer(cls, model: nn.Module, inputs: Tensor, state: Mapping[str, Tensor], task: int | None = None) -> Tensor:
+        """As `predict`, but without a Learner: from a plain network with its final weights, evaluating.
+
+        Args:
+            model: dense, as it was before any training, its state dict loaded.
+            inputs: [N, ...], normalised.
+            state: of `answer_state`.
+            task: index from 0, for a Task-IL method; its classes are then the columns to look at.
+
+        Returns:
+            Logits [N, C].
+        """
+        del state, task
+        logits: Tensor = model(inputs)
         return logits
 
     def task_importance_loss(self, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparcl.checkpoint import checks
 from sparcl.errors import ConfigError
@@ -40,6 +40,7 @@ class PartitionMethod(Method):
     scenarios: ClassVar[tuple[str, ...]] = ("task-il",)
     masks = "none"
     uses_classifier = True
+    answers_need = "the number of the task: the weights that answer for it, and its own BatchNorm statistics"
 
     def __init__(self, *, pruned: float = 0.75) -> None:
         super().__init__(single_head=True)
@@ -134,10 +135,32 @@ class PartitionMethod(Method):
         """Logits of the task's own part, other classes at -inf; of the network in training while it has none."""
         if task.index + 1 > self.present or (task.index + 1 == self.present and not self.packed):
             return only(self.forward(inputs), task.classes)
-        part = {self.names[i]: self.parameters[i].masked_fill(~self.used(i, task.index), 0.0) for i in self.divided}
-        statistics = self.statistics.get(str(task.index), {})
-        logits: Tensor = torch.func.functional_call(self.host.model, {**part, **statistics}, (inputs,))
-        return only(logits, task.classes)
+        return only(self.answer(self.host.model, inputs, self._part(task.index), task.index), task.classes)
+
+    def _part(self, t: int) -> dict[str, Tensor]:
+        """What answers for the packed task t: `task-t.mask.NAME` bool, of a weight; `task-t.buffer.NAME`, a buffer."""
+        masks = {f"task-{t}.mask.{self.names[i]}": self.used(i, t) for i in self.divided}
+        return masks | {f"task-{t}.buffer.{k}": value for k, value in self.statistics.get(str(t), {}).items()}
+
+    def answer_state(self, task: Task) -> dict[str, Tensor]:
+        """The parts of all tasks that are learned: see `_part`."""
+        del task
+        return {name: tensor for t in self.statistics for name, tensor in self._part(int(t)).items()}
+
+    @classmethod
+    @torch.no_grad()
+    def answer(cls, model: nn.Module, inputs: Tensor, state: Mapping[str, Tensor], task: int | None = None) -> Tensor:
+        part = {k.removeprefix(f"task-{task}."): v for k, v in state.items() if k.startswith(f"task-{task}.")}
+        if not part:
+            learned = sorted({k.partition(".")[0] for k in state}) or ["none"]
+            raise ConfigError(f"method {cls.name} answers for one of its tasks: {', '.join(learned)}")
+        weights = dict(model.named_parameters())
+        replaced = {}
+        for key, tensor in part.items():
+            kind, _, name = key.partition(".")
+            replaced[name] = weights[name].masked_fill(~tensor, 0.0) if kind == "mask" else tensor
+        logits: Tensor = torch.func.functional_call(model, replaced, (inputs,))
+        return logits
 
     def state_dict(self) -> dict[str, Any]:
         owner = {str(i): owner for i, owner in enumerate(self.owner)}

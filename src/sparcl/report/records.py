@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,12 @@ class Record:
     def seed(self) -> int:
         return int(self.result["seed"])
 
+    @property
+    def data(self) -> str | None:
+        """Fingerprint of the stream that was learned; None where the result does not name it."""
+        held = self.result.get("data")
+        return None if held is None else str(held["fingerprint"])
+
     def figure(self, section: str, name: str) -> float | None:
         """A number of result.json, or None where it was not measured."""
         holder = self.result[section] if section else self.result
@@ -83,7 +89,8 @@ class Problem:
 def load(places: Iterable[Path]) -> tuple[list[Record], list[Problem]]:
     """The finished runs at `places` (run directories, or folders that hold some, however deep), and what went wrong.
 
-    A run that repeats another's settings and seed is left out of the records, and said to be: no seed counts twice.
+    A run that repeats another's settings and seed on the same data is left out of the records, and said to be: no seed
+    counts twice. An older result, which names no data, may be of any.
     """
     records: list[Record] = []
     problems: list[Problem] = []
@@ -96,20 +103,30 @@ def load(places: Iterable[Path]) -> tuple[list[Record], list[Problem]]:
         if not found:
             problems.append(Problem(place, f"holds no run (no {CONFIG} or {RESULT})"))
         directories.update(dict.fromkeys(found))
-    seen: dict[str, Path] = {}
     for directory in directories:
         read = read_run(directory)
         if isinstance(read, Problem):
             problems.append(read)
-            continue
-        told = {k: v for k, v in read.config.items() if k not in INCIDENTAL}
-        identity = json.dumps({**told, "seed": read.seed}, sort_keys=True, default=str)
-        if identity in seen:
-            problems.append(Problem(directory, f"same settings and seed as {seen[identity]}; counted once"))
         else:
-            seen[identity] = directory
             records.append(read)
-    return records, problems
+    repeated = list(_repeated(records))
+    again = {problem.path for problem in repeated}
+    return [r for r in records if r.path not in again], problems + repeated
+
+
+def _repeated(records: Sequence[Record]) -> Iterator[Problem]:
+    """Runs that another one repeats; those that name their data come first, so that the order of places is nothing."""
+    seen: dict[str, dict[str | None, Path]] = {}
+    for record in sorted(records, key=lambda r: r.data is None):
+        told = {k: v for k, v in record.config.items() if k not in INCIDENTAL}
+        alike = seen.setdefault(json.dumps({**told, "seed": record.seed}, sort_keys=True, default=str), {})
+        other = alike.get(record.data)
+        if other is None and record.data is None:
+            other = next(iter(alike.values()), None)
+        if other is None:
+            alike[record.data] = record.path
+        else:
+            yield Problem(record.path, f"same settings, seed and data as {other}; counted once")
 
 
 def _run_directories(place: Path) -> Iterator[Path]:
@@ -126,7 +143,7 @@ def read_run(directory: Path) -> Record | Problem:
     if not result_file.exists():
         return Problem(directory, f"not finished (no {RESULT}); go on with --resume")
     try:
-        config = tomllib.loads(config_file.read_text(encoding="utf-8"))
+        config = tomllib.loads(config_file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return Problem(directory, f"no {CONFIG}")
     except (OSError, ValueError, RecursionError) as error:
@@ -135,7 +152,7 @@ def read_run(directory: Path) -> Record | Problem:
         if name in config and not (type(config[name]) in of_type and _is_number(config[name])):
             return Problem(directory, f"{CONFIG} is damaged: {name} is not a number")
     try:
-        text = result_file.read_text(encoding="utf-8")
+        text = result_file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         return Problem(directory, f"{RESULT} cannot be read: {one_line(error)}")
     result = _json_object(text)
@@ -172,6 +189,9 @@ def _fault(result: Mapping[str, Any]) -> str | None:
                     return f"{label} is not a whole number"
             elif value is not None and not _is_number(value):
                 return f"{label} is not a number"
+    data = result.get("data")
+    if data is not None and not (isinstance(data, dict) and isinstance(data.get("fingerprint"), str)):
+        return "data.fingerprint is not a name"
     return None
 
 

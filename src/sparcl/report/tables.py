@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,9 @@ def stat(values: Iterable[float | None]) -> Stat:
     return Stat(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
 
 
+Settings = tuple[tuple[str, Any], ...]
+
+
 @dataclass(frozen=True)
 class Group:
     """Runs that differ in their seed alone."""
@@ -74,7 +77,7 @@ class Group:
     sparsity: float
     pattern: str
     buffer: int | None
-    settings: tuple[tuple[str, Any], ...]
+    settings: Settings
     """What else tells this group from others of the report."""
     usual: frozenset[str]
     """Those of the settings that hold the value of most groups alike in the rest: said once, below the table."""
@@ -157,14 +160,29 @@ def group(records: Sequence[Record]) -> list[Group]:
     groups: list[Group] = []
     for base, members in by_base.items():
         telling = [k for k in keys if _varies(members if k in OF_METHOD else by_stream[base[0]], k)]
-        split: dict[str, list[Record]] = {}
-        for record in members:
-            split.setdefault(repr([(k, record.config.get(k)) for k in sorted(telling)]), []).append(record)
-        rows = [tuple((k, alike[0].config.get(k)) for k in sorted(telling)) for alike in split.values()]
-        for settings, alike in zip(rows, split.values(), strict=True):
+        split = list(_alike(members, sorted(telling)))
+        rows = [settings for settings, _ in split]
+        for settings, alike in split:
             usual = frozenset(k for k, value in settings if sum((k, value) in row for row in rows) * 2 > len(rows) > 2)
             groups.append(Group(*base, settings, usual, tuple(sorted(alike, key=lambda r: r.seed))))
     return sorted(groups, key=_order)
+
+
+def _alike(records: Sequence[Record], telling: Sequence[str]) -> Iterator[tuple[Settings, list[Record]]]:
+    """Records with the same values of the settings `telling`, those values first; apart where the data is another."""
+    split: dict[str, list[Record]] = {}
+    for record in records:
+        split.setdefault(repr([record.config.get(k) for k in telling]), []).append(record)
+    for alike in split.values():
+        settings = tuple((k, alike[0].config.get(k)) for k in telling)
+        by_data: dict[str | None, list[Record]] = {}
+        for record in alike:
+            by_data.setdefault(record.data, []).append(record)
+        if len(by_data.keys() - {None}) < 2:
+            yield settings, alike
+            continue
+        for data, of_data in by_data.items():
+            yield (*settings, ("data", None if data is None else data[:8])), of_data
 
 
 _BASE_KEYS = ("stream", "method", "sparsifier", "sparsity", "pattern", "buffer_size")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,11 +54,32 @@ def write(places: Sequence[Path], form: str = "table", out: Path | None = None) 
     if out is None:
         sys.stdout.write(text)
         return
+    write_text(out, text)
+
+
+def write_text(out: Path, text: str) -> None:
+    """Write a whole file, folders included, or leave what was there as it was; a name that is no text is escaped.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    content = text.encode("utf-8", "backslashreplace")
+    place = Path(os.path.realpath(out))  # a link stays a link
+    beside = place.with_name(f".sparcl-{os.getpid()}.tmp")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists() and not place.is_file():  # a device or a pipe: there is nothing to replace
+            place.write_bytes(content)
+            return
+        beside.write_bytes(content)
+        if place.exists():
+            shutil.copymode(place, beside)
+        os.replace(beside, place)
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def _for_terminal(groups: Sequence[Group], problems: Sequence[Problem], *, to_file: bool) -> str:

@@ -296,8 +296,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: it is missing, unreadable or not TOML (one line, with the place).
     """
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # an editor may have put a byte-order mark
     except FileNotFoundError:
         raise ConfigError(f"configuration {path} does not exist") from None
     except ValueError as error:  # TOML's own, of the encoding, of a number with thousands of digits

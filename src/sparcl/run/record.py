@@ -31,6 +31,7 @@ class RunDirectory:
         self.path = path
         self.config, self.events = path / "config.toml", path / "events.jsonl"
         self.result, self.model = path / "result.json", path / "model.safetensors"
+        self.answers, self.readme = path / "answers.safetensors", path / "README.md"
         self.checkpoints = path / "checkpoint"
         try:
             is_file = path.exists() and not path.is_dir()

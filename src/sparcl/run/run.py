@@ -15,19 +15,18 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 import sparcl
 from sparcl import kernels
-from sparcl.checkpoint import Checkpointer, Interval, Loaded, Store, checks, disk
-from sparcl.checkpoint.files import safetensors_parts
+from sparcl.checkpoint import Checkpointer, Interval, Loaded, Store, checks
 from sparcl.cost.clock import Clock
 from sparcl.cost.flops import Ledger
 from sparcl.cost.memory import memory, peak_rss_bytes
 from sparcl.errors import CheckpointError, ConfigError, Stopped
 from sparcl.learner import Learner
-from sparcl.nn.convert import backends, dense_state_dict
-from sparcl.run import build
+from sparcl.nn.convert import backends
+from sparcl.run import build, final
 from sparcl.run.evaluate import AccuracyMatrix
 from sparcl.run.experiment import Experiment, read_toml
 from sparcl.run.lock import locked
@@ -136,7 +135,7 @@ class Run:
             with self.progress:
                 self._learn()
             result = self.result()
-            self._save_model()
+            final.save(self.directory, self.learner, self.stream, self.experiment)
             self._record_pace()
             self.log.write("run.end", {"class_il": result["class_il"], "task_il": result["task_il"]})
         except Stopped:
@@ -212,10 +211,6 @@ class Run:
             self.experiment = dataclasses.replace(self.experiment, pace=tuple(map(tuple, self.learner.pace)))
             write_atomically(self.directory.config, self.experiment.to_toml())
 
-    def _save_model(self) -> None:
-        state = dense_state(self.learner.model)
-        disk.replace_file(self.directory.model, safetensors_parts(state))
-
     def result(self) -> dict[str, Any]:
         """The contents of result.json (DESIGN: the contract of the run directory)."""
         learner, metrics = self.learner, self.matrix.metrics()
@@ -226,6 +221,8 @@ class Run:
             "sparsifier": self.experiment.sparsifier,
             "backend": backend_used(learner),
             "seed": self.experiment.seed,
+            "data": final.data(self.stream),
+            "model": final.model(learner.method),
             "model_sha256": model_sha256(learner.model),
             **metrics,
             "accuracy_matrix": self.matrix.rows(),
@@ -254,15 +251,10 @@ def sparsity(learner: Learner) -> dict[str, float | int]:
     }
 
 
-def dense_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state dict as dense, contiguous CPU tensors, by name, whichever backend trained it."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in dense_state_dict(model).items()}
-
-
 def model_sha256(model: nn.Module) -> str:
     """SHA-256 over names and bytes of the dense state dict, in name order."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(dense_state(model).items()):
+    for name, tensor in sorted(final.dense_state(model).items()):
         digest.update(name.encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

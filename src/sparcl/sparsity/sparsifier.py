@@ -172,8 +172,8 @@ class MaskSparsifier(Sparsifier):
             if entries is not None:
                 parameter = layer.parameter
                 state = elementwise_state(self.optimizer, parameter)
-                before = {key: tensor.view(-1)[entries] for key, tensor in state.items()}
-                self._frozen.append((parameter, entries, parameter.detach().view(-1)[entries], before))
+                before = {key: entries_of(tensor, entries) for key, tensor in state.items()}
+                self._frozen.append((parameter, entries, entries_of(parameter.detach(), entries), before))
 
     def after_step(self) -> None:
         """Put the frozen back: a zero gradient is not a frozen weight under momentum, decay or Adam.
@@ -181,10 +181,10 @@ class MaskSparsifier(Sparsifier):
         State that this step created (the first step's momentum holds the decay) starts fresh for them.
         """
         for parameter, entries, values, before in self._frozen:
-            parameter.detach().view(-1)[entries] = values
+            set_entries(parameter.detach(), entries, values)
             for key, tensor in elementwise_state(self.optimizer, parameter).items():
                 fresh = fresh_state(self.optimizer, parameter, key)
-                tensor.view(-1)[entries] = before.get(key, fresh)
+                set_entries(tensor, entries, before.get(key, fresh))
         self._frozen = []
 
     def active_units(self, layer: SparseLayer) -> Tensor:
@@ -212,6 +212,19 @@ class MaskSparsifier(Sparsifier):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generator.set_state(state["generator"])
+
+
+def entries_of(tensor: Tensor, entries: Tensor) -> Tensor:
+    """A copy of the values at flat, row-major positions, int64 [n], whatever the order in memory."""
+    return tensor.reshape(-1)[entries]
+
+
+def set_entries(tensor: Tensor, entries: Tensor, values: Tensor | float) -> None:
+    """Write at flat, row-major positions, int64 [n], whatever the order in memory."""
+    if tensor.is_contiguous():
+        tensor.view(-1)[entries] = values
+    else:
+        tensor[torch.unravel_index(entries, tensor.shape)] = values
 
 
 def moves_without_gradient(optimizer: torch.optim.Optimizer) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 
 from sparcl.streams.split import Arrays
 
-VERSION = 1  # raise it when decoding or the layout of the file changes
+VERSION = 2  # raise it when decoding or the layout of the file changes
 
 
 def cache_folder() -> Path:
@@ -68,6 +68,7 @@ def _read(file: Path) -> Arrays | None:
                 test_inputs=saved["test_inputs"],
                 test_labels=saved["test_labels"],
                 class_names=tuple(str(name) for name in saved["class_names"]),
+                note=str(saved["note"]),
             )
     except Exception:  # absent, or damaged in any way
         return None
@@ -90,6 +91,7 @@ def _write(file: Path, arrays: Arrays) -> None:
                 test_inputs=arrays.test_inputs,
                 test_labels=arrays.test_labels,
                 class_names=np.array(arrays.class_names, dtype=np.str_),
+                note=np.array(arrays.note, dtype=np.str_),
             )
         os.replace(temporary, file)
     except OSError:  # a full or read-only disk costs time, not the run

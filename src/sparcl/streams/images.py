@@ -21,6 +21,8 @@ MAX_PIXELS = 64_000_000  # of one image, before any resize
 MAX_DECODED_BYTES = 64 << 30
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # none that starts another program, as EPS does
 
+ORIENTATION = 0x0112  # EXIF's tag
+
 Size = tuple[int, int]
 
 
@@ -59,11 +61,10 @@ def decode(content: bytes, name: str, size: Size | None = None) -> npt.NDArray[n
     except ImportError as error:
         raise SparclError('reading images needs Pillow: pip install "sparcl-edge[images]"') from error
     try:
-        with warnings.catch_warnings(), PILImage.open(io.BytesIO(content), formats=_FORMATS) as image:
-            warnings.simplefilter("ignore")  # of odd metadata; what matters is an error below
+        with warnings.catch_warnings(action="ignore"), PILImage.open(io.BytesIO(content), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{name} has {image.width}×{image.height} pixels: at most {MAX_PIXELS} are allowed")
-            rgb = _to_rgb(image)
+            rgb = _upright(_to_rgb(image), image)
             if size is not None and rgb.size != size[::-1]:
                 rgb = rgb.resize(size[::-1], PILImage.Resampling.BILINEAR)
             return np.asarray(rgb)
@@ -79,11 +80,34 @@ def _to_rgb(image: Image) -> Image:
 
     if image.mode.startswith("I;16"):
         return PILImage.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "I" and image.format in ("PPM", "PNG"):  # whose levels reach 65535, whatever the file's own most
+        return PILImage.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode}: 8 or 16 bits per channel are needed")
+        raise ValueError(f"mode {image.mode}: it has 32 bits per channel, 8 or 16 are needed")
     if image.mode == "P":
         image = image.convert("RGBA")  # keeps what a transparent palette entry hides
     return image.convert("RGB")
+
+
+def _upright(rgb: Image, image: Image) -> Image:
+    """`rgb`, made of `image`, turned as the file's EXIF says that it was taken: a phone turns no pixels itself."""
+    from PIL import Image as PILImage
+
+    turn = PILImage.Transpose
+    by_orientation = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_270,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_90,
+    }
+    try:
+        needed = by_orientation.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged notes beside pixels that are whole
+        return rgb
+    return rgb if needed is None else rgb.transpose(needed)
 
 
 class ImageSet:
@@ -97,17 +121,26 @@ class ImageSet:
         self._size = size
         self._images: dict[tuple[str, str, str], npt.NDArray[np.uint8]] = {}
         self._first: tuple[str, tuple[int, ...]] | None = None
+        self.root: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def add(self, split: str, class_name: str, file: str, content: bytes) -> None:
-        """Decode and keep one image.
+    def add(self, split: str, class_name: str, file: str, content: bytes, root: tuple[str, ...] = ()) -> None:
+        """Decode and keep one image; `root` is the folder of the source that its tree lies in.
 
         Raises:
-            DataError: unreadable; or its size differs from the first image's.
+            DataError: unreadable; its size differs from the first image's; of another tree; or there already.
         """
         name = "/".join(filter(None, (split, class_name, file)))
+        self.root = root if self.root is None else self.root
+        if root != self.root:
+            one, other = ("/".join((*folder, split)) for folder in (self.root, root))
+            raise DataError(
+                f"there are two trees, {one}/ and {other}/: keep one of them, or name its folder as the data"
+            )
+        if (split, class_name, file) in self._images:
+            raise DataError(f"{'/'.join((*root, name))} is there twice: keep one of the two")
         image = decode(content, name, self._size)
         if self._first is None:
             self._first = (name, image.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sparcl.errors import ConfigError, DataError, one_line
+from sparcl.errors import ConfigError, DataError, DataWarning, one_line
 from sparcl.streams.augment import Transform
 from sparcl.streams.task import Samples, Stream, Task
 
@@ -27,6 +28,7 @@ class Arrays:
         train_inputs, test_inputs: uint8 [N, C, H, W] as decoded.
         train_labels, test_labels: int64 [N], index into `class_names`.
         class_names: in the data set's own label order.
+        note: what the user should hear about how it was read.
     """
 
     train_inputs: npt.NDArray[np.uint8]
@@ -34,6 +36,7 @@ class Arrays:
     test_inputs: npt.NDArray[np.uint8]
     test_labels: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
+    note: str = ""
 
 
 def from_arrays(
@@ -95,6 +98,8 @@ def split(
     limit_per_class: int | None,
 ) -> Stream:
     """As `from_arrays`, for what this package has read itself: where sorted by class, tasks are views, not copies."""
+    if arrays.note:
+        warnings.warn(arrays.note, DataWarning, stacklevel=3)
     return _stream(
         name,
         Samples(as_inputs(arrays.train_inputs, "training"), _as_labels(arrays.train_labels, "training")),
