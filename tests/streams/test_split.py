@@ -179,7 +179,7 @@ def test_tasks_of_unequal_size_are_refused_with_the_divisors():
 
 
 def test_a_task_of_one_sample_is_refused():
-    with pytest.raises(DataError, match="task 0 has a single training sample"):
+    with pytest.raises(DataError, match=r"task 1 has 1 training sample\(s\): every task needs 2 or more"):
         stream_of(train=1, classes_per_task=1)
     assert len(stream_of(train=1, classes_per_task=2)) == 3
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sparcl.learner.refusals import check_columns
 from sparcl.methods.method import Method
 from sparcl.streams.task import Task
 
@@ -33,6 +34,7 @@ def accuracy_on(
 
     Class-IL: the largest of all logits. Task-IL: the largest of the task's own.
     """
+    assert task.test is not None
     own = torch.tensor(task.classes, device=device)
     right_class = right_task = 0
     for start in range(0, len(task.test), BATCH):
@@ -40,6 +42,7 @@ def accuracy_on(
         inputs = task.transform.test(task.test.inputs[start : start + BATCH].to(device))
         labels = task.test.labels[start : start + BATCH].to(device)
         logits = method.predict(inputs, task)
+        check_columns(task, logits.shape[1])
         right_class += int((logits.argmax(1) == labels).sum())
         right_task += int((own[logits[:, own].argmax(1)] == labels).sum())
     return 100.0 * right_class / len(task.test), 100.0 * right_task / len(task.test)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,13 +25,15 @@ from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner import refusals, saving
 from sparcl.learner.accuracy import Accuracy, accuracy_on
+from sparcl.learner.asked import Asked
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position
+from sparcl.learner.trained import Trained
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
 from sparcl.nn import auto, convert
-from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.sparsifier import Sparsifier
+from sparcl.streams.checked import checked, checked_test
 from sparcl.streams.task import Task
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -90,6 +93,7 @@ class Learner:
         checkpoint_every: int | str = "60s",
     ) -> None:
         refusals.check_settings(epochs, batch_size, replay_batch_size, lr)
+        refusals.check_model(model)
         self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.recipes = saving.recipes(model, self.method, self.sparsifier)
@@ -108,6 +112,7 @@ class Learner:
         make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay))
         self.optimizer = make(list(self.model.parameters()))
         refusals.check_optimizer(self.optimizer)
+        self.trained = Trained(self.model, self.optimizer)
         self.sparsifier.attach(self.model, self.optimizer, seed)
         self.sparsifier.notify = self.tell
         self.generators = seeds.Generators(seed, self.device)
@@ -138,6 +143,13 @@ class Learner:
             convert.to_native(self.model, sparsifier.prunable, self.layer_choice)
         return chosen
 
+    def __repr__(self) -> str:
+        kind, weights = type(self.model).__name__, sum(p.numel() for p in self.model.parameters())
+        made = f"{kind} of {weights:,} weights, method {self.method.name}, sparsifier {self.sparsifier.name}"
+        where = f", inside task {self.position.task + 1}" if self.position is not None else ""
+        done = f"{self.learned} task(s) learned{where}, {self.steps:,} steps"
+        return f"<Learner: {made},\n  backend {self.backend} on {self.device};\n  {done}>"
+
     def tell(self, event: str, figures: dict[str, Any]) -> None:
         """Pass an event on to the observers."""
         for observer in self.observers:
@@ -150,12 +162,30 @@ class Learner:
     def learn(self, task: Task) -> None:
         """Learn one task; where a loaded state stands inside it, go on from there.
 
+        A task of your own is cast and checked as `streams.from_arrays` does it. PyTorch's global generators are the
+        Learner's own until this returns, for its observers too; the caller's are then as they were.
+
         Raises:
             TrainingError: the loss became NaN or infinite (names task, epoch and step).
             DataError: the task cannot be trained on.
+            ConfigError: it is not the next, or the model and its optimizer no longer fit each other or the task.
             CheckpointError: a loaded state stands inside a task with other data; or a checkpoint cannot be written.
         """
-        refusals.check_task(task, self.learned)
+        task = checked(task)
+        refusals.check_turn(task, self.learned)
+        refusals.check_trained(self.optimizer)
+        if (misfit := self._misfit()) is not None:
+            raise ConfigError(misfit)
+        with self.generators.lent():
+            self._learn(task)
+
+    def _misfit(self) -> str | None:
+        """What of the model has changed so that it would not train as it seems, in one line."""
+        by_parameter = self.method.name if self.method.by_parameter else ""
+        return self.trained.misfit(self.model, self.optimizer, self.sparsifier.layers, by_parameter=by_parameter)
+
+    def _learn(self, task: Task) -> None:
+        """Learn a task that is well formed and the next one."""
         self._enter(task)
         position = self.position
         assert position is not None
@@ -180,16 +210,18 @@ class Learner:
         self.task = task
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
         self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
-        losses = Losses(self._task_importance, self._replay_importance, self._objective)
+        asked = (self._assemble, self.generators.importance, len(task.train), self.batch_size, self.tell)
+        losses = Asked(self.method, self.sparsifier, *asked).losses()
         if self.position is not None:
             saving.check_task(self.position, task, self.sparsifier)
             self.sparsifier.resume_task(losses)
             self.method.resume_task(task)
             return
         refusals.check_fit(self.model, self.method, task, self.device, self.batch_size)
+        self.method.check_task(task)
         self.tell("task.begin", {"task": task.index, "classes": list(task.classes), "samples": len(task.train)})
         self.model.train()
-        torch.manual_seed(seeds.derive(self.seed, f"torch/{task.index}"))  # what a model draws itself: dropout
+        seeds.seed_torch(seeds.derive(self.seed, f"torch/{task.index}"), self.device)  # what a model draws: dropout
         with self._under_way():
             self.method.begin_task(task)
             self.sparsifier.begin_task(task.index, samples=len(task.train), epochs=self.epochs, losses=losses)
@@ -268,50 +300,30 @@ class Learner:
         finally:
             self._midway = False
 
-    # --- importance ---------------------------------------------------------------------------------------------
-
-    def _task_importance(self) -> Tensor:
-        """L~(D_t) on a fresh batch of the samples still in the task."""
-        with self._importance():
-            return self.method.task_importance_loss(self._fresh_batch())
-
-    def _replay_importance(self) -> Tensor | None:
-        """L(M) on a fresh batch of the buffer."""
-        with self._importance():
-            return self.method.replay_importance_loss()
-
-    def _objective(self) -> Tensor:
-        """What the method trains on, on a fresh batch of the task (and of the buffer)."""
-        with self._importance():
-            return self.method.loss(self._fresh_batch())[0]
-
-    def _fresh_batch(self) -> Batch:
-        drawn = torch.randperm(len(self.task.train), generator=self.generators.importance)
-        return self._assemble(self.sparsifier.keep(drawn)[: self.batch_size])
-
-    @contextlib.contextmanager
-    def _importance(self) -> Iterator[None]:
-        """The forward passes in here are asked for by the sparsifier, not by the method: counted apart."""
-        self.tell("importance.begin", {})
-        try:
-            yield
-        finally:
-            self.tell("importance.end", {})
-
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(self, tasks: Sequence[Task] | None = None) -> Accuracy:
-        """Accuracy on the test samples of `tasks` (default: those learned so far), in percent."""
+        """Accuracy on the test samples of `tasks` (default: those learned so far), in percent.
+
+        A model that draws while it is evaluated draws the same each time, and nobody else's generator moves.
+
+        Raises:
+            ConfigError: there is no task to evaluate on, or it has classes that the model has no logits for.
+            DataError: a task has no test samples, or they are not allowed.
+        """
         if tasks is None and len(self.tasks) < self.learned:
             raise ConfigError("name the tasks to evaluate on: those before the loaded state were never given")
         tasks = self.tasks if tasks is None else tasks
         if not tasks:
             raise ConfigError("nothing to evaluate: learn a task first, or name the tasks")
+        tasks = [checked_test(task) for task in tasks]
         self.tell("evaluate.begin", {})
         self.model.eval()
         try:
-            pairs = [accuracy_on(t, self.method, self.device, lambda: self.tell("evaluate.batch", {})) for t in tasks]
+            with self.generators.aside(seeds.derive(self.seed, "evaluate")):
+                told = partial(self.tell, "evaluate.batch", {})
+                pairs = [accuracy_on(task, self.method, self.device, told) for task in tasks]
             class_il, task_il = zip(*pairs, strict=True)
         finally:
             self.model.train()
@@ -381,10 +393,13 @@ class Learner:
         """All of it: settings, weights, masks, optimizer, memory, generators, position.
 
         Raises:
-            CheckpointError: asked for in the middle of a step, or while a task begins or ends.
+            CheckpointError: asked for in the middle of a step, or while a task begins or ends; or the model and its
+                optimizer no longer fit each other.
         """
         if self._midway:
             raise CheckpointError(f"nothing can be saved in the middle of a step; save at {', '.join(SAFE)}")
+        if (misfit := self._misfit()) is not None:
+            raise CheckpointError(f"this state cannot be saved: {misfit}")
         if self.position is not None:
             self.watch_loss.settle(self.position)
             if self.position.data is None:

@@ -96,7 +96,7 @@ class Run:
         self.training_stream = stream.merged() if self.learner.method.learns_all_at_once else stream
         self.ledger = Ledger(self.learner.model, self.learner.sparsifier.layers, stream.input_shape)
         self.clock = Clock()
-        self.matrix = AccuracyMatrix(len(stream))
+        self.matrix = AccuracyMatrix(len(stream), answers_unseen=self.learner.method.answers_unseen)
         assert experiment.epochs is not None
         self.progress = Progress(console, len(self.training_stream), experiment.epochs)
         self.stop, self.store = stop, Store(directory.checkpoints)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import overload
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"<{len(self)} samples of {_kind(self.inputs)}>"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -35,15 +38,20 @@ class Task:
     Attributes:
         index: t, from 0.
         classes: the columns of the logits that belong to this task.
-        train, test: the samples.
+        train, test: the samples; a task without test samples (None) can be learned, not evaluated on.
         transform: from stored samples to what the network sees.
     """
 
     index: int
     classes: tuple[int, ...]
     train: Samples
-    test: Samples
-    transform: Transform
+    test: Samples | None = None
+    transform: Transform = field(default_factory=Transform)
+
+    def __repr__(self) -> str:
+        test = 0 if self.test is None else len(self.test)
+        size = f"{len(self.train)} training and {test} test samples of {_kind(self.train.inputs)}"
+        return f"<Task {self.index + 1}: classes {short(self.classes)}; {size}>"
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,10 @@ class Stream(Sequence[Task]):
     class_names: tuple[str, ...]
     fingerprint: str
 
+    def __repr__(self) -> str:
+        size = f"{len(self)} task(s), {self.n_classes} classes, samples {list(self.input_shape)}"
+        return f"<Stream {self.name}: {size}, fingerprint {self.fingerprint[:12]}>"
+
     def __len__(self) -> int:
         return len(self.tasks)
 
@@ -79,12 +91,25 @@ class Stream(Sequence[Task]):
     def merged(self) -> Stream:
         """The stream with all its tasks in one: what joint training, the upper bound, is given."""
         train = [task.train for task in self.tasks]
-        test = [task.test for task in self.tasks]
+        test = [task.test for task in self.tasks if task.test is not None]
         task = Task(
             index=0,
             classes=tuple(range(self.n_classes)),
             train=Samples(torch.cat([s.inputs for s in train]), torch.cat([s.labels for s in train])),
-            test=Samples(torch.cat([s.inputs for s in test]), torch.cat([s.labels for s in test])),
+            test=Samples(torch.cat([s.inputs for s in test]), torch.cat([s.labels for s in test])) if test else None,
             transform=self.tasks[0].transform,
         )
         return replace(self, tasks=(task,))
+
+
+def short(classes: Collection[int]) -> str:
+    """Class numbers in words: "0 to 9", or "1, 4"; of many that do not follow one another, the first few."""
+    numbers = sorted(classes)
+    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
+
+
+def _kind(inputs: Any) -> str:
+    """Dtype and shape of one of the samples [N, ...]."""
+    return f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape[1:])}"
