@@ -28,7 +28,7 @@ class Samples:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} samples of {_kind(self.inputs)}>"
+        return f"<{_count(self)} samples of {_kind(self)}>"
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ class Task:
     transform: Transform = field(default_factory=Transform)
 
     def __repr__(self) -> str:
-        test = 0 if self.test is None else len(self.test)
-        size = f"{len(self.train)} training and {test} test samples of {_kind(self.train.inputs)}"
+        size = f"{_count(self.train)} training and {_count(self.test)} test samples of {_kind(self.train)}"
         return f"<Task {self.index + 1}: classes {short(self.classes)}; {size}>"
 
 
@@ -110,6 +109,15 @@ def short(classes: Collection[int]) -> str:
     return ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
 
 
-def _kind(inputs: Any) -> str:
-    """Dtype and shape of one of the samples [N, ...]."""
+def _count(samples: Any) -> str:
+    """Samples of a split, which nobody has checked yet."""
+    labels = getattr(samples, "labels", ())
+    return str(len(labels)) if hasattr(labels, "__len__") else "?"
+
+
+def _kind(samples: Any) -> str:
+    """Dtype and shape of one of its samples."""
+    inputs = getattr(samples, "inputs", None)
+    if not hasattr(inputs, "dtype") or not hasattr(inputs, "shape"):
+        return f"a {type(inputs).__name__}"
     return f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape[1:])}"
