@@ -76,7 +76,7 @@ def check_fit(model: nn.Module, method: Method, task: Task, device: torch.device
     with evaluating(model):
         try:
             logits = model(inputs)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, ConfigError) as error:
             given = f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape)}"
             hint = channels_hint(inputs)
             raise ConfigError(f"the model does not take the task's inputs, {given}: {one_line(error)}{hint}") from error

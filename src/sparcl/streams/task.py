@@ -117,7 +117,7 @@ def _count(samples: Any) -> str:
 
 def _kind(samples: Any) -> str:
     """Dtype and shape of one of its samples."""
-    inputs = getattr(samples, "inputs", None)
+    inputs: Any = getattr(samples, "inputs", None)
     if not hasattr(inputs, "dtype") or not hasattr(inputs, "shape"):
         return f"a {type(inputs).__name__}"
     return f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape[1:])}"
