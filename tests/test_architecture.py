@@ -71,7 +71,18 @@ def parts_imported(path: Path) -> set[str]:
     return found
 
 
-LEARNER = ("position", "loss_watch", "trained", "refusals", "accuracy", "asked", "saving", "learner", "__init__")
+LEARNER = (
+    "position",
+    "loss_watch",
+    "trained",
+    "backend",
+    "refusals",
+    "accuracy",
+    "asked",
+    "saving",
+    "learner",
+    "__init__",
+)
 """The files of `learner`, each of which may import those before it."""
 
 

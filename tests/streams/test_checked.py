@@ -187,3 +187,13 @@ def test_a_stream_is_merged_without_the_test_samples_that_are_not_there() -> Non
     assert some.test is not None
     assert len(some.test) == len(stream[1].test)
     assert replace(stream, tasks=tuple(replace(task, test=None) for task in stream)).merged()[0].test is None
+
+
+def test_a_refused_task_is_not_among_those_that_were_learned() -> None:
+    learner = make_learner(method=METHODS["icarl"](8), sparsifier=None)
+    learner.learn(FIRST)
+    accuracy = learner.evaluate()
+    for wrong in (replace(FIRST, index=1), replace(SECOND, classes=(2, 3, 9))):
+        with pytest.raises((ConfigError, DataError)):
+            learner.learn(wrong)
+        assert learner.evaluate() == accuracy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,13 @@ class Accuracy:
         return f"{head}Task-IL {mean:.2f} % (mean of {len(self.task_il)} tasks)"
 
 
-def accuracy_on(
+def measure(tasks: Sequence[Task], method: Method, device: torch.device, before_batch: Callable[[], None]) -> Accuracy:
+    """Accuracy on the test samples of tasks, at least one; the model is in eval mode."""
+    class_il, task_il = zip(*(_accuracy_on(task, method, device, before_batch) for task in tasks), strict=True)
+    return Accuracy(class_il if "class-il" in method.scenarios else None, task_il)
+
+
+def _accuracy_on(
     task: Task, method: Method, device: torch.device, before_batch: Callable[[], None]
 ) -> tuple[float, float]:
     """Class-IL and Task-IL accuracy, percent, on a task's test samples; the model is in eval mode.

@@ -24,14 +24,14 @@ from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner import refusals, saving
-from sparcl.learner.accuracy import Accuracy, accuracy_on
+from sparcl.learner.accuracy import Accuracy, measure
 from sparcl.learner.asked import Asked
+from sparcl.learner.backend import give_to_backend
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position
 from sparcl.learner.trained import Trained
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
-from sparcl.nn import auto, convert
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.checked import checked, checked_test
 from sparcl.streams.task import Task
@@ -100,8 +100,15 @@ class Learner:
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
-        self.layer_choice = dict(layer_choice or {})
-        self.backend = self._convert(backend, input_shape)
+        self.backend, self.layer_choice = give_to_backend(
+            self.model,
+            self.sparsifier,
+            self.device,
+            backend,
+            batch_size=batch_size,
+            layer_choice=layer_choice or {},
+            input_shape=input_shape,
+        )
         self.settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
         self.settings["replay_batch_size"] = replay_batch_size or batch_size
         self.observers = list(observers)
@@ -131,17 +138,6 @@ class Learner:
         self.learned = self.steps = 0
         self._midway = False
         self.watch_loss = LossWatch()
-
-    def _convert(self, backend: str, input_shape: tuple[int, ...] | None) -> str:
-        """Give the model to the backend that will compute it, before the optimizer takes its parameters."""
-        sparsifier, batch = self.sparsifier, self.batch_size
-        chosen = auto.select_backend(backend, self.model, self.device, prunes=sparsifier.prunes)
-        if chosen == "native":
-            if backend == "auto" and not self.layer_choice:
-                densities, block = sparsifier.densities, sparsifier.pattern.block
-                self.layer_choice = auto.measure(self.model, sparsifier.prunable, densities, block, batch, input_shape)
-            convert.to_native(self.model, sparsifier.prunable, self.layer_choice)
-        return chosen
 
     def __repr__(self) -> str:
         kind, weights = type(self.model).__name__, sum(p.numel() for p in self.model.parameters())
@@ -207,18 +203,20 @@ class Learner:
         """Bind to the task; begin it unless a loaded state stands inside it."""
         if self.method.buffer is not None:
             self.method.buffer.check_inputs(task.train.inputs)
+        if self.position is None:
+            refusals.check_fit(self.model, self.method, task, self.device, self.batch_size)
+            self.method.check_task(task)
+        else:
+            saving.check_task(self.position, task, self.sparsifier)
         self.task = task
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
         self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
         asked = (self._assemble, self.generators.importance, len(task.train), self.batch_size, self.tell)
         losses = Asked(self.method, self.sparsifier, *asked).losses()
         if self.position is not None:
-            saving.check_task(self.position, task, self.sparsifier)
             self.sparsifier.resume_task(losses)
             self.method.resume_task(task)
             return
-        refusals.check_fit(self.model, self.method, task, self.device, self.batch_size)
-        self.method.check_task(task)
         self.tell("task.begin", {"task": task.index, "classes": list(task.classes), "samples": len(task.train)})
         self.model.train()
         seeds.seed_torch(seeds.derive(self.seed, f"torch/{task.index}"), self.device)  # what a model draws: dropout
@@ -276,11 +274,8 @@ class Learner:
     def _begin_step(self, position: Position) -> None:
         removed = self.sparsifier.removed
         self.sparsifier.begin_step(position.step)
-        if self.sparsifier.removed != removed and position.order is not None:
-            done, rest = position.order[: position.cursor], position.order[position.cursor :]
-            position.order = torch.cat([done, self.sparsifier.keep(rest)])
-            if position.cursor == 0:  # a small task may now be less than the batch that the epoch began with
-                position.plan(position.order, self.batch_size)
+        if self.sparsifier.removed != removed:
+            position.shorten(self.sparsifier.keep, self.batch_size)
 
     def _assemble(self, ids: Tensor) -> Batch:
         """The batch of the samples `ids` (int64 [N], on the CPU)."""
@@ -312,23 +307,21 @@ class Learner:
             ConfigError: there is no task to evaluate on, or it has classes that the model has no logits for.
             DataError: a task has no test samples, or they are not allowed.
         """
-        if tasks is None and len(self.tasks) < self.learned:
+        begun = self.learned + (self.position is not None)
+        known = [task for task in self.tasks if task.index < begun]  # the last one given may have been refused
+        if tasks is None and len(known) < begun:
             raise ConfigError("name the tasks to evaluate on: those before the loaded state were never given")
-        tasks = self.tasks if tasks is None else tasks
+        tasks = [checked_test(task) for task in (known if tasks is None else tasks)]
         if not tasks:
             raise ConfigError("nothing to evaluate: learn a task first, or name the tasks")
-        tasks = [checked_test(task) for task in tasks]
         self.tell("evaluate.begin", {})
         self.model.eval()
         try:
             with self.generators.aside(seeds.derive(self.seed, "evaluate")):
-                told = partial(self.tell, "evaluate.batch", {})
-                pairs = [accuracy_on(task, self.method, self.device, told) for task in tasks]
-            class_il, task_il = zip(*pairs, strict=True)
+                return measure(tasks, self.method, self.device, partial(self.tell, "evaluate.batch", {}))
         finally:
             self.model.train()
             self.tell("evaluate.end", {})
-        return Accuracy(class_il if "class-il" in self.method.scenarios else None, task_il)
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
