@@ -73,13 +73,16 @@ def parts_imported(path: Path) -> set[str]:
 
 
 LEARNER = (
-    "accuracy",
     "position",
+    "loss_watch",
     "budget",
     "classes",
     "prediction",
-    "loss_watch",
+    "trained",
+    "backend",
     "refusals",
+    "accuracy",
+    "asked",
     "saving",
     "learner",
     "__init__",

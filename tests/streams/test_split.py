@@ -153,7 +153,8 @@ def with_value(index, value):
         (3, with_value(3, 6), "test label 6 of sample 3 is out of range: allowed are 0 to 5"),
         (1, with_value(3, 2**40), "cannot fill"),
         (1, lambda a: np.where(a == 2, 3, a), "class '2' has no training samples"),
-        (3, lambda a: np.where(a == 2, 3, a), "class '2' has no test samples"),
+        (3, lambda a: np.where(a == 2, 3, a), "class '2' has no test samples: every class needs at least one$"),
+        (1, lambda a: a + 1, "class '0' has no training samples: .*; labels start at 0, yours at 1"),
         (1, lambda a: a.astype(np.float32), "integers of shape"),
         (1, lambda a: a.astype(bool), "integers of shape"),
         (1, lambda a: a[:, None], "integers of shape"),
@@ -178,7 +179,7 @@ def test_tasks_of_unequal_size_are_refused_with_the_divisors():
 
 
 def test_a_task_of_one_sample_is_refused():
-    with pytest.raises(DataError, match="task 1 has a single training sample"):
+    with pytest.raises(DataError, match=r"task 1 has 1 training sample\(s\): every task needs 2 or more"):
         stream_of(train=1, classes_per_task=1)
     assert len(stream_of(train=1, classes_per_task=2)) == 3
 

@@ -49,12 +49,18 @@ def capture(model: nn.Module, layers: Layers, optimizer: torch.optim.Optimizer) 
         "optimizer": {
             "kind": type(optimizer).__name__,
             "groups": [
-                {**{k: v for k, v in group.items() if k != "params"}, "params": [names[p] for p in group["params"]]}
+                {**{k: v for k, v in group.items() if k != "params"}, "params": _named(group["params"], names)}
                 for group in optimizer.param_groups
             ],
             "state": state,
         },
     }
+
+
+def _named(parameters: Sequence[nn.Parameter], names: Mapping[nn.Parameter, str]) -> list[str]:
+    if any(p not in names for p in parameters):
+        raise CheckpointError("the optimizer holds a parameter that the model does not have: it cannot be saved")
+    return [names[p] for p in parameters]
 
 
 def parameter_names(model: nn.Module, layers: Layers) -> dict[nn.Parameter, str]:

@@ -65,9 +65,8 @@ def residual_chain(x: Tensor, blocks: Sequence[Block], stem: ConvNorm | None = N
 
 def _contiguous(stage: ConvNorm) -> ConvNorm:
     """The stage with parameters that the kernels can read as they lie in memory."""
-    plan, values, weight, bias, *rest = stage
-    weight, bias = (tensor if tensor is None else tensor.contiguous() for tensor in (weight, bias))
-    return ConvNorm(plan, values.contiguous(), weight, bias, *rest)
+    weight, bias = (tensor if tensor is None else tensor.contiguous() for tensor in (stage.weight, stage.bias))
+    return stage._replace(values=stage.values.contiguous(), weight=weight, bias=bias)
 
 
 class _Chain(torch.autograd.Function):

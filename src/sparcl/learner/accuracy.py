@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from sparcl.learner.refusals import check_columns
 from sparcl.methods.method import Method
 from sparcl.streams.task import Task
 
@@ -28,13 +29,22 @@ class Accuracy:
         return f"{', '.join(told)} (mean of {tasks} tasks)"
 
 
-def accuracy_on(
+def measure(tasks: Sequence[Task], method: Method, device: torch.device, before_batch: Callable[[], None]) -> Accuracy:
+    """Accuracy on the test samples of tasks, at least one; the model is in eval mode."""
+    class_il, task_il = zip(*(_accuracy_on(task, method, device, before_batch) for task in tasks), strict=True)
+    columns = [k for task in tasks for k in task.classes]  # a class of two tasks leaves Task-IL without a meaning
+    own = task_il if len(set(columns)) == len(columns) else None
+    return Accuracy(class_il if "class-il" in method.scenarios else None, own)
+
+
+def _accuracy_on(
     task: Task, method: Method, device: torch.device, before_batch: Callable[[], None]
 ) -> tuple[float, float]:
     """Class-IL and Task-IL accuracy, percent, on a task's test samples; the model is in eval mode.
 
     Class-IL: the largest of all logits. Task-IL: the largest of the task's own.
     """
+    assert task.test is not None
     own = torch.tensor(task.classes, device=device)
     right_class = right_task = 0
     for start in range(0, len(task.test), BATCH):
@@ -42,6 +52,7 @@ def accuracy_on(
         inputs = task.transform.test(task.test.inputs[start : start + BATCH].to(device))
         labels = task.test.labels[start : start + BATCH].to(device)
         logits = method.predict(inputs, task)
+        check_columns(task, logits.shape[1])
         right_class += int((logits.argmax(1) == labels).sum())
         right_task += int((own[logits[:, own].argmax(1)] == labels).sum())
     return 100.0 * right_class / len(task.test), 100.0 * right_task / len(task.test)

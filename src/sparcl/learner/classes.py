@@ -73,35 +73,37 @@ class Classes:
         if self.grows and any(layer.parameter is self._head().weight for layer in layers):
             raise ConfigError("a classifier that grows cannot be pruned: leave it out of `prunable`")
 
-    def bind(self, task: Task, index: int, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> Task:
-        """The task in this Learner's columns; the head grows where it brings new classes.
+    def bind(self, task: Task, index: int) -> tuple[Task, list[Name]]:
+        """The task in this Learner's columns, and the names that are new: `extend` gives them theirs.
 
         Raises:
             ConfigError: the head does not grow, and the names are not those of its columns.
             DataError: a task of columns, not of names, for a head that grows by names.
         """
-        if not task.names:
+        if not getattr(task, "names", ()):
             if self.grows:
                 raise DataError(
                     "the Learner's head grows with names of classes: make the task with streams.make_task(x, y)"
                 )
-            return task
-        unknown = [name for name in task.names if name not in self.names]
-        if unknown and not self.grows:
+            return task, []
+        new = [name for name in task.names if name not in self.names]
+        if new and not self.grows:
             known = f"known are: {', '.join(map(str, self.names))}" if self.names else "its columns have no names"
             raise ConfigError(
-                f"class {unknown[0]!r} is new, but the number of logits is fixed ({known}): use"
-                " Learner(..., classes=())"
+                f"class {new[0]!r} is new, but the number of logits is fixed ({known}): use Learner(..., classes=())"
             )
-        if len(self.names) + len(unknown) > MOST_CLASSES:
-            raise DataError(
-                f"{len(self.names) + len(unknown)} classes are too many; at most {MOST_CLASSES} are allowed"
-            )
-        self.names += unknown
+        names = [*self.names, *new]
+        if len(names) > MOST_CLASSES:
+            raise DataError(f"{len(names)} classes are too many; at most {MOST_CLASSES} are allowed")
+        column = torch.tensor([names.index(name) for name in task.names])
+        train, test = (None if s is None else Samples(s.inputs, column[s.labels]) for s in (task.train, task.test))
+        assert train is not None
+        return replace(task, index=index, classes=tuple(column.tolist()), train=train, test=test, names=()), new
+
+    def extend(self, new: Sequence[Name], optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """New classes get their columns."""
+        self.names += new
         self._grow(optimizer, generator)
-        column = torch.tensor([self.names.index(name) for name in task.names])
-        train, test = (Samples(s.inputs, column[s.labels]) for s in (task.train, task.test))
-        return replace(task, index=index, classes=tuple(column.tolist()), train=train, test=test, names=())
 
     def note(self, task: Task) -> None:
         """A task begins: these are its columns."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,19 +25,22 @@ from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner import refusals, saving
-from sparcl.learner.accuracy import Accuracy, accuracy_on
+from sparcl.learner.accuracy import Accuracy, measure
+from sparcl.learner.asked import Asked
+from sparcl.learner.backend import give_to_backend
 from sparcl.learner.budget import Budget, check_pace
 from sparcl.learner.classes import Classes
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position
 from sparcl.learner.prediction import Prediction, predict
+from sparcl.learner.trained import Trained
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
 from sparcl.methods.respond import evaluating
-from sparcl.nn import auto, convert, memory
-from sparcl.sparsity.importance import Losses
+from sparcl.nn import memory
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import Transform
+from sparcl.streams.checked import checked, checked_test
 from sparcl.streams.split import ArrayLike
 from sparcl.streams.task import Name, Task
 
@@ -105,6 +109,7 @@ class Learner:
         checkpoint_every: int | str = "60s",
     ) -> None:
         refusals.check_settings(batch_size, replay_batch_size, lr)
+        refusals.check_model(model)
         self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.recipes = saving.recipes(model, self.method, self.sparsifier)
@@ -116,8 +121,15 @@ class Learner:
         self.pace = [list(steps) for steps in pace]
         self.classes = Classes(self.model, self.method, classes)
         self.transform: Transform | None = None
-        self.layer_choice = dict(layer_choice or {})
-        self.backend = self._convert(backend, input_shape)
+        self.backend, self.layer_choice = give_to_backend(
+            self.model,
+            self.sparsifier,
+            self.device,
+            backend,
+            batch_size=batch_size,
+            layer_choice=layer_choice or {},
+            input_shape=input_shape,
+        )
         self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
         self.settings["budget"] = {self.budget.kind: self.budget.amount}
         self.settings["replay_batch_size"] = replay_batch_size or batch_size
@@ -129,6 +141,7 @@ class Learner:
         make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay))
         self.optimizer = make(list(self.model.parameters()))
         refusals.check_optimizer(self.optimizer)
+        self.trained = Trained(self.model, self.optimizer)
         self.sparsifier.attach(self.model, self.optimizer, seed)
         self.classes.check_dense(self.sparsifier.layers)
         self.sparsifier.notify = self.tell
@@ -149,16 +162,12 @@ class Learner:
         self._midway = self._learning = False
         self.watch_loss = LossWatch()
 
-    def _convert(self, backend: str, input_shape: tuple[int, ...] | None) -> str:
-        """Give the model to the backend that will compute it, before the optimizer takes its parameters."""
-        sparsifier, batch = self.sparsifier, self.batch_size
-        chosen = auto.select_backend(backend, self.model, self.device, prunes=sparsifier.prunes)
-        if chosen == "native":
-            if backend == "auto" and not self.layer_choice:
-                densities, block = sparsifier.densities, sparsifier.pattern.block
-                self.layer_choice = auto.measure(self.model, sparsifier.prunable, densities, block, batch, input_shape)
-            convert.to_native(self.model, sparsifier.prunable, self.layer_choice)
-        return chosen
+    def __repr__(self) -> str:
+        kind, weights = type(self.model).__name__, sum(p.numel() for p in self.model.parameters())
+        made = f"{kind} of {weights:,} weights, method {self.method.name}, sparsifier {self.sparsifier.name}"
+        where = f", inside task {self.position.task + 1}" if self.position is not None else ""
+        done = f"{self.learned} task(s) learned{where}, {self.steps:,} steps"
+        return f"<Learner: {made},\n  backend {self.backend} on {self.device};\n  {done}>"
 
     def tell(self, event: str, figures: dict[str, Any]) -> None:
         """Pass an event on to the observers."""
@@ -172,24 +181,39 @@ class Learner:
     def learn(self, task: Task) -> None:
         """Learn one task; where a loaded state stands inside it, go on from there.
 
-        The model is in training mode meanwhile, and in evaluation mode before and after.
+        The model is in training mode meanwhile, and in evaluation mode before and after. A task of your own is cast and
+        checked as `streams.from_arrays` does it. PyTorch's global generators are the Learner's own until this returns,
+        for its observers too; the caller's are then as they were.
 
         Raises:
             TrainingError: the loss became NaN or infinite (names task, epoch and step).
             DataError: the task cannot be trained on.
+            ConfigError: it is not the next, or the model and its optimizer no longer fit each other or the task.
             CheckpointError: a loaded state stands inside a task with other data; or a checkpoint cannot be written.
         """
-        task = self.classes.bind(task, self.learned, self.optimizer, self.generators.head)
-        refusals.check_task(task, self.learned)
+        refusals.check_trained(self.optimizer)
+        if (misfit := self._misfit()) is not None:
+            raise ConfigError(misfit)
+        task, new = self.classes.bind(task, self.learned)
+        task = checked(task)
+        refusals.check_turn(task, self.learned)
+        self.classes.extend(new, self.optimizer, self.generators.head)
         self._learning = True
         try:
-            self._learn(task)
+            with self.generators.lent():
+                self._learn(task)
         finally:
             self._learning = False
             self.model.eval()
         self.tell("task.end", {"task": task.index})
 
+    def _misfit(self) -> str | None:
+        """What of the model has changed so that it would not train as it seems, in one line."""
+        by_parameter = self.method.name if self.method.by_parameter else ""
+        return self.trained.misfit(self.model, self.optimizer, self.sparsifier.layers, by_parameter=by_parameter)
+
     def _learn(self, task: Task) -> None:
+        """Learn a task that is well formed and the next one."""
         self._enter(task)
         position = self.position
         assert position is not None
@@ -217,20 +241,25 @@ class Learner:
         """Bind to the task; begin it unless a loaded state stands inside it."""
         if self.method.buffer is not None:
             self.method.buffer.check_inputs(task.train.inputs)
+        if self.position is None:
+            fits = (self.model, self.method, task, self.device, self.batch_size)
+            refusals.check_fit(*fits, grows=self.classes.grows)
+            self.method.check_task(task)
+        else:
+            saving.check_task(self.position, task, self.sparsifier)
         self.task, self.transform = task, task.transform
         self.classes.note(task)
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
         self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
-        losses = Losses(self._task_importance, self._replay_importance, self._objective)
+        asked = (self._assemble, self.generators.importance, len(task.train), self.batch_size, self.tell)
+        losses = Asked(self.method, self.sparsifier, *asked).losses()
         if self.position is not None:
-            saving.check_task(self.position, task, self.sparsifier)
             self.sparsifier.resume_task(losses)
             self.method.resume_task(task)
             return
-        refusals.check_fit(self.model, self.method, task, self.device, self.batch_size)
         self.tell("task.begin", {"task": task.index, "classes": list(task.classes), "samples": len(task.train)})
         self.model.train()
-        torch.manual_seed(seeds.derive(self.seed, f"torch/{task.index}"))  # what a model draws itself: dropout
+        seeds.seed_torch(seeds.derive(self.seed, f"torch/{task.index}"), self.device)  # what a model draws: dropout
         started = time.perf_counter()
         with self._under_way():
             self.method.begin_task(task)
@@ -293,11 +322,8 @@ class Learner:
     def _begin_step(self, position: Position) -> None:
         removed = self.sparsifier.removed
         self.sparsifier.begin_step(position.step, self.budget.schedule(position))
-        if self.sparsifier.removed != removed and position.order is not None:
-            done, rest = position.order[: position.cursor], position.order[position.cursor :]
-            position.order = torch.cat([done, self.sparsifier.keep(rest)])
-            if position.cursor == 0:  # a small task may now be less than the batch that the epoch began with
-                position.plan(position.order, self.batch_size)
+        if self.sparsifier.removed != removed:
+            position.shorten(self.sparsifier.keep, self.batch_size)
 
     def _assemble(self, ids: Tensor) -> Batch:
         """The batch of the samples `ids` (int64 [N], on the CPU)."""
@@ -317,62 +343,34 @@ class Learner:
         finally:
             self._midway = False
 
-    # --- importance ---------------------------------------------------------------------------------------------
-
-    def _task_importance(self) -> Tensor:
-        """L~(D_t) on a fresh batch of the samples still in the task."""
-        with self._importance():
-            return self.method.task_importance_loss(self._fresh_batch())
-
-    def _replay_importance(self) -> Tensor | None:
-        """L(M) on a fresh batch of the buffer."""
-        with self._importance():
-            return self.method.replay_importance_loss()
-
-    def _objective(self) -> Tensor:
-        """What the method trains on, on a fresh batch of the task (and of the buffer)."""
-        with self._importance():
-            return self.method.loss(self._fresh_batch())[0]
-
-    def _fresh_batch(self) -> Batch:
-        drawn = torch.randperm(len(self.task.train), generator=self.generators.importance)
-        return self._assemble(self.sparsifier.keep(drawn)[: self.batch_size])
-
-    @contextlib.contextmanager
-    def _importance(self) -> Iterator[None]:
-        """The forward passes in here are asked for by the sparsifier, not by the method: counted apart."""
-        self.tell("importance.begin", {})
-        try:
-            yield
-        finally:
-            self.tell("importance.end", {})
-
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(self, tasks: Sequence[Task] | None = None) -> Accuracy:
         """Accuracy on the test samples of `tasks` (default: those learned so far), in percent.
 
-        The model stays in evaluation mode, unless an observer asks in the middle of a task.
+        The model stays in evaluation mode, unless an observer asks in the middle of a task. A model that draws while it
+        is evaluated draws the same each time, and nobody else's generator moves.
+
+        Raises:
+            ConfigError: there is no task to evaluate on, or it has classes that the model has no logits for.
+            DataError: a task has no test samples, or they are not allowed.
         """
-        if tasks is None and len(self.tasks) < self.learned:
+        begun = self.learned + (self.position is not None)
+        known = [task for task in self.tasks if task.index < begun]  # the last one given may have been refused
+        if tasks is None and len(known) < begun:
             raise ConfigError("name the tasks to evaluate on: those before the loaded state were never given")
-        tasks = self.tasks if tasks is None else tasks
+        tasks = [checked_test(task) for task in (known if tasks is None else tasks)]
         if not tasks:
             raise ConfigError("nothing to evaluate: learn a task first, or name the tasks")
         self.tell("evaluate.begin", {})
         self.model.eval()
         try:
-            pairs = [accuracy_on(t, self.method, self.device, lambda: self.tell("evaluate.batch", {})) for t in tasks]
-            class_il, own = zip(*pairs, strict=True)
+            with self.generators.aside(seeds.derive(self.seed, "evaluate")):
+                return measure(tasks, self.method, self.device, partial(self.tell, "evaluate.batch", {}))
         finally:
             self.model.train(self._learning)
             self.tell("evaluate.end", {})
-        columns = [
-            k for t in tasks for k in t.classes
-        ]  # a class of two tasks: which of them is asked for is no question
-        task_il = own if len(set(columns)) == len(columns) else None
-        return Accuracy(class_il if "class-il" in self.method.scenarios else None, task_il)
 
     def predict(self, inputs: ArrayLike, task: int | None = None) -> Prediction:
         """Answers to inputs as stored, [N, ...]; the transform of the tests goes first.
@@ -460,10 +458,13 @@ class Learner:
         """All of it: settings, weights, masks, optimizer, memory, generators, position.
 
         Raises:
-            CheckpointError: asked for in the middle of a step, or while a task begins or ends.
+            CheckpointError: asked for in the middle of a step, or while a task begins or ends; or the model and its
+                optimizer no longer fit each other.
         """
         if self._midway:
             raise CheckpointError(f"nothing can be saved in the middle of a step; save at {', '.join(SAFE)}")
+        if (misfit := self._misfit()) is not None:
+            raise CheckpointError(f"this state cannot be saved: {misfit}")
         if self.position is not None:
             self.watch_loss.settle(self.position)
             if self.position.data is None:

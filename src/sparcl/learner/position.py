@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +34,14 @@ class Position:
         """The epoch goes through `order`, int64, `batch_size` samples a step, or all of it where it is less."""
         self.order, self.batch = order, min(batch_size, len(order))
         self.planned_steps = len(order) // self.batch
+
+    def shorten(self, keep: Callable[[Tensor], Tensor], batch_size: int) -> None:
+        """Samples have left the task: go through those of the rest that `keep` leaves."""
+        if self.order is None:
+            return
+        self.order = torch.cat([self.order[: self.cursor], keep(self.order[self.cursor :])])
+        if self.cursor == 0:  # a small task may now be less than the batch that the epoch began with
+            self.plan(self.order, batch_size)
 
     def check(self, learned: int, epochs: int | None) -> None:
         """Refuse a loaded position that training could never have reached."""

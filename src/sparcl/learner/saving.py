@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from sparcl import seeds
 from sparcl.checkpoint import canonical, checks, tree
 from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError, TrainingError
@@ -127,8 +128,10 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     with checks.refusing("the state of the method and the sparsifier"):
         _go_on(learner, state["learner"])
         again = capture(learner)
+        again["learner"].pop("frozen", None)  # what is passed in may have more that is frozen
+        saved = {**state, "learner": {k: v for k, v in state["learner"].items() if k != "frozen"}}
     for part in PARTS[1:]:
-        if (where := tree.difference(_portable(state[part]), _portable(again[part]), part)) is not None:
+        if (where := tree.difference(_portable(saved[part]), _portable(again[part]), part)) is not None:
             raise CheckpointError(f"the checkpoint does not fit: {where} was not taken as it is")
 
 
@@ -142,7 +145,10 @@ def _settings(state: Mapping[str, Any]) -> Mapping[str, Any]:
 def _progress(learner: Saved) -> State:
     """What is needed to go on to the same bits beside the weights, masks and optimizer state."""
     position = learner.position
+    names = canonical.parameter_names(learner.model, learner.sparsifier.layers)
+    frozen = [name for p, name in names.items() if not p.requires_grad]
     return {
+        **({"frozen": frozen} if frozen else {}),
         "learned": learner.learned,
         "steps": learner.steps,
         "pace": learner.pace,
@@ -163,6 +169,7 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
     check_pace(pace, CheckpointError)
     learner.pace = [list(steps) for steps in pace]
     learner.transform = None if state["transform"] is None else Transform.of(state["transform"])
+    _freeze(learner, state.get("frozen", []))
     learner.learned = checks.integer(state["learned"], "learned")
     learner.steps = checks.integer(state["steps"], "steps")
     learner.position = None if state["position"] is None else Position(**state["position"])
@@ -172,6 +179,16 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
     _check_memory(learner)
     learner.sparsifier.load_state_dict(state["sparsifier"])
     learner.generators.load_state_dict(state["generators"])
+
+
+def _freeze(learner: Saved, frozen: object) -> None:
+    """Freeze the parameters of these names; what else is frozen stays so."""
+    names = canonical.parameter_names(learner.model, learner.sparsifier.layers)
+    by_name = {name: parameter for parameter, name in names.items()}
+    for name in frozen if isinstance(frozen, list) else [frozen]:
+        if not isinstance(name, str) or name not in by_name:
+            raise CheckpointError(f"the checkpoint has frozen the unknown parameter {name!r:.80}")
+        by_name[name].requires_grad_(False)
 
 
 def _check_memory(learner: Saved) -> None:
@@ -287,7 +304,7 @@ def _made(part: str, recipe: Any, depth: int) -> Any:
         raise CheckpointError(f"the {part}'s {name} in the checkpoint is {arguments[name]!r:.40}, of a wrong type")
     if part == "model":
         _check_size(arguments)
-    with checks.refusing(f"the {part}"):
+    with checks.refusing(f"the {part}"), seeds.given_back():  # a model draws weights, which are not kept
         return kind(**arguments)
 
 

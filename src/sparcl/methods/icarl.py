@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparcl.checkpoint import checks
+from sparcl.errors import ConfigError
 from sparcl.methods.balanced import BalancedBuffer
 from sparcl.methods.method import Batch, RehearsalMethod, only
 from sparcl.methods.respond import check_answers, classifier_inputs, features_of, loaded_answers, logits_of
@@ -29,6 +30,7 @@ class ICaRL(RehearsalMethod):
     name = "icarl"
     uses_classifier = True
     answers_need = "the mean feature of each class's exemplars, the nearest of which answers"
+    answers_unseen = False
 
     def __init__(self, buffer_size: int = 200) -> None:
         super().__init__(buffer_size)
@@ -41,6 +43,13 @@ class ICaRL(RehearsalMethod):
     def check_stream(self, tasks: int, classes: int) -> None:
         del tasks
         self.buffer.share(classes)
+
+    def check_task(self, task: Task) -> None:
+        if again := [k for k in task.classes if k in self.old]:
+            raise ConfigError(
+                f"class {again[0]} of task {task.index + 1} was learned in an earlier task, and method {self.name}"
+                " chooses the exemplars of a class once: bring new classes"
+            )
 
     def begin_task(self, task: Task) -> None:
         self.seen = [*self.old, *task.classes]

@@ -79,6 +79,10 @@ class Method(Recorded, ABC):
     """Sparsity that the method works under: `moving` masks, `fixed` ones only, or `none` (it prunes itself)."""
     grows: ClassVar[bool] = False
     """Whether the method follows a head that grows with new classes."""
+    answers_unseen: ClassVar[bool] = True
+    """Whether it has an answer for classes that no task has brought yet; without one there is no forward transfer."""
+    by_parameter: ClassVar[bool] = False
+    """Whether something is remembered of each parameter: none may then be added or exchanged."""
     uses_classifier: ClassVar[bool] = False
     """Whether the method looks for the layer that makes the logits: the last one that the model defines."""
 
@@ -112,6 +116,9 @@ class Method(Recorded, ABC):
         if hasattr(self, "host"):
             raise ConfigError(f"this {self.name} belongs to another Learner: make a new one for each")
         self.host = host
+
+    def check_task(self, task: Task) -> None:
+        """Raise ConfigError if a task that is about to begin cannot be learned, before any work."""
 
     def begin_task(self, task: Task) -> None:
         """A task begins; its samples are at hand."""

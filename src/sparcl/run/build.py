@@ -105,8 +105,9 @@ def learner(experiment: Experiment, stream: Stream) -> Learner:
     assert experiment.lr is not None
     the_method, the_sparsifier = method(experiment), sparsifier(experiment)
     the_method.check_stream(len(stream), stream.n_classes)
-    torch.manual_seed(seeds.derive(experiment.seed, "model"))
-    model = nn.build(experiment.model, stream.n_classes, stream.input_shape, experiment.width)
+    with seeds.given_back():
+        seeds.seed_torch(seeds.derive(experiment.seed, "model"))
+        model = nn.build(experiment.model, stream.n_classes, stream.input_shape, experiment.width)
     return Learner(
         model,
         the_method,

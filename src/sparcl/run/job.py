@@ -84,7 +84,7 @@ class Side:
         self.learner.observers = []
         start = time.perf_counter()
         self.learner.evaluate([task])
-        self.evaluation.append((time.perf_counter() - start) / len(task.test))
+        self.evaluation.append((time.perf_counter() - start) / EVALUATED)
 
     def _note(self, seconds: float, events: Sequence[str]) -> None:
         moved = any(e.endswith((".update", ".shrink")) for e in events)

@@ -95,7 +95,7 @@ class Run:
         self.training_stream = stream.merged() if self.learner.method.learns_all_at_once else stream
         self.ledger = Ledger(self.learner.model, self.learner.sparsifier.layers, stream.input_shape)
         self.clock = Clock()
-        self.matrix = AccuracyMatrix(len(stream))
+        self.matrix = AccuracyMatrix(len(stream), answers_unseen=self.learner.method.answers_unseen)
         self.progress = Progress(console, len(self.training_stream), self.learner)
         self.stop, self.store = stop, Store(directory.checkpoints)
         self.checkpointer = Checkpointer(every, self._checkpoint)

@@ -34,7 +34,7 @@ def make_task(
     """
     names, train = _samples(x, y, "training", None)
     if test is None:
-        held_out = Samples(train.inputs[:0], train.labels[:0])
+        held_out = None
     else:
         _, held_out = _samples(*test, "test", names)
         if held_out.inputs.shape[1:] != train.inputs.shape[1:] or held_out.inputs.dtype != train.inputs.dtype:

@@ -52,7 +52,7 @@ class Normalize:
             if inputs.dim() < 2 or inputs.shape[1] != len(self.mean):
                 raise ConfigError(
                     f"there are means of {len(self.mean)} channels but samples of shape {list(inputs.shape[1:])}:"
-                    " one mean for all is needed, or one for each"
+                    f" one mean for all is needed, or one for each{channels_hint(inputs)}"
                 )
             shape = (-1,) + (1,) * (inputs.dim() - 2)
             scale, shift = scale.view(shape), shift.view(shape)
@@ -66,6 +66,13 @@ class Normalize:
             shift = torch.tensor(self.mean, dtype=torch.float64) / std
             self._factors[key] = (scale.float().to(device), shift.float().to(device))
         return self._factors[key]
+
+
+def channels_hint(inputs: Tensor) -> str:
+    """What to add to a refusal of inputs [N, ...] that look like images with the channels last; else nothing."""
+    if inputs.dim() != 4 or inputs.shape[3] not in (1, 2, 3, 4) or inputs.shape[1] <= 4:
+        return ""
+    return " (images are [N, C, H, W]: if yours have the channels last, give .permute(0, 3, 1, 2) of them)"
 
 
 @dataclass(frozen=True)
