@@ -22,7 +22,7 @@ from sparcl import seeds
 from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError
-from sparcl.learner import refusals, saving
+from sparcl.learner import apart, refusals, saving
 from sparcl.learner.accuracy import Accuracy, accuracy_on
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position
@@ -119,6 +119,7 @@ class Learner:
                 device=self.device,
                 replay_batch_size=replay_batch_size or batch_size,
                 mask_gradients=self.sparsifier.mask_gradients,
+                read_replay=self._read_replay,
             )
         )
         self.tasks: list[Task] = []
@@ -126,6 +127,7 @@ class Learner:
         self.learned = self.steps = 0
         self._midway = False
         self.watch_loss = LossWatch()
+        self._parts: apart.Parts | None = None  # of a step whose gradients are ranked by
 
     def _convert(self, backend: str, input_shape: tuple[int, ...] | None) -> str:
         """Give the model to the backend that will compute it, before the optimizer takes its parameters."""
@@ -180,7 +182,7 @@ class Learner:
         self.task = task
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
         self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
-        losses = Losses(self._task_importance, self._replay_importance, self._objective)
+        losses = Losses(self._task_importance, self._replay_importance, self._objective, from_steps=True)
         if self.position is not None:
             saving.check_task(self.position, task, self.sparsifier)
             self.sparsifier.resume_task(losses)
@@ -229,12 +231,20 @@ class Learner:
             return None
         batch = self._assemble(ids)
         self.tell("step.begin", {"samples": len(ids)})
-        loss, logits = self.method.loss(batch)
-        self.watch_loss(loss, position)
-        self.sparsifier.after_forward(ids, logits, batch.labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.method.after_backward(batch)
+        wanted = self.sparsifier.wants_gradients()
+        parts = self._parts = apart.Parts(self.sparsifier.layers, self.tell) if wanted else None
+        with apart.cut(self.model, parts):
+            loss, logits = self.method.loss(batch)
+            self.watch_loss(loss, position)
+            self.sparsifier.after_forward(ids, logits, batch.labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            if parts is None:
+                loss.backward()  # type: ignore[no-untyped-call]
+            else:
+                parts.backward(loss, len(ids), lambda logits: self.method.single_head_loss(logits, batch))
+            self.method.after_backward(batch)
+        if parts is not None:
+            parts.finish(self.sparsifier)
         self.sparsifier.after_backward()  # it has the last word on what moves
         self.optimizer.step()
         self.sparsifier.after_step()
@@ -267,6 +277,13 @@ class Learner:
             yield
         finally:
             self._midway = False
+
+    def _read_replay(self, backward: Callable[[], None]) -> None:
+        """Send a method's L(M) back, and read it where the step's gradients are ranked by."""
+        if self._parts is None:
+            backward()
+        else:
+            self._parts.read_after(backward)
 
     # --- importance ---------------------------------------------------------------------------------------------
 

@@ -21,12 +21,14 @@ class Losses:
 
     `task` is the single-head loss L~(D_t) of the present task; `replay` is L(M) on the rehearsal buffer and returns
     None while there is nothing to rehearse. `objective` is what the method trains on, the two in one; a loop of one's
-    own may leave it out.
+    own may leave it out. `from_steps` says that the loop also asks `wants_gradients` at each step and hands the
+    step's own gradients to `take_gradients`: who ranks by those then calls neither.
     """
 
     task: Callable[[], Tensor]
     replay: Callable[[], Tensor | None] = lambda: None
     objective: Callable[[], Tensor] | None = None
+    from_steps: bool = False
 
     def total(self) -> Tensor:
         """The objective or, where it is not given, L~(D_t) + L(M)."""

@@ -96,6 +96,16 @@ class Sparsifier(Recorded):
     def begin_step(self, step: int) -> None:
         """Step `step` (from 0) of the epoch begins: masks may change now and at no other time."""
 
+    def wants_gradients(self) -> bool:
+        """Asked once a step, before its forward pass: whether it wants this step's gradients apart, to rank by them."""
+        return False
+
+    def take_gradients(self, task: Sequence[Tensor], replay: Sequence[Tensor], extra: int, samples: int) -> None:
+        """The gradients of L~(D_t) and of L(M), [K] a layer, that `wants_gradients` asked for.
+
+        `extra` samples passed back for them beside the `samples` that the step passes forward and back.
+        """
+
     def after_forward(self, ids: Tensor, logits: Tensor, labels: Tensor) -> None:
         """The task's batch was predicted: sample numbers [N], logits [N, C], labels [N]."""
 
@@ -196,19 +206,38 @@ class MaskSparsifier(Sparsifier):
 
         The draw is made on the CPU so that every device and backend grows the same.
         """
-        free = torch.ones(self.pattern.units(layer.shape), dtype=torch.bool)
-        free[active.cpu()] = False
-        if barred is not None:
-            free[barred.cpu()] = False
-        unused = free.nonzero().squeeze(1)
-        picked = unused[torch.randperm(len(unused), generator=self.generator)[:count]]
-        return picked.sort().values.to(active.device)
+        taken = active.cpu() if barred is None else torch.cat([active.cpu(), barred.cpu()])
+        taken = taken.unique()  # type: ignore[no-untyped-call]
+        unused = self.pattern.units(layer.shape) - len(taken)
+        ranks = draw_ranks(unused, min(count, unused), self.generator)
+        below = taken - torch.arange(len(taken))  # unused units below each of those that are taken
+        return (ranks + torch.searchsorted(below, ranks, right=True)).to(active.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generator.set_state(state["generator"])
+
+
+def draw_ranks(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` different numbers below `size`, int64, ascending, every set of them as likely as any other.
+
+    Numbers are drawn until enough differ, so that the work follows `count`; what is too many leaves at random.
+    """
+    if 2 * count > size:  # rather those that are left out
+        out = torch.ones(size, dtype=torch.bool)
+        out[draw_ranks(size, size - count, generator)] = False
+        return out.nonzero().squeeze(1)
+    drawn = torch.empty(0, dtype=torch.int64)
+    while len(drawn) < count:
+        more = torch.randint(size, (count - len(drawn) + count // 8 + 1,), generator=generator)
+        drawn = torch.cat([drawn, more]).unique()  # type: ignore[no-untyped-call]
+    while len(drawn) > count:
+        kept = torch.ones(len(drawn), dtype=torch.bool)
+        kept[torch.randint(len(drawn), (len(drawn) - count,), generator=generator)] = False
+        drawn = drawn[kept]
+    return drawn
 
 
 def moves_without_gradient(optimizer: torch.optim.Optimizer) -> bool:
@@ -246,6 +275,11 @@ class Moments:
         due = max(passed - self.passed, 0)
         self.passed = max(passed, self.passed)
         return due
+
+    def near(self, step: int, window: int) -> bool:
+        """Whether, after step `step` of this epoch, one comes within `window` steps (epochs taken to be alike)."""
+        then = self.epoch + (step + window + 0.5) / self.steps
+        return sum(1 for f in self.fractions if f * self.epochs < then) > self.passed
 
     def state_dict(self) -> dict[str, int]:
         return {"epochs": self.epochs, "passed": self.passed, "epoch": self.epoch, "steps": self.steps}
