@@ -1,7 +1,7 @@
 """What ranking weights and gradients takes of training: `python benchmarks/ranking.py [--steps 50 600] [--width 64]`.
 
-SparCL-DER++ (or `--method er`) on ResNet-18 and random images: two tasks of each number of steps, the second one timed,
-where the buffer is full and the network expands first. Printed is `seconds.importance` as a share of `seconds.train`, as
+SparCL-DER++ (or `--method er`) on ResNet-18 and random images: two tasks, the second of so many steps and timed, as the
+buffer is full then and the network expands first. Printed is `seconds.importance` as a share of `seconds.train`, as
 `result.json` has them: passes back for ranking alone, scoring, and moving the masks; by steps and by fresh batches.
 """
 

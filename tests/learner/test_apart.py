@@ -54,7 +54,7 @@ def by_hand(method: Method, batch: Batch, twin: nn.Module) -> tuple[Gradients, G
 
 
 def spied(kind: type[Method], skipped: int = 0) -> type[Method]:
-    """The method, noting for each step but the first ones what `by_hand` says and what one backward pass of the whole would give."""
+    """The method, noting for each later step what `by_hand` says and what one backward pass of the whole would give."""
 
     class Spied(kind):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
@@ -283,7 +283,7 @@ def test_what_was_collected_follows_the_mask() -> None:
     before = tdm.layers[0].index
     new = torch.tensor(sorted({*range(96)} - set(before.tolist()))[:3])
     after = torch.cat([before[:45], new]).sort().values
-    tdm.collected.move(0, before, after)
+    tdm.collected.move(0, before, after, 96)
     task, replay = (dict(zip(after.tolist(), g[0].tolist(), strict=True)) for g in tdm.collected.means())
     for rank, position in enumerate(before[:45].tolist()):
         assert (task[position], replay[position]) == (-rank, rank)

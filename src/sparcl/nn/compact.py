@@ -23,6 +23,7 @@ from sparcl.errors import ConfigError
 from sparcl.kernels import ops
 from sparcl.kernels.allocator import return_freed_memory
 from sparcl.nn.layers import elementwise_state, fresh_state
+from sparcl.nn.positions import common
 
 BLOCKS = (4, 2)
 """Output channels that the kernels take together where they share their positions, the best first."""
@@ -89,14 +90,11 @@ class CompactLayer(nn.Module, ABC):
         """
         if len(index) > 0 and not 0 <= int(index[0]) <= int(index[-1]) < math.prod(self.shape):
             raise ConfigError(f"layer {self.name}: active positions must lie in 0..{math.prod(self.shape) - 1}")
-        new, old = index.to(torch.int32), self.weight_index
-        at = torch.searchsorted(old, new).clamp_(max=max(len(old) - 1, 0))
-        survives = old[at] == new if len(old) else torch.zeros(len(new), dtype=torch.bool)
-        origin = at[survives]
+        stays, stayed = common(self.index, index, math.prod(self.shape))
 
         def moved(tensor: Tensor, fresh: float) -> Tensor:
-            result = torch.full((len(new),), fresh, dtype=tensor.dtype)
-            result[survives] = tensor[origin]
+            result = torch.full((len(index),), fresh, dtype=tensor.dtype)
+            result[stayed] = tensor[stays]
             return result
 
         states = {} if optimizer is None else elementwise_state(optimizer, self.values)
@@ -104,7 +102,7 @@ class CompactLayer(nn.Module, ABC):
             assert optimizer is not None
             optimizer.state[self.values][key] = moved(state, fresh_state(optimizer, self.values, key))
         _replace(self.values, moved(self.values, 0.0))
-        self.weight_index = new.clone()
+        self.weight_index = index.to(torch.int32, copy=True)
         self._plan = None
         self.set_chosen(None)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sparcl.checkpoint import checks
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.nn.layers import SparseLayer
+from sparcl.nn.positions import common
 from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.sparsifier import MaskSparsifier
 
@@ -118,19 +118,18 @@ class Collected:
             raise ConfigError("nothing to rank by: a loop that says `from_steps` must call `take_gradients` when asked")
         return [g / self.batches for g in self.task], [g / self.batches for g in self.replay]
 
-    def move(self, layer: int, before: Tensor, after: Tensor) -> None:
-        """Follow the mask of a layer from the active positions `before` to `after`, both ascending.
+    def move(self, layer: int, before: Tensor, after: Tensor, size: int) -> None:
+        """Follow the mask of a layer of `size` positions from the active ones `before` to `after`, both ascending.
 
         Nothing is known of a newcomer: it is given the mean magnitude of the layer, so that its rank is its weight's.
         """
         if not self.batches:
             return
-        at = torch.searchsorted(before, after).clamp_(max=max(len(before) - 1, 0))
-        known = before[at] == after if len(before) else torch.zeros(len(after), dtype=torch.bool, device=after.device)
+        stays, stayed = common(before, after, size)
         for sums in (self.task, self.replay):
             old = sums[layer]
             new = old.abs().mean().expand(len(after)).clone() if len(old) else old.new_zeros(len(after))
-            new[known] = old[at[known]]
+            new[stayed] = old[stays]
             sums[layer] = new
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparcl.nn.layers import SparseLayer
+from sparcl.nn.positions import kth_lowest
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     if count <= 0:
         return mask
     scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    threshold = torch.kthvalue(scores, count).values
+    threshold = kth_lowest(scores, count)
     mask |= scores < threshold
     ties = (scores == threshold).nonzero().squeeze(1)
     mask[ties[: count - int(mask.sum())]] = True

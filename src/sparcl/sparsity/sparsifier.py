@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -206,12 +207,11 @@ class MaskSparsifier(Sparsifier):
 
         The draw is made on the CPU so that every device and backend grows the same.
         """
-        taken = active.cpu() if barred is None else torch.cat([active.cpu(), barred.cpu()])
-        taken = taken.unique()  # type: ignore[no-untyped-call]
-        unused = self.pattern.units(layer.shape) - len(taken)
-        ranks = draw_ranks(unused, min(count, unused), self.generator)
-        below = taken - torch.arange(len(taken))  # unused units below each of those that are taken
-        return (ranks + torch.searchsorted(below, ranks, right=True)).to(active.device)
+        free = torch.ones(self.pattern.units(layer.shape), dtype=torch.bool)
+        free[active.cpu()] = False
+        if barred is not None:
+            free[barred.cpu()] = False
+        return draw_free(free, count, self.generator).to(active.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}
@@ -220,23 +220,25 @@ class MaskSparsifier(Sparsifier):
         self.generator.set_state(state["generator"])
 
 
-def draw_ranks(size: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` different numbers below `size`, int64, ascending, every set of them as likely as any other.
+def draw_free(free: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` positions, int64, ascending, of those that are `free` (bool [M]; all of them if there are fewer).
 
-    Numbers are drawn until enough differ, so that the work follows `count`; what is too many leaves at random.
+    Every set of them is as likely as any other. Where most are free and few are asked for, positions are drawn until
+    enough are free and differ, so that the work follows `count`, and what is too many leaves at random.
     """
-    if 2 * count > size:  # rather those that are left out
-        out = torch.ones(size, dtype=torch.bool)
-        out[draw_ranks(size, size - count, generator)] = False
-        return out.nonzero().squeeze(1)
+    unused = int(free.sum())
+    if 2 * count > unused or 4 * unused < len(free):
+        candidates = free.nonzero().squeeze(1)
+        return candidates[torch.randperm(unused, generator=generator)[:count]].sort().values
     drawn = torch.empty(0, dtype=torch.int64)
-    while len(drawn) < count:
-        more = torch.randint(size, (count - len(drawn) + count // 8 + 1,), generator=generator)
-        drawn = torch.cat([drawn, more]).unique()  # type: ignore[no-untyped-call]
-    while len(drawn) > count:
-        kept = torch.ones(len(drawn), dtype=torch.bool)
-        kept[torch.randint(len(drawn), (len(drawn) - count,), generator=generator)] = False
-        drawn = drawn[kept]
+    while (missing := count - len(drawn)) > 0:
+        more = torch.randint(len(free), (missing * len(free) // unused + count // 8 + 8,), generator=generator)
+        found = np.sort(torch.cat([drawn, more[free[more]]]).numpy())
+        drawn = torch.from_numpy(found[np.diff(found, prepend=-1) > 0])
+    while (surplus := len(drawn) - count) > 0:
+        stays = torch.ones(len(drawn), dtype=torch.bool)
+        stays[torch.randint(len(drawn), (surplus,), generator=generator)] = False
+        drawn = drawn[stays]
     return drawn
 
 

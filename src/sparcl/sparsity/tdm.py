@@ -5,6 +5,7 @@ Legend: s target sparsity, p share of a layer's units moved at an update, a unit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from sparcl.errors import ConfigError
 from sparcl.nn.layers import Prunable, SparseLayer
+from sparcl.nn.positions import merged
 from sparcl.sparsity.collected import StepRanked
 from sparcl.sparsity.importance import Losses, cwi, importance_gradients, lowest
 from sparcl.sparsity.patterns import Pattern
@@ -81,7 +83,7 @@ class TDM(StepRanked, Static):
             for layer, target in zip(self.layers, self.target, strict=True):
                 active = self.active_units(layer)
                 new = self.draw_unused(layer, active, self.moved(layer, target, self.p_inter))
-                self.set_units(layer, torch.cat([active, new]).sort().values)
+                self.set_units(layer, merged(active, new))
                 grown += len(new)
             self.notify("tdm.expand", {"grown": grown * self.pattern.block, "active": self.active()})
 
@@ -107,8 +109,8 @@ class TDM(StepRanked, Static):
             moved = min(self.moved(layer, target, self.p_intra), unused)  # the removed cannot grow back at once
             removed, kept = self._remove(layer, score, target - moved)
             grown = self.draw_unused(layer, kept, target - len(kept), barred=removed)
-            self.set_units(layer, torch.cat([kept, grown]).sort().values)
-            self.collected.move(i, before, layer.index)
+            self.set_units(layer, merged(kept, grown))
+            self.collected.move(i, before, layer.index, math.prod(layer.shape))
             removed_total, grown_total = removed_total + len(removed), grown_total + len(grown)
         figures = {"removed": removed_total * self.pattern.block, "grown": grown_total * self.pattern.block}
         self.notify("tdm.update", {**figures, "active": self.active()})
