@@ -82,6 +82,7 @@ LEARNER = (
     "backend",
     "refusals",
     "accuracy",
+    "apart",
     "asked",
     "saving",
     "learner",

@@ -50,6 +50,7 @@ def run(
     sample_removal: Annotated[float | None, typer.Option(help="DDR: share of a task's samples removed")] = None,
     ddr_score: Annotated[str | None, typer.Option(help="misclassified (default) or forgetting")] = None,
     importance: Annotated[str | None, typer.Option(help="TDM ranks by cwi (default) or magnitude")] = None,
+    ranking: Annotated[str | None, typer.Option(help="gradients of: step (default), training's, or fresh")] = None,
     buffer_size: Annotated[int | None, typer.Option(help="samples kept for rehearsal; default 200")] = None,
     single_head: Annotated[bool | None, typer.Option(help="mask other tasks' logits in the training loss")] = None,
     preset: Annotated[str | None, typer.Option(help="a named setting of the method, e.g. sparcl-script")] = None,

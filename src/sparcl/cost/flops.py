@@ -56,6 +56,8 @@ class Costs:
     """Backward pass of an importance gradient: weight gradients at all active weights of the prunable layers."""
     ranked: int
     """Of that, the weight gradients."""
+    frozen: int
+    """Weight gradients at the active weights that are not updated, which only a step that is ranked by computes."""
     paper_backward: int
     """An input gradient for every layer, the first included, and weight gradients at the updated weights."""
 
@@ -130,6 +132,9 @@ class Ledger:
         if "dense_gradient_samples" in figures:  # counted at the active weights of the mask of that time, so far
             rest = self.main.dense.ranked - self.main.costs.ranked
             self.executed += figures["dense_gradient_samples"] * rest
+        if event == "importance.passed":
+            costs = self.main.costs
+            self.executed += figures["extra"] * costs.importance + figures["samples"] * costs.frozen
         if not event.startswith(UNCHANGED):
             self.main.forget()
         match event:
@@ -223,16 +228,17 @@ def counts(layers: Sequence[SparseLayer]) -> Counts:
 
 def costs(calls: Sequence[Call], counts: Counts) -> Costs:
     """FLOPs of one sample with `counts` active and updated weights."""
-    forward = backward = importance = ranked = paper_backward = 0
+    forward = backward = importance = ranked = frozen = paper_backward = 0
     for call in calls:
         active, updated = counts.get(call.name, (call.weights, call.weights))
         one, grad = 2 * call.positions * active, 2 * call.positions * updated
         forward += one
         backward += one * call.passes_on + grad * call.trained
         ranked += one * call.ranked
+        frozen += (one - grad) * call.trained
         importance += one * call.ranks_below + one * call.ranked
         paper_backward += one + grad
-    return Costs(forward, backward, importance, ranked, paper_backward)
+    return Costs(forward, backward, importance, ranked, frozen, paper_backward)
 
 
 def calls(model: nn.Module, layers: Sequence[SparseLayer], input_shape: tuple[int, ...]) -> list[Call]:

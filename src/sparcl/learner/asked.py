@@ -41,7 +41,7 @@ class Asked:
 
     def losses(self) -> Losses:
         """As a sparsifier takes them."""
-        return Losses(self.task, self.replay, self.objective)
+        return Losses(self.task, self.replay, self.objective, from_steps=True)
 
     def task(self) -> Tensor:
         """L~(D_t) on a fresh batch of the samples still in the task."""

@@ -24,7 +24,7 @@ from sparcl import seeds
 from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError
-from sparcl.learner import refusals, saving
+from sparcl.learner import apart, refusals, saving
 from sparcl.learner.accuracy import Accuracy, measure
 from sparcl.learner.asked import Asked
 from sparcl.learner.backend import give_to_backend
@@ -154,6 +154,7 @@ class Learner:
                 device=self.device,
                 replay_batch_size=replay_batch_size or batch_size,
                 mask_gradients=self.sparsifier.mask_gradients,
+                read_replay=self._read_replay,
             )
         )
         self.tasks: list[Task] = []
@@ -161,6 +162,7 @@ class Learner:
         self.learned = self.steps = 0
         self._midway = self._learning = False
         self.watch_loss = LossWatch()
+        self._parts: apart.Parts | None = None  # of a step whose gradients are ranked by
 
     def __repr__(self) -> str:
         kind, weights = type(self.model).__name__, sum(p.numel() for p in self.model.parameters())
@@ -307,12 +309,20 @@ class Learner:
             return None
         batch = self._assemble(ids)
         self.tell("step.begin", {"samples": len(ids)})
-        loss, logits = self.method.loss(batch)
-        self.watch_loss(loss, position)
-        self.sparsifier.after_forward(ids, logits, batch.labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.method.after_backward(batch)
+        wanted = self.sparsifier.wants_gradients()
+        parts = self._parts = apart.Parts(self.sparsifier.layers, self.tell) if wanted else None
+        with apart.cut(self.model, parts):
+            loss, logits = self.method.loss(batch)
+            self.watch_loss(loss, position)
+            self.sparsifier.after_forward(ids, logits, batch.labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            if parts is None:
+                loss.backward()  # type: ignore[no-untyped-call]
+            else:
+                parts.backward(loss, len(ids), lambda logits: self.method.single_head_loss(logits, batch))
+            self.method.after_backward(batch)
+        if parts is not None:
+            parts.finish(self.sparsifier)
         self.sparsifier.after_backward()  # it has the last word on what moves
         self.optimizer.step()
         self.sparsifier.after_step()
@@ -342,6 +352,13 @@ class Learner:
             yield
         finally:
             self._midway = False
+
+    def _read_replay(self, backward: Callable[[], None]) -> None:
+        """Send a method's L(M) back, and read it where the step's gradients are ranked by."""
+        if self._parts is None:
+            backward()
+        else:
+            self._parts.read_after(backward)
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 

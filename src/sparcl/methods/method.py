@@ -53,6 +53,8 @@ class Host:
         device: where the training tensors live.
         replay_batch_size: samples drawn from the buffer at a time.
         mask_gradients: clears the parameters' gradients where the sparsifier lets nothing move.
+        read_replay: calls what it is given, the backward pass of L(M) where a method makes one of its own after the
+            step's (`after_backward`), so that its gradient can be ranked by.
     """
 
     model: nn.Module
@@ -61,6 +63,7 @@ class Host:
     device: torch.device
     replay_batch_size: int
     mask_gradients: Callable[[], None] = lambda: None
+    read_replay: Callable[[Callable[[], None]], None] = lambda backward: backward()
 
 
 class Method(Recorded, ABC):
@@ -131,7 +134,11 @@ class Method(Recorded, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The objective of one step, a scalar, and the logits [N, C] of the task's batch."""
+        """The objective of one step, a scalar, and the logits [N, C] of the task's batch.
+
+        The model is called as a whole, and the task's batch comes first: what is not among the first N samples of the
+        first call is remembered (`apart.py` ranks by the two).
+        """
 
     def after_backward(self, batch: Batch) -> None:
         """Gradients are there, the optimizer has not yet moved; the sparsifier clears what must not move after this."""
@@ -176,7 +183,11 @@ class Method(Recorded, ABC):
 
     def task_importance_loss(self, batch: Batch) -> Tensor:
         """L~(D_t), the single-head cross-entropy that importance is asked of."""
-        return F.cross_entropy(only(self.host.model(batch.inputs), batch.task.classes), batch.labels)
+        return self.single_head_loss(self.host.model(batch.inputs), batch)
+
+    def single_head_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """L~(D_t) of logits [N, C] that the batch was answered with."""
+        return F.cross_entropy(only(logits, batch.task.classes), batch.labels)
 
     def replay_importance_loss(self) -> Tensor | None:
         """L(M), the method's loss on its buffer; None while there is nothing to rehearse."""

@@ -50,6 +50,9 @@ class SparseLayer(Protocol):
     def set_chosen(self, chosen: Tensor | None) -> None:
         """Choose which active weights, bool [K], are updated from now on (None: all)."""
 
+    def compute_frozen(self, on: bool) -> None:
+        """Whether the gradient of what is not chosen is computed all the same, until `mask_gradient` clears it."""
+
     def frozen_entries(self) -> Tensor | None:
         """Flat positions in `parameter` of the active weights that are not chosen; None when there is none."""
 
@@ -111,6 +114,9 @@ class MaskedLayer:
             self._frozen = self._index[~chosen.to(self._index.device)]
             trainable[self._frozen] = False
         self._trainable = None if bool(trainable.all()) else trainable.view(self.shape)
+
+    def compute_frozen(self, on: bool) -> None:
+        """Nothing: a dense weight's gradient is computed everywhere."""
 
     def frozen_entries(self) -> Tensor | None:
         return self._frozen

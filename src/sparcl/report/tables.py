@@ -29,6 +29,7 @@ OF_METHOD = (
     "sample_removal",
     "ddr_score",
     "importance",
+    "ranking",
     "block_size",
     "distribution",
     "prunable",

@@ -75,6 +75,7 @@ def sparsifier(experiment: Experiment) -> Sparsifier:
             distribution=experiment.distribution,
             prunable=experiment.prunable,
             ddr_score=experiment.ddr_score or "misclassified",
+            ranking=experiment.ranking or "step",
             use_gradients=experiment.importance != "magnitude",
         )
     return SPARSIFIERS[experiment.sparsifier](

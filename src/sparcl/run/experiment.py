@@ -25,6 +25,7 @@ from sparcl.methods.settings import published
 from sparcl.nn import DEFAULT_WIDTH, MODELS
 from sparcl.nn.auto import BACKENDS
 from sparcl.sparsity import SPARSIFIERS
+from sparcl.sparsity.collected import RANKINGS
 from sparcl.sparsity.patterns import DISTRIBUTIONS, PATTERNS
 from sparcl.sparsity.static import DEFAULT_SPARSITY
 from sparcl.streams import STREAMS
@@ -97,6 +98,7 @@ class Experiment:
     sample_removal: float | None = None
     ddr_score: str | None = None
     importance: str | None = None
+    ranking: str | None = None
     # with what
     seed: int = 0
     threads: int | None = None
@@ -117,6 +119,7 @@ class Experiment:
             ("pattern", self.pattern, PATTERNS),
             ("sparsity distribution", self.distribution, DISTRIBUTIONS),
             ("importance", self.importance, (None, *IMPORTANCES)),
+            ("ranking", self.ranking, (None, *RANKINGS)),
         ):
             if value not in allowed:
                 names = ", ".join(name for name in allowed if name is not None)
@@ -175,7 +178,7 @@ class Experiment:
             raise ConfigError(f"{told} goes with a sparsifier; dense has none (leave it out{otherwise})")
         if self.pattern != "block" and "block_size" in unusual:
             raise ConfigError(f"block size {self.block_size} goes with pattern block, not {self.pattern}")
-        only_sparcl = ("gradient_sparsity", "sample_removal", "ddr_score", "importance")
+        only_sparcl = ("gradient_sparsity", "sample_removal", "ddr_score", "importance", "ranking")
         given = [name for name in only_sparcl if getattr(self, name) is not None]
         if self.sparsifier != "sparcl" and given:
             raise ConfigError(f"{given[0].replace('_', ' ')} is SparCL's alone; sparsifier {self.sparsifier} has none")
@@ -215,6 +218,7 @@ class Experiment:
             sample_removal=_default(self.sample_removal, 0.3 if by_epochs else 0.0) if sparcl else None,
             ddr_score=self.ddr_score or "misclassified" if sparcl else None,
             importance=self.importance or "cwi" if sparcl else None,
+            ranking=self.ranking or "step" if sparcl else None,
         )
 
     @property

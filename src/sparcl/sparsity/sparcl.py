@@ -37,6 +37,7 @@ class SparCL(Sparsifier):
         distribution: `uniform` or `erk`.
         prunable: which layers; None for the published choice.
         ddr_score: `misclassified` (the paper) or `forgetting` (the published code).
+        ranking: `step`, by gradients of training steps, or `fresh` (published), by passes over fresh batches; see TDM.
         use_gradients: False ranks weights by magnitude alone instead of CWI (an ablation).
     """
 
@@ -57,6 +58,7 @@ class SparCL(Sparsifier):
         distribution: str = "uniform",
         prunable: Prunable = None,
         ddr_score: str = "misclassified",
+        ranking: str = "step",
         use_gradients: bool = True,
     ) -> None:
         super().__init__()
@@ -70,10 +72,12 @@ class SparCL(Sparsifier):
             pattern=self.pattern,
             distribution=distribution,
             prunable=prunable,
+            ranking=ranking,
             alpha=alpha if use_gradients else 0.0,
             beta=beta if use_gradients else 0.0,
         )
-        self.dgm = DGM(gradients, pattern=self.pattern, prunable=prunable, alpha=alpha, beta=beta)
+        self.dgm = DGM(gradients, ranking=ranking, pattern=self.pattern, prunable=prunable, alpha=alpha, beta=beta)
+        self.dgm.collected, self.dgm.shares = self.tdm.collected, True
         self.ddr = DDR(samples, score=ddr_score)
 
     @property
@@ -111,6 +115,12 @@ class SparCL(Sparsifier):
         for part in self._parts.values():
             part.begin_step(step, spent)
         self.removed = self.ddr.removed
+
+    def wants_gradients(self) -> bool:
+        return self.dgm.wants_gradients()  # what either asked for
+
+    def take_gradients(self, task: Sequence[Tensor], replay: Sequence[Tensor], extra: int, samples: int) -> None:
+        self.dgm.take_gradients(task, replay, extra, samples)
 
     def after_forward(self, ids: Tensor, logits: Tensor, labels: Tensor) -> None:
         self.ddr.after_forward(ids, logits, labels)
