@@ -90,6 +90,21 @@ def test_the_least_misclassified_leave_and_counts_start_anew() -> None:
     assert {2, 3} < set(left)  # wrong lately, though others were wrong longer ago
 
 
+def test_mistakes_of_before_the_last_removal_are_forgotten() -> None:
+    ddr = attached(0.8)
+    ddr.begin_task(0, samples=10, epochs=10)
+    for mistakes in range(3):  # 0 and 1 are never wrong, 2 and 3 once, the others three times
+        tell(ddr, torch.arange(10), torch.arange(10) >= (2 if mistakes == 0 else 4))
+    ddr.begin_epoch(1, 1)
+    ddr.begin_step(0)
+    ids = ddr.keep(torch.arange(10))
+    assert ids.tolist() == list(range(2, 10))
+    tell(ddr, ids, ids < 4)  # since then 2 and 3 are wrong once, the others never
+    ddr.begin_epoch(2, 1)
+    ddr.begin_step(0)
+    assert {2, 3} < set(ddr.keep(ids).tolist())
+
+
 def test_misclassifications_are_counted_not_only_noted() -> None:
     ddr = attached(0.8)
     ddr.begin_task(0, samples=5, epochs=10)
