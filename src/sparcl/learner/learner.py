@@ -31,6 +31,7 @@ from sparcl.methods.method import Batch, Host, Method
 from sparcl.nn import auto, convert
 from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.sparsifier import Sparsifier
+from sparcl.streams.batches import steps
 from sparcl.streams.task import Task
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -52,7 +53,10 @@ class Learner:
             have one dimension: tell parameter groups apart by `id`, asked before (docs/performance.md).
         lr, weight_decay: of the default optimizer.
         epochs: passes over each task.
-        batch_size: samples of the task a step; the last partial batch of an epoch is left out (published).
+        batch_size: samples of the task a step.
+        drop_last: whether an epoch leaves out its last batch where that has fewer samples; default, as each source has
+            it: no without a sparsifier (Mammoth's hosts), yes under one (the released SparCL code, rivals included). A
+            last batch of one sample is left out always: it has no batch statistics.
         replay_batch_size: samples drawn from the buffer at a time; default: `batch_size`.
         seed: of every random draw that the Learner makes (the model's initial weights are the caller's).
         device: where to train.
@@ -80,6 +84,7 @@ class Learner:
         epochs: int = 1,
         batch_size: int = 32,
         replay_batch_size: int | None = None,
+        drop_last: bool | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
         backend: str = "auto",
@@ -100,6 +105,7 @@ class Learner:
         self.backend = self._convert(backend, input_shape)
         self.settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
         self.settings["replay_batch_size"] = replay_batch_size or batch_size
+        self.drop_last = self.settings["drop_last"] = self.sparsifier.drops_last if drop_last is None else drop_last
         self.observers = list(observers)
         self._checkpointer: Checkpointer | None = None
         if checkpoint_dir is not None:
@@ -161,7 +167,7 @@ class Learner:
         assert position is not None
         while position.epoch < self.epochs:
             self._begin_epoch(position)
-            while position.order is not None and position.cursor + position.batch <= len(position.order):
+            while position.upcoming(self.drop_last):
                 self._step(position)
             self.watch_loss.settle(position)
             position.epoch, position.step, position.cursor, position.order = position.epoch + 1, 0, 0, None
@@ -201,32 +207,33 @@ class Learner:
         if position.order is not None:
             return
         drawn = torch.randperm(len(self.task.train), generator=self.generators.order)
-        position.plan(self.sparsifier.keep(drawn), self.batch_size)
+        position.plan(self.sparsifier.keep(drawn), self.batch_size, self.drop_last)
         self.sparsifier.begin_epoch(position.epoch, position.planned_steps)
-        dense_steps = len(self.task.train) // min(self.batch_size, len(self.task.train))
+        dense_steps, _, dense_last = steps(len(self.task.train), self.batch_size, self.drop_last)
         figures = {"task": position.task, "epoch": position.epoch, "steps": position.planned_steps}
-        self.tell("epoch.begin", {**figures, "dense_steps": dense_steps})
+        self.tell("epoch.begin", {**figures, "dense_steps": dense_steps, "dense_last": dense_last})
 
     def _step(self, position: Position) -> None:
-        """One step, unless a removal at this very step has left less than a batch of this epoch."""
+        """One step, unless a removal at this very step has left too few samples of this epoch."""
         with self._under_way():
-            if (loss := self._train(position)) is None:
+            if (done := self._train(position)) is None:
                 return
-            position.cursor += position.batch
+            loss, samples = done
+            position.cursor += samples
             position.step += 1
             self.steps += 1
         figures = {"task": position.task, "epoch": position.epoch, "step": position.step}
-        done = {"steps": position.planned_steps, "samples": position.batch, "loss": loss.detach()}
-        self.tell("step.end", {**figures, **done})
+        figures |= {"steps": position.planned_steps, "samples": samples}
+        self.tell("step.end", {**figures, "loss": loss.detach()})
 
-    def _train(self, position: Position) -> Tensor | None:
-        """Masks move, forward, backward, optimizer, memory: the loss, or None where no batch is left."""
+    def _train(self, position: Position) -> tuple[Tensor, int] | None:
+        """Masks move, forward, backward, optimizer, memory: the loss and its samples; None where no batch is left."""
         self._begin_step(position)
         self.method.begin_step((position.epoch + position.step / position.planned_steps) / self.epochs)
         assert position.order is not None
-        ids = position.order[position.cursor : position.cursor + position.batch]
-        if len(ids) < position.batch:
+        if not (samples := position.upcoming(self.drop_last)):
             return None
+        ids = position.order[position.cursor : position.cursor + samples]
         batch = self._assemble(ids)
         self.tell("step.begin", {"samples": len(ids)})
         loss, logits = self.method.loss(batch)
@@ -239,7 +246,7 @@ class Learner:
         self.optimizer.step()
         self.sparsifier.after_step()
         self.method.after_step(batch, logits)
-        return loss
+        return loss, samples
 
     def _begin_step(self, position: Position) -> None:
         removed = self.sparsifier.removed
@@ -248,7 +255,7 @@ class Learner:
             done, rest = position.order[: position.cursor], position.order[position.cursor :]
             position.order = torch.cat([done, self.sparsifier.keep(rest)])
             if position.cursor == 0:  # a small task may now be less than the batch that the epoch began with
-                position.plan(position.order, self.batch_size)
+                position.plan(position.order, self.batch_size, self.drop_last)
 
     def _assemble(self, ids: Tensor) -> Batch:
         """The batch of the samples `ids` (int64 [N], on the CPU)."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparcl.checkpoint import checks
 from sparcl.errors import CheckpointError
+from sparcl.streams.batches import last, steps
 
 
 @dataclass
@@ -24,10 +25,15 @@ class Position:
     planned_steps: int = 0
     data: str | None = None  # fingerprint of the task's samples, once a checkpoint has asked for it
 
-    def plan(self, order: Tensor, batch_size: int) -> None:
+    def plan(self, order: Tensor, batch_size: int, drop_last: bool) -> None:
         """The epoch goes through `order`, int64, `batch_size` samples a step, or all of it where it is less."""
-        self.order, self.batch = order, min(batch_size, len(order))
-        self.planned_steps = len(order) // self.batch
+        self.order = order
+        self.planned_steps, self.batch, _ = steps(len(order), batch_size, drop_last)
+
+    def upcoming(self, drop_last: bool) -> int:
+        """Samples of the next step; 0 where the epoch has none left."""
+        left = 0 if self.order is None else len(self.order) - self.cursor
+        return last(left, self.batch, drop_last)
 
     def check(self, learned: int, epochs: int) -> None:
         """Refuse a loaded position that training could never have reached."""

@@ -34,7 +34,8 @@ RUN = "run"
 """What `sparcl run` adds to the parts of a state."""
 
 PARTS = ("settings", "model", "layers", "optimizer", "learner")
-SETTINGS = ("epochs", "batch_size", "replay_batch_size", "seed")
+COUNTS = ("epochs", "batch_size", "replay_batch_size", "seed")
+SETTINGS = (*COUNTS, "drop_last")
 MADE_FROM = ("model", "method", "sparsifier")
 
 KNOWN: dict[str, dict[str, Callable[..., Any]]] = {
@@ -215,7 +216,10 @@ def make(
     made = tuple(
         _made(part, recipes[part], 0) if part_given is None else part_given for part, part_given in given.items()
     )
-    return cast(Any, made), {name: checks.integer(settings[name], name) for name in SETTINGS}
+    if not isinstance(drop_last := settings["drop_last"], bool):
+        raise CheckpointError(f"drop_last in the checkpoint is {drop_last!r:.40}, not true or false")
+    counts = {name: checks.integer(settings[name], name) for name in COUNTS}
+    return cast(Any, made), {**counts, "drop_last": drop_last}
 
 
 def _made(part: str, recipe: Any, depth: int) -> Any:

@@ -31,6 +31,7 @@ class DDR(Sparsifier):
     """
 
     name = "ddr"
+    drops_last = True
 
     def __init__(self, removed: float = 0.3, *, score: str = "misclassified") -> None:
         super().__init__()

@@ -38,6 +38,7 @@ class SparCL(Sparsifier):
         prunable: which layers; None for the published choice.
         ddr_score: `misclassified` (the paper) or `forgetting` (the published code).
         use_gradients: False ranks weights by magnitude alone instead of CWI (an ablation).
+        first_mask: `magnitude` or `random`: see Static.
     """
 
     name = "sparcl"
@@ -45,6 +46,7 @@ class SparCL(Sparsifier):
     uses_losses = True
     prunes = True
     moves = True
+    drops_last = True
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class SparCL(Sparsifier):
         prunable: Prunable = None,
         ddr_score: str = "misclassified",
         use_gradients: bool = True,
+        first_mask: str = "magnitude",
     ) -> None:
         super().__init__()
         setting = SETTINGS[min(SETTINGS, key=lambda s: abs(s - sparsity))]
@@ -72,6 +75,7 @@ class SparCL(Sparsifier):
             prunable=prunable,
             alpha=alpha if use_gradients else 0.0,
             beta=beta if use_gradients else 0.0,
+            first_mask=first_mask,
         )
         self.dgm = DGM(gradients, pattern=self.pattern, prunable=prunable, alpha=alpha, beta=beta)
         self.ddr = DDR(samples, score=ddr_score)
@@ -116,6 +120,7 @@ class SparCL(Sparsifier):
         self.ddr.after_forward(ids, logits, labels)
 
     def after_backward(self) -> None:
+        self.tdm.scale_gradients()
         self.dgm.after_backward()  # masks and freezes for TDM as well: both act on the same layers
 
     def after_step(self) -> None:
