@@ -71,7 +71,7 @@ def parts_imported(path: Path) -> set[str]:
     return found
 
 
-LEARNER = ("accuracy", "position", "loss_watch", "refusals", "saving", "learner", "__init__")
+LEARNER = ("accuracy", "position", "loss_watch", "chance", "refusals", "saving", "learner", "__init__")
 """The files of `learner`, each of which may import those before it."""
 
 

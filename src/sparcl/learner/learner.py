@@ -24,6 +24,7 @@ from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner import refusals, saving
 from sparcl.learner.accuracy import Accuracy, accuracy_on
+from sparcl.learner.chance import ChanceWatch
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position
 from sparcl.methods.finetune import Finetune
@@ -131,7 +132,7 @@ class Learner:
         self.position: Position | None = None
         self.learned = self.steps = 0
         self._midway = False
-        self.watch_loss = LossWatch()
+        self.watch_loss, self.watch_chance = LossWatch(), ChanceWatch()
 
     def _convert(self, backend: str, input_shape: tuple[int, ...] | None) -> str:
         """Give the model to the backend that will compute it, before the optimizer takes its parameters."""
@@ -170,11 +171,15 @@ class Learner:
             while position.upcoming(self.drop_last):
                 self._step(position)
             self.watch_loss.settle(position)
+            self.watch_chance.end_epoch(position)
             position.epoch, position.step, position.cursor, position.order = position.epoch + 1, 0, 0, None
             self.tell("epoch.end", {"task": position.task, "epoch": position.epoch - 1})
         with self._under_way():
             self.sparsifier.end_task()
             self.method.end_task(self.task)
+        if not position.learned:
+            figures = {"task": task.index, "accuracy": position.accuracy, "chance": self.watch_chance.most}
+            self.tell("learner.chance", figures)
         self.position = None
         self.learned += 1
         self.tell("task.end", {"task": task.index})
@@ -184,6 +189,7 @@ class Learner:
         if self.method.buffer is not None:
             self.method.buffer.check_inputs(task.train.inputs)
         self.task = task
+        self.watch_chance.begin_task(task)
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
         self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
         losses = Losses(self._task_importance, self._replay_importance, self._objective)
@@ -238,6 +244,7 @@ class Learner:
         self.tell("step.begin", {"samples": len(ids)})
         loss, logits = self.method.loss(batch)
         self.watch_loss(loss, position)
+        self.watch_chance(logits, batch.labels)
         self.sparsifier.after_forward(ids, logits, batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -394,6 +401,7 @@ class Learner:
             raise CheckpointError(f"nothing can be saved in the middle of a step; save at {', '.join(SAFE)}")
         if self.position is not None:
             self.watch_loss.settle(self.position)
+            self.watch_chance.settle(self.position)
             if self.position.data is None:
                 self.position.data = saving.fingerprint(self.task.train.inputs, self.task.train.labels)
         return saving.capture(self)

@@ -23,6 +23,9 @@ class Position:
     order: Tensor | None = None  # int64, the epoch's samples; None before the epoch has begun
     batch: int = 0  # samples a step: the batch size, or all that is left of a small task
     planned_steps: int = 0
+    right: int = 0  # of this epoch's samples so far, predicted rightly among the task's classes
+    accuracy: float = 0.0  # of the last whole epoch, so counted
+    learned: bool = False  # whether an epoch was better than guessing (`ChanceWatch`)
     data: str | None = None  # fingerprint of the task's samples, once a checkpoint has asked for it
 
     def plan(self, order: Tensor, batch_size: int, drop_last: bool) -> None:
@@ -42,7 +45,9 @@ class Position:
         if self.data is not None and not isinstance(self.data, str):
             raise CheckpointError("the position in the checkpoint has no fingerprint of the data")
         checks.integer(self.epoch, "epoch", most=epochs)
-        for name in ("step", "cursor", "planned_steps"):
+        if not isinstance(self.learned, bool) or not isinstance(self.accuracy, float):
+            raise CheckpointError("the position in the checkpoint does not say what was learned")
+        for name in ("step", "cursor", "planned_steps", "right"):
             checks.integer(getattr(self, name), name)
         checks.integer(self.batch, "batch", 0 if self.order is None else 1)
         if self.order is not None:

@@ -75,12 +75,15 @@ def sparsifier(experiment: Experiment) -> Sparsifier:
             prunable=experiment.prunable,
             ddr_score=experiment.ddr_score or "misclassified",
             use_gradients=experiment.importance != "magnitude",
+            first_mask=experiment.first_mask or "random",
         )
+    given = {} if experiment.first_mask is None else {"first_mask": experiment.first_mask}
     return SPARSIFIERS[experiment.sparsifier](
         experiment.sparsity,
         pattern=make_pattern(experiment.pattern, experiment.block_size),
         distribution=experiment.distribution,
         prunable=experiment.prunable,
+        **given,
     )
 
 
@@ -115,6 +118,7 @@ def learner(experiment: Experiment, stream: Stream) -> Learner:
         weight_decay=experiment.weight_decay or 0.0,
         epochs=experiment.epochs,
         batch_size=experiment.batch_size,
+        drop_last=experiment.drop_last,
         seed=experiment.seed,
         device=device(experiment.device),
         backend=experiment.backend,
