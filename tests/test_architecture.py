@@ -75,6 +75,7 @@ def parts_imported(path: Path) -> set[str]:
 LEARNER = (
     "position",
     "loss_watch",
+    "chance",
     "budget",
     "classes",
     "prediction",

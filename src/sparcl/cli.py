@@ -46,6 +46,7 @@ def run(
     block_size: Annotated[int | None, typer.Option(help="output channels that share positions; default 4")] = None,
     distribution: Annotated[str | None, typer.Option(help="sparsity over the layers: uniform (default) or erk")] = None,
     prunable: Annotated[list[str] | None, typer.Option(help="names of prunable layers (shell patterns)")] = None,
+    first_mask: Annotated[str | None, typer.Option(help="random (default) or magnitude: the largest weights")] = None,
     gradient_sparsity: Annotated[float | None, typer.Option(help="DGM: share of active weights not updated")] = None,
     sample_removal: Annotated[float | None, typer.Option(help="DDR: share of a task's samples removed")] = None,
     ddr_score: Annotated[str | None, typer.Option(help="misclassified (default) or forgetting")] = None,
@@ -59,6 +60,10 @@ def run(
     steps: Annotated[int | None, typer.Option(help="steps a task, in place of epochs")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="seconds of training a task, in place of epochs")] = None,
     batch_size: Annotated[int | None, typer.Option(help="samples a step; default 32")] = None,
+    drop_last: Annotated[
+        bool | None,
+        typer.Option("--drop-last/--keep-last", help="an epoch's last partial batch; default: as its source"),
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate; default: published")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="default: published (0 for most)")] = None,
     model: Annotated[str | None, typer.Option(help="resnet18, convnet or mlp; default: the stream's")] = None,

@@ -19,6 +19,7 @@ from sparcl.sparsity.sparcl import SparCL
 from sparcl.sparsity.sparsifier import Moments, Sparsifier
 from sparcl.sparsity.static import Static
 from sparcl.sparsity.tdm import TDM, UPDATE_MOMENTS
+from sparcl.streams.batches import last, steps
 
 FORESEEABLE: tuple[type[Sparsifier], ...] = (Sparsifier, SparCL, TDM, DGM, DDR, Static, SET)
 """Sparsifiers that a forecast knows the ranking passes of."""
@@ -34,12 +35,13 @@ def plan(
     epochs: int,
     batch_size: int = 32,
     replay_batch_size: int | None = None,
+    drop_last: bool | None = None,
 ) -> dict[str, int]:
     """FLOPs of training on tasks of `samples` training samples each: `executed`, `paper` and `dense` (see `Ledger`).
 
     Equal to what the run's own ledger counts, but where DDR removes samples in the middle of an epoch (tasks whose
-    number of epochs is no multiple of ten): how many of them that epoch has left is a matter of chance. The objects
-    are used up: make others for training.
+    number of epochs is no multiple of ten): how many of them that epoch has left is a matter of chance; and but where
+    DDR ranks by forgetting and too few samples were ever right. The objects are used up: make others for training.
 
     Raises:
         ConfigError: a sparsifier whose passes are not foreseen.
@@ -55,7 +57,8 @@ def plan(
         batch_size=batch_size,
         replay_batch_size=replay_batch_size or batch_size,
     )
-    forecast = Forecast(model, sparsifier, input_shape, epochs, batch_size)
+    drop_last = sparsifier.drops_last if drop_last is None else drop_last
+    forecast = Forecast(model, sparsifier, input_shape, epochs, batch_size, drop_last)
     for index, (count, per_task) in enumerate(zip(samples, passes, strict=True)):
         forecast.task(index, count, per_task)
     return forecast.ledger.totals()
@@ -65,11 +68,17 @@ class Forecast:
     """Plays a run's events and passes to a ledger, with the numbers of weights and samples that are planned."""
 
     def __init__(
-        self, model: nn.Module, sparsifier: Sparsifier, input_shape: tuple[int, ...], epochs: int, batch_size: int
+        self,
+        model: nn.Module,
+        sparsifier: Sparsifier,
+        input_shape: tuple[int, ...],
+        epochs: int,
+        batch_size: int,
+        drop_last: bool,
     ) -> None:
         self.ledger = Ledger(model, sparsifier.layers, input_shape)
         self.ledger.main.counts = self._counts
-        self.epochs, self.batch_size = epochs, batch_size
+        self.epochs, self.batch_size, self.drop_last = epochs, batch_size, drop_last
         self.layers, self.block = sparsifier.layers, sparsifier.pattern.block
         self.tdm, self.dgm, self.ddr = _parts(sparsifier)
         self.by_steps = any(part is not None and part.ranking == "step" for part in (self.tdm, self.dgm))
@@ -111,28 +120,28 @@ class Forecast:
         self.ledger("task.end", {})
 
     def _epoch(self, epoch: int, samples: int) -> None:
-        kept = self.removal.kept
-        batch = min(self.batch_size, kept)
-        steps = kept // batch
-        self.updates.begin_epoch(epoch, steps)
-        self.removal.begin_epoch(epoch, steps)
-        self.ledger("epoch.begin", {"steps": steps, "dense_steps": samples // min(self.batch_size, samples)})
-        length, cursor, step = kept, 0, 0
-        while cursor + batch <= length:
+        length, cursor, step = self.removal.kept, 0, 0
+        planned, batch, _ = steps(length, self.batch_size, self.drop_last)
+        self.updates.begin_epoch(epoch, planned)
+        self.removal.begin_epoch(epoch, planned)
+        dense_steps, dense_batch, dense_last = steps(samples, self.batch_size, self.drop_last)
+        self.ledger("epoch.begin", {"steps": planned, "dense_steps": dense_steps, "dense_last": dense_last})
+        while last(length - cursor, batch, self.drop_last):
             asked = self._rank(step)
             length -= self.removal.begin_step(step, cursor, length - cursor)
-            if cursor + batch > length:
-                break  # a removal at this very step left less than a batch
-            self.ledger("step.begin", {"samples": batch})
+            now = last(length - cursor, batch, self.drop_last)
+            if not now:
+                break  # a removal at this very step left too few
+            self.ledger("step.begin", {"samples": now})
             full = self._at(self.passes.steps)
-            short = min(self.batch_size, samples) - batch  # the task's own batch comes first
-            self._run([(full[0][0] - short, full[0][1]), *full[1:]])
+            run = [(full[0][0] - (dense_batch - now), full[0][1]), *full[1:]]  # the task's own batch comes first
+            self._run(run)
             if asked and self.budget.allows():
-                self._read([(full[0][0] - short, full[0][1]), *full[1:]], batch)
+                self._read(run, now)
             self.budget.steps += 1
             self.ledger("step.end", {})
             self.steps_made += 1
-            cursor, step = cursor + batch, step + 1
+            cursor, step = cursor + now, step + 1
         self.removal.end_epoch(cursor)
         self.ledger("epoch.end", {})
 

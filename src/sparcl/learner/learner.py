@@ -29,6 +29,7 @@ from sparcl.learner.accuracy import Accuracy, measure
 from sparcl.learner.asked import Asked
 from sparcl.learner.backend import give_to_backend
 from sparcl.learner.budget import Budget, check_pace
+from sparcl.learner.chance import ChanceWatch
 from sparcl.learner.classes import Classes
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position
@@ -40,6 +41,7 @@ from sparcl.methods.respond import evaluating
 from sparcl.nn import memory
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import Transform
+from sparcl.streams.batches import steps as steps_of_epoch
 from sparcl.streams.checked import checked, checked_test
 from sparcl.streams.split import ArrayLike
 from sparcl.streams.task import Name, Task
@@ -65,7 +67,10 @@ class Learner:
         epochs, steps, seconds: the budget of each task, one of them: passes over it, steps, or seconds of training
             (mask updates counted, evaluation and checkpoints not); default: one epoch.
         pace: what a budget of seconds came to before (`Learner.pace`): the same steps, and so the same bits.
-        batch_size: samples of the task a step; the last partial batch of an epoch is left out (published).
+        batch_size: samples of the task a step.
+        drop_last: whether an epoch leaves out its last batch where that has fewer samples; default, as each source has
+            it: no without a sparsifier (Mammoth's hosts), yes under one (the released SparCL code, rivals included). A
+            last batch of one sample is left out always: it has no batch statistics.
         replay_batch_size: samples drawn from the buffer at a time; default: `batch_size`.
         seed: of every random draw that the Learner makes (the model's initial weights are the caller's).
         device: where to train.
@@ -98,6 +103,7 @@ class Learner:
         pace: Sequence[Sequence[int]] = (),
         batch_size: int = 32,
         replay_batch_size: int | None = None,
+        drop_last: bool | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
         backend: str = "auto",
@@ -133,6 +139,7 @@ class Learner:
         self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
         self.settings["budget"] = {self.budget.kind: self.budget.amount}
         self.settings["replay_batch_size"] = replay_batch_size or batch_size
+        self.drop_last = self.settings["drop_last"] = self.sparsifier.drops_last if drop_last is None else drop_last
         self.observers = list(observers)
         self._checkpointer: Checkpointer | None = None
         if checkpoint_dir is not None:
@@ -161,7 +168,7 @@ class Learner:
         self.position: Position | None = None
         self.learned = self.steps = 0
         self._midway = self._learning = False
-        self.watch_loss = LossWatch()
+        self.watch_loss, self.watch_chance = LossWatch(), ChanceWatch()
         self._parts: apart.Parts | None = None  # of a step whose gradients are ranked by
 
     def __repr__(self) -> str:
@@ -221,9 +228,10 @@ class Learner:
         assert position is not None
         while not self.budget.over(position):
             self._begin_epoch(position)
-            while self._another(position):
+            while position.upcoming(self.drop_last) and not self.budget.over(position):
                 self._step(position)
             self.watch_loss.settle(position)
+            self.watch_chance.end_epoch(position)
             position.epoch, position.step, position.cursor, position.order = position.epoch + 1, 0, 0, None
             self.tell("epoch.end", {"task": position.task, "epoch": position.epoch - 1})
         with self._under_way():
@@ -231,13 +239,11 @@ class Learner:
             self.method.end_task(self.task)
         if self.budget.kind == "seconds" and not position.replayed:
             self.pace.append(position.pace)
+        if not position.learned:
+            figures = {"task": task.index, "accuracy": position.accuracy, "chance": self.watch_chance.most}
+            self.tell("learner.chance", figures)
         self.position = None
         self.learned += 1
-
-    def _another(self, position: Position) -> bool:
-        """Whether this epoch has another batch, and the budget another step."""
-        left = position.order is not None and position.cursor + position.batch <= len(position.order)
-        return left and not self.budget.over(position)
 
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
@@ -251,6 +257,7 @@ class Learner:
             saving.check_task(self.position, task, self.sparsifier)
         self.task, self.transform = task, task.transform
         self.classes.note(task)
+        self.watch_chance.begin_task(task)
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
         self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
         asked = (self._assemble, self.generators.importance, len(task.train), self.batch_size, self.tell)
@@ -277,36 +284,37 @@ class Learner:
         if position.order is not None:
             return
         drawn = torch.randperm(len(self.task.train), generator=self.generators.order)
-        position.plan(self.sparsifier.keep(drawn), self.batch_size)
+        position.plan(self.sparsifier.keep(drawn), self.batch_size, self.drop_last)
         self.sparsifier.begin_epoch(position.epoch, position.planned_steps)
         # what a dense host would make of the epoch; under the other budgets it makes as many steps as this one
-        dense_steps = len(self.task.train) // min(self.batch_size, len(self.task.train))
+        dense_steps, _, dense_last = steps_of_epoch(len(self.task.train), self.batch_size, self.drop_last)
         figures = {"task": position.task, "epoch": position.epoch, "steps": position.planned_steps}
-        self.tell("epoch.begin", {**figures, "dense_steps": dense_steps if self.budget.kind == "epochs" else 0})
+        dense = {"dense_steps": dense_steps if self.budget.kind == "epochs" else 0, "dense_last": dense_last}
+        self.tell("epoch.begin", {**figures, **dense})
 
     def _step(self, position: Position) -> None:
-        """One step, unless a removal at this very step has left less than a batch of this epoch."""
+        """One step, unless a removal at this very step has left too few samples of this epoch."""
         started = time.perf_counter()
         with self._under_way():
-            if (loss := self._train(position)) is None:
+            if (done := self._train(position)) is None:
                 return
+            loss, samples = done
             self.budget.note(position, time.perf_counter() - started)
-            position.cursor += position.batch
+            position.cursor += samples
             position.step += 1
             self.steps += 1
         figures = {"task": position.task, "epoch": position.epoch, "step": position.step}
-        done = {"steps": position.planned_steps, "samples": position.batch, "loss": loss.detach()}
-        done["spent"] = self.budget.spent(position)
-        self.tell("step.end", {**figures, **done})
+        figures |= {"steps": position.planned_steps, "samples": samples}
+        self.tell("step.end", {**figures, "loss": loss.detach(), "spent": self.budget.spent(position)})
 
-    def _train(self, position: Position) -> Tensor | None:
-        """Masks move, forward, backward, optimizer, memory: the loss, or None where no batch is left."""
+    def _train(self, position: Position) -> tuple[Tensor, int] | None:
+        """Masks move, forward, backward, optimizer, memory: the loss and its samples; None where no batch is left."""
         self._begin_step(position)
         self.method.begin_step(self.budget.spent(position))
         assert position.order is not None
-        ids = position.order[position.cursor : position.cursor + position.batch]
-        if len(ids) < position.batch:
+        if not (samples := position.upcoming(self.drop_last)):
             return None
+        ids = position.order[position.cursor : position.cursor + samples]
         batch = self._assemble(ids)
         self.tell("step.begin", {"samples": len(ids)})
         wanted = self.sparsifier.wants_gradients()
@@ -314,6 +322,7 @@ class Learner:
         with apart.cut(self.model, parts):
             loss, logits = self.method.loss(batch)
             self.watch_loss(loss, position)
+            self.watch_chance(logits, batch.labels)
             self.sparsifier.after_forward(ids, logits, batch.labels)
             self.optimizer.zero_grad(set_to_none=True)
             if parts is None:
@@ -327,13 +336,13 @@ class Learner:
         self.optimizer.step()
         self.sparsifier.after_step()
         self.method.after_step(batch, logits)
-        return loss
+        return loss, samples
 
     def _begin_step(self, position: Position) -> None:
         removed = self.sparsifier.removed
         self.sparsifier.begin_step(position.step, self.budget.schedule(position))
         if self.sparsifier.removed != removed:
-            position.shorten(self.sparsifier.keep, self.batch_size)
+            position.shorten(self.sparsifier.keep, self.batch_size, self.drop_last)
 
     def _assemble(self, ids: Tensor) -> Batch:
         """The batch of the samples `ids` (int64 [N], on the CPU)."""
@@ -484,6 +493,7 @@ class Learner:
             raise CheckpointError(f"this state cannot be saved: {misfit}")
         if self.position is not None:
             self.watch_loss.settle(self.position)
+            self.watch_chance.settle(self.position)
             if self.position.data is None:
                 self.position.data = saving.fingerprint(self.task.train.inputs, self.task.train.labels)
         return saving.capture(self)

@@ -38,7 +38,8 @@ RUN = "run"
 """What `sparcl run` adds to the parts of a state."""
 
 PARTS = ("settings", "model", "layers", "optimizer", "learner")
-SETTINGS = ("batch_size", "replay_batch_size", "seed")
+COUNTS = ("batch_size", "replay_batch_size", "seed")
+SETTINGS = (*COUNTS, "drop_last")
 LIMITS = (*SETTINGS, "budget")
 MADE_FROM = ("model", "method", "sparsifier")
 STRIDES = "strides"
@@ -270,8 +271,11 @@ def make(
     made = tuple(
         _made(part, recipes[part], 0) if part_given is None else part_given for part, part_given in given.items()
     )
-    numbers = {name: checks.integer(settings[name], name) for name in SETTINGS}
-    return cast(Any, made), {**numbers, **_budget(settings["budget"]), **_growth(state)}
+    if not isinstance(drop_last := settings["drop_last"], bool):
+        raise CheckpointError(f"drop_last in the checkpoint is {drop_last!r:.40}, not true or false")
+    counts = {name: checks.integer(settings[name], name) for name in COUNTS}
+    more = {**_budget(settings["budget"]), **_growth(state), "drop_last": drop_last}
+    return cast(Any, made), {**counts, **more}
 
 
 def _growth(state: State) -> dict[str, Any]:

@@ -77,12 +77,15 @@ def sparsifier(experiment: Experiment) -> Sparsifier:
             ddr_score=experiment.ddr_score or "misclassified",
             ranking=experiment.ranking or "step",
             use_gradients=experiment.importance != "magnitude",
+            first_mask=experiment.first_mask or "random",
         )
+    given = {} if experiment.first_mask is None else {"first_mask": experiment.first_mask}
     return SPARSIFIERS[experiment.sparsifier](
         experiment.sparsity,
         pattern=make_pattern(experiment.pattern, experiment.block_size),
         distribution=experiment.distribution,
         prunable=experiment.prunable,
+        **given,
     )
 
 
@@ -120,6 +123,7 @@ def learner(experiment: Experiment, stream: Stream) -> Learner:
         seconds=experiment.max_seconds,
         pace=experiment.pace,
         batch_size=experiment.batch_size,
+        drop_last=experiment.drop_last,
         seed=experiment.seed,
         device=device(experiment.device),
         backend=experiment.backend,

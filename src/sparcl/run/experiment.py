@@ -24,10 +24,10 @@ from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
 from sparcl.nn import DEFAULT_WIDTH, MODELS
 from sparcl.nn.auto import BACKENDS
-from sparcl.sparsity import SPARSIFIERS
+from sparcl.sparsity import SPARSIFIERS, find
 from sparcl.sparsity.collected import RANKINGS
 from sparcl.sparsity.patterns import DISTRIBUTIONS, PATTERNS
-from sparcl.sparsity.static import DEFAULT_SPARSITY
+from sparcl.sparsity.static import DEFAULT_SPARSITY, FIRST_MASKS
 from sparcl.streams import STREAMS
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -86,6 +86,7 @@ class Experiment:
     steps: int | None = None
     max_seconds: float | None = None
     batch_size: int = 32
+    drop_last: bool | None = None
     model: str | None = None
     width: int | None = None
     # what is computed at all
@@ -94,6 +95,7 @@ class Experiment:
     block_size: int = 4
     distribution: str = "uniform"
     prunable: tuple[str, ...] | None = None
+    first_mask: str | None = None
     gradient_sparsity: float | None = None
     sample_removal: float | None = None
     ddr_score: str | None = None
@@ -118,6 +120,7 @@ class Experiment:
             ("model", self.model, (None, *MODELS)),
             ("pattern", self.pattern, PATTERNS),
             ("sparsity distribution", self.distribution, DISTRIBUTIONS),
+            ("first mask", self.first_mask, (None, *FIRST_MASKS)),
             ("importance", self.importance, (None, *IMPORTANCES)),
             ("ranking", self.ranking, (None, *RANKINGS)),
         ):
@@ -178,6 +181,8 @@ class Experiment:
             raise ConfigError(f"{told} goes with a sparsifier; dense has none (leave it out{otherwise})")
         if self.pattern != "block" and "block_size" in unusual:
             raise ConfigError(f"block size {self.block_size} goes with pattern block, not {self.pattern}")
+        if self.sparsifier == "snip" and self.first_mask is not None:
+            raise ConfigError("first mask goes with another sparsifier: snip's comes from gradients (leave it out)")
         only_sparcl = ("gradient_sparsity", "sample_removal", "ddr_score", "importance", "ranking")
         given = [name for name in only_sparcl if getattr(self, name) is not None]
         if self.sparsifier != "sparcl" and given:
@@ -213,7 +218,9 @@ class Experiment:
             model=model,
             width=self.width or DEFAULT_WIDTH[model],
             sparsity=(DEFAULT_SPARSITY if self.sparsity is None else self.sparsity) if sparse else None,
+            drop_last=find(self.sparsifier).drops_last if self.drop_last is None else self.drop_last,
             prunable=self.prunable if sparse else None,
+            first_mask=self.first_mask or "random" if sparse and self.sparsifier != "snip" else None,
             gradient_sparsity=_default(self.gradient_sparsity, 0.2) if sparcl else None,
             sample_removal=_default(self.sample_removal, 0.3 if by_epochs else 0.0) if sparcl else None,
             ddr_score=self.ddr_score or "misclassified" if sparcl else None,
@@ -267,7 +274,7 @@ OF_LAYER_CHOICE = (
 )
 """Settings that the timing of the layers depends on: with another value of one, a `layer_choice` says nothing."""
 
-OF_SPARSE = ("pattern", "block_size", "distribution", "prunable")
+OF_SPARSE = ("pattern", "block_size", "distribution", "prunable", "first_mask")
 """Settings that a dense network has no use for."""
 
 

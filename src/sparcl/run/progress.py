@@ -47,6 +47,8 @@ class Progress:
             self._task = figures["task"]
         elif event == "step.end":
             self._show(figures)
+        elif event == "learner.chance":
+            self.console.print(not_learned(figures), highlight=False, soft_wrap=True)
 
     def _where(self, figures: dict[str, Any]) -> str:
         """How far the budget is spent; of epochs also the step within one."""
@@ -70,6 +72,14 @@ class Progress:
             self._live.update(Text(line))
         else:
             self.console.print(line, highlight=False)
+
+
+def not_learned(figures: dict[str, Any]) -> str:
+    """What `learner.chance` says, for people."""
+    return (
+        f"task {figures['task'] + 1} was not learned: in its last epoch {figures['accuracy']:.0%} of its samples were"
+        f" right, guessing gives {figures['chance']:.0%}; try more epochs, another learning rate or less sparsity"
+    )
 
 
 def duration(seconds: float) -> str:

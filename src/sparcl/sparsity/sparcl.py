@@ -39,6 +39,7 @@ class SparCL(Sparsifier):
         ddr_score: `misclassified` (the paper) or `forgetting` (the published code).
         ranking: `step`, by gradients of training steps, or `fresh` (published), by passes over fresh batches; see TDM.
         use_gradients: False ranks weights by magnitude alone instead of CWI (an ablation).
+        first_mask: `magnitude` or `random`: see Static.
     """
 
     name = "sparcl"
@@ -46,6 +47,7 @@ class SparCL(Sparsifier):
     uses_losses = True
     prunes = True
     moves = True
+    drops_last = True
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class SparCL(Sparsifier):
         ddr_score: str = "misclassified",
         ranking: str = "step",
         use_gradients: bool = True,
+        first_mask: str = "magnitude",
     ) -> None:
         super().__init__()
         setting = SETTINGS[min(SETTINGS, key=lambda s: abs(s - sparsity))]
@@ -75,6 +78,7 @@ class SparCL(Sparsifier):
             ranking=ranking,
             alpha=alpha if use_gradients else 0.0,
             beta=beta if use_gradients else 0.0,
+            first_mask=first_mask,
         )
         self.dgm = DGM(gradients, ranking=ranking, pattern=self.pattern, prunable=prunable, alpha=alpha, beta=beta)
         self.dgm.collected, self.dgm.shares = self.tdm.collected, True
@@ -126,6 +130,7 @@ class SparCL(Sparsifier):
         self.ddr.after_forward(ids, logits, labels)
 
     def after_backward(self) -> None:
+        self.tdm.scale_gradients()
         self.dgm.after_backward()  # masks and freezes for TDM as well: both act on the same layers
 
     def after_step(self) -> None:

@@ -58,6 +58,8 @@ class Sparsifier(Recorded):
     """Whether weights are ever inactive or frozen (and so whether layers are worth converting)."""
     moves = False
     """Whether masks change once training has begun."""
+    drops_last = False
+    """Whether its source leaves out an epoch's last batch where that has fewer samples; the hosts' do not."""
     pattern = Pattern()
 
     def __init__(self) -> None:
@@ -145,6 +147,7 @@ class MaskSparsifier(Sparsifier):
 
     uses_losses = True
     prunes = True
+    drops_last = True
 
     def __init__(self, pattern: Pattern, prunable: Prunable) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ class TDM(StepRanked, Static):
     """Task-aware dynamic masking by continual weight importance (CWI).
 
     Args:
-        sparsity, pattern, distribution, prunable: see Static.
+        sparsity, pattern, distribution, prunable, first_mask: see Static.
         p_intra: share of all prunable units removed and grown at an update within a task.
         p_inter: share of all prunable units by which a new task (t > 1) expands the network.
         alpha, beta: weight of the present task's and of the buffer's gradient in CWI.
@@ -61,8 +61,9 @@ class TDM(StepRanked, Static):
         pattern: Pattern | None = None,
         distribution: str = "uniform",
         prunable: Prunable = None,
+        first_mask: str = "magnitude",
     ) -> None:
-        super().__init__(sparsity, pattern=pattern, distribution=distribution, prunable=prunable)
+        super().__init__(sparsity, pattern=pattern, distribution=distribution, prunable=prunable, first_mask=first_mask)
         for label, share in (("p_intra", p_intra), ("p_inter", p_inter)):
             if not 0.0 <= share <= 1.0:
                 raise ConfigError(f"{label} is {share}; it is a share of the prunable weights, 0 to 1")
