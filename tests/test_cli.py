@@ -132,7 +132,8 @@ def test_a_run_leaves_its_records(finished):
     assert {"config.toml", "events.jsonl", "result.json", "model.safetensors"} <= {p.name for p in finished.iterdir()}
     result = json.loads((finished / "result.json").read_text())
     assert set(result) >= RECORDED
-    assert set(result["flops"]) == {"executed", "paper", "dense"}
+    assert set(result["flops"]) == {"executed", "paper", "dense", "phases"}
+    assert sum(result["flops"]["phases"].values()) == result["flops"]["executed"]
     assert result["sparsity"]["weights"] == pytest.approx(0.90, abs=0.01)
     assert result["samples"]["removed"] > 0
     assert 0 < result["flops"]["executed"] < result["flops"]["dense"]

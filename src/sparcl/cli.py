@@ -70,6 +70,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="run directory; default runs/<name>")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run directory's checkpoint")] = False,
     checkpoint_every: Annotated[str, typer.Option(help="steps or seconds between checkpoints: 500 or 60s")] = "60s",
+    track: Annotated[list[str] | None, typer.Option(help="tell csv, tensorboard or wandb of the metrics")] = None,
     config: Annotated[Path | None, typer.Option(help="a TOML file with these settings; options override it")] = None,
 ) -> None:
     """Train on a stream of tasks, one after another, and leave a run directory with the result."""
@@ -82,7 +83,15 @@ def run(
     if option:
         values = {**values, "method_options": {**values.get("method_options", {}), **_options(option)}}
     experiment = Experiment.from_dict(overridden(values, given), str(config) if config else "options")
-    execute(experiment, out, resume=resume, checkpoint_every=checkpoint_every, console=_console())
+    execute(experiment, out, resume=resume, checkpoint_every=checkpoint_every, console=_console(), track=track or ())
+
+
+@app.command()
+def watch(run: Annotated[Path, typer.Argument(help="a run directory, while another process works on it")]) -> None:
+    """Follow a run: task, epoch, loss and accuracy as they come; ends when the run ends."""
+    from sparcl.run.watch import watch
+
+    watch(run, _console())
 
 
 @app.command()

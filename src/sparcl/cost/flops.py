@@ -22,6 +22,10 @@ from sparcl.nn.layers import SparseLayer, is_weighted
 Counts = Mapping[str, tuple[int, int]]
 """By layer name: active weights and, of them, those that are updated. Layers that are not named are dense."""
 
+PHASES = ("forward", "backward", "importance", "other")
+"""Of the FLOPs executed: the passes of the training steps, replay's among them; the passes that rank weights and
+gradients; what a method computes when a task begins or ends."""
+
 UNCHANGED = ("step.", "importance.", "evaluate.")
 """Events that no mask moves at, by the start of their names."""
 
@@ -85,7 +89,8 @@ class Ledger:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[SparseLayer], input_shape: tuple[int, ...]) -> None:
-        self.executed = self.paper = self.dense = 0
+        self.phases = dict.fromkeys(PHASES, 0)
+        self.paper = self.dense = 0
         self.samples_seen = self.samples_removed = 0
         self.input_shape = input_shape
         self._in_task = self._importance = self._evaluating = False
@@ -116,12 +121,16 @@ class Ledger:
         profile = profile or self.main
         costs = profile.costs
         if self._importance:
-            self.executed += samples * (costs.forward + costs.importance * grad)
+            self.phases["importance"] += samples * (costs.forward + costs.importance * grad)
             return
         dense = samples * (profile.dense.forward + profile.dense.backward * grad)
-        self.executed += samples * (costs.forward + costs.backward * grad)
+        forward, backward = samples * costs.forward, samples * costs.backward * grad
         self.dense += dense
-        if self._step_samples is not None:
+        if self._step_samples is None:
+            self.phases["other"] += forward + backward
+        else:
+            self.phases["forward"] += forward
+            self.phases["backward"] += backward
             self.paper += samples * costs.forward
             self._step_dense += dense
 
@@ -129,7 +138,7 @@ class Ledger:
         """Observe an event of the Learner."""
         if "dense_gradient_samples" in figures:  # counted at the active weights of the mask of that time, so far
             rest = self.main.dense.ranked - self.main.costs.ranked
-            self.executed += figures["dense_gradient_samples"] * rest
+            self.phases["importance"] += figures["dense_gradient_samples"] * rest
         if not event.startswith(UNCHANGED):
             self.main.forget()
         match event:
@@ -167,6 +176,11 @@ class Ledger:
         self._missing_steps -= 1
         self._step_samples = None
 
+    @property
+    def executed(self) -> int:
+        """FLOPs so far, of all phases."""
+        return sum(self.phases.values())
+
     def totals(self) -> dict[str, int]:
         """FLOPs so far: `executed`, `paper` and `dense`."""
         return {"executed": self.executed, "paper": self.paper, "dense": self.dense}
@@ -174,7 +188,9 @@ class Ledger:
     def state_dict(self) -> dict[str, int]:
         """All that is needed to go on, between two steps, as JSON values."""
         return {
-            **self.totals(),
+            **self.phases,
+            "paper": self.paper,
+            "dense": self.dense,
             "samples_seen": self.samples_seen,
             "samples_removed": self.samples_removed,
             "in_task": int(self._in_task),
@@ -185,7 +201,8 @@ class Ledger:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from `state_dict()`."""
-        self.executed, self.paper, self.dense = int(state["executed"]), int(state["paper"]), int(state["dense"])
+        self.phases = {phase: int(state[phase]) for phase in PHASES}
+        self.paper, self.dense = int(state["paper"]), int(state["dense"])
         self.samples_seen, self.samples_removed = int(state["samples_seen"]), int(state["samples_removed"])
         self._in_task, self._batch = bool(state["in_task"]), int(state["batch"])
         self._missing_steps, self._last_step_dense = int(state["missing_steps"]), int(state["last_step_dense"])

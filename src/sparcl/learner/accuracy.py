@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from sparcl.methods.method import Method
 from sparcl.streams.task import Task
 
 BATCH = 256
+MOST_CONFUSED = 256
+"""Classes for which a confusion matrix is kept: it grows with their square."""
+
+Confusion = tuple[tuple[int, ...], ...]
+"""Row i, column j: test samples of class i that were taken for class j."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy on each of several tasks, percent; `class_il` is None for a method that needs the task identity."""
+    """Accuracy on each of several tasks, percent; `class_il` is None for a method that needs the task identity.
+
+    `confusion` is over all of these tasks, in Class-IL (in Task-IL for such a method); None above 256 classes.
+    """
 
     class_il: tuple[float, ...] | None
     task_il: tuple[float, ...]
+    confusion: Confusion | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         mean = sum(self.task_il) / len(self.task_il)
@@ -28,18 +38,27 @@ class Accuracy:
 
 def accuracy_on(
     task: Task, method: Method, device: torch.device, before_batch: Callable[[], None]
-) -> tuple[float, float]:
+) -> tuple[float, float, Tensor]:
     """Class-IL and Task-IL accuracy, percent, on a task's test samples; the model is in eval mode.
 
-    Class-IL: the largest of all logits. Task-IL: the largest of the task's own.
+    Class-IL: the largest of all logits. Task-IL: the largest of the task's own. The third is how often each class
+    (row) was taken for each (column) in the scenario of `Accuracy.confusion`: int64 [C, C], or [0, 0] above 256
+    classes.
     """
     own = torch.tensor(task.classes, device=device)
     right_class = right_task = 0
+    pairs: list[Tensor] = []
+    classes = 0
     for start in range(0, len(task.test), BATCH):
         before_batch()
         inputs = task.transform.test(task.test.inputs[start : start + BATCH].to(device))
         labels = task.test.labels[start : start + BATCH].to(device)
         logits = method.predict(inputs, task)
-        right_class += int((logits.argmax(1) == labels).sum())
-        right_task += int((own[logits[:, own].argmax(1)] == labels).sum())
-    return 100.0 * right_class / len(task.test), 100.0 * right_task / len(task.test)
+        of_all, of_own = logits.argmax(1), own[logits[:, own].argmax(1)]
+        right_class += int((of_all == labels).sum())
+        right_task += int((of_own == labels).sum())
+        classes = logits.shape[1] if logits.shape[1] <= MOST_CONFUSED else 0
+        pairs.append(labels * classes + (of_all if "class-il" in method.scenarios else of_own))
+    counts = torch.bincount(torch.cat(pairs).cpu(), minlength=classes**2) if classes else torch.zeros(0).long()
+    confusion = counts.view(classes, classes)
+    return 100.0 * right_class / len(task.test), 100.0 * right_task / len(task.test), confusion

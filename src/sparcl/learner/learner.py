@@ -336,12 +336,13 @@ class Learner:
         self.tell("evaluate.begin", {})
         self.model.eval()
         try:
-            pairs = [accuracy_on(t, self.method, self.device, lambda: self.tell("evaluate.batch", {})) for t in tasks]
-            class_il, task_il = zip(*pairs, strict=True)
+            found = [accuracy_on(t, self.method, self.device, lambda: self.tell("evaluate.batch", {})) for t in tasks]
+            class_il, task_il, confusions = zip(*found, strict=True)
         finally:
             self.model.train()
             self.tell("evaluate.end", {})
-        return Accuracy(class_il if "class-il" in self.method.scenarios else None, task_il)
+        confusion = tuple(map(tuple, sum(confusions).tolist())) or None
+        return Accuracy(class_il if "class-il" in self.method.scenarios else None, task_il, confusion)
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
