@@ -53,7 +53,7 @@ def write(places: Sequence[Path], form: str = "table", out: Path | None = None) 
         return
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        out.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name may be half a letter
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror}") from None
 

@@ -23,7 +23,7 @@ from sparcl.checkpoint.files import safetensors_parts
 from sparcl.cost.clock import Clock
 from sparcl.cost.flops import Ledger
 from sparcl.cost.memory import memory, peak_rss_bytes
-from sparcl.errors import CheckpointError, ConfigError, Stopped
+from sparcl.errors import CheckpointError, ConfigError, Stopped, one_line
 from sparcl.learner import Learner
 from sparcl.nn.convert import backends, dense_state_dict
 from sparcl.report import write as write_report
@@ -172,11 +172,16 @@ class Run:
         self.log.write(event, figures)
 
     def _write_page(self) -> None:
-        """report.html; without what it needs the run is none the worse."""
+        """report.html; where it cannot be written the run is none the worse."""
         try:
             write_report([self.directory.path], "html", self.directory.page)
         except ConfigError as error:
-            self.console.print(f"no report.html: {error}", highlight=False, soft_wrap=True)
+            told = str(error)
+        except Exception as error:  # a defect of the page must not make a finished run fail
+            told = f"a defect of the page, please report it ({one_line(error)})"
+        else:
+            return
+        self.console.print(f"no report.html: {told}", highlight=False, soft_wrap=True)
 
     def _open_log(self, resume: bool) -> EventLog:
         if self.loaded is None:
