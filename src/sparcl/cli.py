@@ -6,7 +6,6 @@ Exit codes: 0 done, 2 bad arguments or data (exactly one line on stderr), 130 an
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import sys
 from pathlib import Path
@@ -203,8 +202,10 @@ def bench(
 
 
 def _console() -> Console:
-    """Where a command speaks: text as it is, for a path may hold what rich takes for markup."""
-    return Console(markup=False, emoji=False)
+    """Where a command speaks."""
+    from sparcl.run.progress import PlainConsole
+
+    return PlainConsole()
 
 
 def _options(pairs: list[str]) -> dict[str, float]:
@@ -221,9 +222,9 @@ def _options(pairs: list[str]) -> dict[str, float]:
 
 def main() -> None:
     """Entry point: run the command; whatever is the user's to mend is one line on stderr and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a path may hold what the terminal's encoding does not
-            stream.reconfigure(errors="backslashreplace")
+    from sparcl.run.progress import spell_out
+
+    spell_out()  # a path may hold what the terminal's encoding does not
     sys.exit(_main(sys.argv[1:]))
 
 

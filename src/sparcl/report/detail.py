@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -172,8 +173,11 @@ class Detail:
         return f"sparcl run --config {shlex.quote(str(self.record.path / CONFIG))} --out again"
 
     def _text(self, name: str) -> str | None:
+        path = self.record.path / name
+        if not os.path.isfile(path):  # a pipe would be waited for
+            return None
         try:
-            with (self.record.path / name).open("rb") as file:
+            with path.open("rb") as file:
                 content = file.read(MOST_BYTES + 1)
         except OSError:
             return None

@@ -60,6 +60,8 @@ class Record:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The lines of events.jsonl; none where there is no such file, damaged lines left out."""
+        if not os.path.isfile(self.path / EVENTS):  # a pipe would be waited for
+            return
         try:
             with (self.path / EVENTS).open(encoding="utf-8", errors="replace") as file:
                 for line in file:
@@ -126,6 +128,9 @@ def read_run(directory: Path) -> Record | Problem:
     config_file, result_file = directory / CONFIG, directory / RESULT
     if not result_file.exists():
         return Problem(directory, f"not finished (no {RESULT}); go on with --resume")
+    for file in (config_file, result_file):
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            return Problem(directory, f"{file.name} is not a regular file")
     try:
         config = tomllib.loads(config_file.read_text(encoding="utf-8"))
     except FileNotFoundError:

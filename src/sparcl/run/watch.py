@@ -84,10 +84,11 @@ def _new(path: Path, offset: int, rest: bytes) -> tuple[bytes | None, int, bytes
         return None, 0, b""
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise ConfigError(f"{path} is not a regular file")
     with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ConfigError(f"{path} is not a regular file")
         if found.st_size < offset:  # a resumed run took back what came after its checkpoint
             offset, rest = found.st_size, b""
             file.seek(max(0, offset - 1))
