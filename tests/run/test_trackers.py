@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,21 @@ def test_a_run_leaves_its_page(tracked: Path) -> None:
     assert "Samples that left and that stayed" in page
     assert "Overlap" in page
     assert page.count('src="data:image/png') >= 5 * 2
+
+
+def test_the_table_of_events_names_every_event_and_its_figures(tracked: Path) -> None:
+    table = (Path(__file__).parents[2] / "docs" / "records.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
+    known = {
+        name: set(re.findall(r"`(\w+)`", row[3]))
+        for row in rows
+        if len(row) == 5
+        for name in re.findall(r"`([\w.]+)`", row[1])
+    }
+    everywhere = {"event", "task", "epoch", "step", "seconds"}
+    lines = [json.loads(line) for line in (tracked / "events.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert set(line) - everywhere <= known[line["event"]], line["event"]
+    assert {"run.begin", "loss.epoch", "masks", "tdm.update", "dgm.choose", "ddr.remove", "evaluate"} <= {
+        line["event"] for line in lines
+    }

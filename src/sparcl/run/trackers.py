@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, one_line
 from sparcl.report.events import StepCounter, metrics, number, parse
 
 Row = tuple[int, float, dict[str, float]]
@@ -85,7 +85,15 @@ class WandB:
         identity = kept.read_text(encoding="ascii").strip() if kept.exists() else os.urandom(8).hex()
         kept.parent.mkdir(exist_ok=True)
         kept.write_text(identity + "\n", encoding="ascii")
-        self._run: Any = wandb.init(
+        try:
+            self._run: Any = self._begun(wandb, directory, settings, identity, mode)
+        except wandb.Error as error:
+            raise ConfigError(f"--track wandb: {one_line(error)}") from None
+        self._run.define_metric("*", step_metric="step")
+
+    @staticmethod
+    def _begun(wandb: Any, directory: Path, settings: Mapping[str, Any], identity: str, mode: str) -> Any:
+        return wandb.init(
             project=os.environ.get("WANDB_PROJECT", "sparcl"),
             name=directory.name,
             dir=str(directory),
@@ -95,7 +103,6 @@ class WandB:
             mode=mode,
             settings=wandb.Settings(silent=True, console="off", disable_git=True),
         )
-        self._run.define_metric("*", step_metric="step")
 
     def log(self, row: Row) -> None:
         step, seconds, values = row
