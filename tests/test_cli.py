@@ -133,11 +133,19 @@ def test_a_run_leaves_its_records(finished):
     assert {"config.toml", "events.jsonl", "result.json", "model.safetensors"} <= {p.name for p in finished.iterdir()}
     result = json.loads((finished / "result.json").read_text())
     assert set(result) >= RECORDED
-    assert set(result["flops"]) == {"executed", "paper", "dense"}
+    assert set(result["flops"]) == {"executed", "paper", "dense", "phases"}
+    assert sum(result["flops"]["phases"].values()) == result["flops"]["executed"]
     assert result["sparsity"]["weights"] == pytest.approx(0.90, abs=0.01)
     assert result["samples"]["removed"] > 0
     assert 0 < result["flops"]["executed"] < result["flops"]["dense"]
     assert len(result["accuracy_matrix"]["class_il"]) == 5
+    told = result["per_class"]
+    assert told["names"] == [str(i) for i in range(10)]
+    right = [row[i] for i, row in enumerate(told["confusion"])]
+    totals = [sum(row) for row in told["confusion"]]
+    assert told["accuracy"] == [100 * r / n for r, n in zip(right, totals, strict=True)]
+    by_task = [100 * sum(right[t : t + 2]) / sum(totals[t : t + 2]) for t in range(0, 10, 2)]
+    assert result["accuracy_matrix"]["class_il"][-1] == pytest.approx(by_task)
 
 
 def test_tdm_ddr_and_dgm_fire_in_every_task_of_one_epoch(finished):

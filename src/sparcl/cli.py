@@ -82,6 +82,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="run directory; default runs/<name>")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run directory's checkpoint")] = False,
     checkpoint_every: Annotated[str, typer.Option(help="steps or seconds between checkpoints: 500 or 60s")] = "60s",
+    track: Annotated[list[str] | None, typer.Option(help="tell csv, tensorboard or wandb of the metrics")] = None,
     config: Annotated[Path | None, typer.Option(help="a TOML file with these settings; options override it")] = None,
 ) -> None:
     """Train on a stream of tasks, one after another, and leave a run directory with the result."""
@@ -94,7 +95,15 @@ def run(
     if option:
         values = {**values, "method_options": {**values.get("method_options", {}), **_options(option)}}
     experiment = Experiment.from_dict(overridden(values, given), str(config) if config else "options")
-    execute(experiment, out, resume=resume, checkpoint_every=checkpoint_every, console=_console())
+    execute(experiment, out, resume=resume, checkpoint_every=checkpoint_every, console=_console(), track=track or ())
+
+
+@app.command()
+def watch(run: Annotated[Path, typer.Argument(help="a run directory, while another process works on it")]) -> None:
+    """Follow a run: task, epoch, loss and accuracy as they come; ends when the run ends."""
+    from sparcl.run.watch import watch
+
+    watch(run, _console())
 
 
 @app.command()
@@ -228,8 +237,10 @@ def bench(
 
 
 def _console() -> Console:
-    """Where a command speaks: text as it is, for a path may hold what rich takes for markup."""
-    return Console(markup=False, emoji=False)
+    """Where a command speaks."""
+    from sparcl.run.progress import PlainConsole
+
+    return PlainConsole()
 
 
 def _options(pairs: list[str]) -> dict[str, float]:
@@ -246,7 +257,10 @@ def _options(pairs: list[str]) -> dict[str, float]:
 
 def main() -> None:
     """Entry point: run the command; whatever is the user's to mend is one line on stderr and exit code 2."""
+    from sparcl.run.progress import spell_out
+
     _open_output()
+    spell_out()  # a path may hold what the terminal's encoding does not
     if not hasattr(sparcl, "Learner"):  # another's __init__.py, over ours
         said = overlaid.warning(Path(__file__).parents[1])
         sys.exit(

@@ -353,3 +353,29 @@ def test_a_ledger_goes_on_from_its_state() -> None:
         play(second, script[cut:])
         assert second.state_dict() == whole.state_dict()
     assert whole.dense == 5 * whole.executed // 3
+
+
+def test_flops_by_phase_add_up_to_what_was_executed() -> None:
+    """Ranking apart, what a method computes between its steps apart; a resumed ledger keeps them apart."""
+    model = Net()
+    ledger = Ledger(model, [], (2, 6, 6))
+    ledger("task.begin", {})
+    one = ledger.main.costs
+    ledger.count(3, grad=False)
+    ledger("importance.begin", {})
+    ledger.count(5, grad=True)
+    ledger("importance.end", {})
+    ledger("step.begin", {"samples": 4})
+    ledger.count(4, grad=True)
+    ledger.count(2, grad=False)
+    ledger("step.end", {})
+    assert ledger.phases == {
+        "forward": 6 * one.forward,
+        "backward": 4 * one.backward,
+        "importance": 5 * (one.forward + one.importance),
+        "other": 3 * one.forward,
+    }
+    assert ledger.executed == sum(ledger.phases.values()) > 0
+    resumed = Ledger(model, [], (2, 6, 6))
+    resumed.load_state_dict(ledger.state_dict())
+    assert resumed.phases == ledger.phases

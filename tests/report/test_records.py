@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from made_runs import make_run
 
 import sparcl.report
 from sparcl.report import group, load
+from sparcl.report.detail import Detail
 from sparcl.report.records import UNUSED_BY_DENSE
 from sparcl.run.experiment import OF_SPARSE
 
@@ -206,3 +208,21 @@ def test_made_runs_hold_what_a_run_writes(tmp_path: Path) -> None:
 
 def test_what_a_dense_run_never_looked_at_is_what_its_configuration_may_not_name() -> None:
     assert UNUSED_BY_DENSE == OF_SPARSE  # twice, as the report imports no torch
+
+
+@pytest.mark.parametrize("name", ["config.toml", "result.json"])
+def test_a_pipe_in_place_of_a_record_is_told_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    (problem,) = load([run])[1]
+    assert problem.reason == f"{name} is not a regular file"
+
+
+def test_events_and_pictures_that_are_a_pipe_are_none(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for name in ("events.jsonl", "samples.json"):
+        os.mkfifo(run / name)
+    (record,) = load([run])[0]
+    assert list(record.events()) == []
+    assert Detail("run", record).pictures == []

@@ -93,6 +93,21 @@ def test_rows_are_the_whole_matrix() -> None:
 
 
 @pytest.mark.parametrize("class_il", [True, False])
+def test_each_class_by_hand_also_after_a_stop(class_il: bool) -> None:
+    matrix, resumed = AccuracyMatrix(1), AccuracyMatrix(1)
+    assert matrix.per_class(["a", "b", "c"]) is None
+    matrix.add(Accuracy((50.0,) if class_il else None, (50.0,), ((3, 1, 0), (0, 0, 0), (2, 0, 2))))
+    resumed.load_state_dict(json.loads(json.dumps(matrix.state_dict())))
+    for one in (matrix, resumed):
+        assert one.per_class(["a", "b", "c"]) == {
+            "scenario": "class_il" if class_il else "task_il",
+            "names": ["a", "b", "c"],
+            "accuracy": [75.0, None, 50.0],
+            "confusion": [[3, 1, 0], [0, 0, 0], [2, 0, 2]],
+        }
+
+
+@pytest.mark.parametrize("class_il", [True, False])
 @pytest.mark.parametrize("cut", [0, 1, 3])
 def test_state_goes_through_json(class_il: bool, cut: int) -> None:
     whole, matrix = filled(class_il), AccuracyMatrix(3)

@@ -22,6 +22,10 @@ from sparcl.nn.layers import SparseLayer, is_weighted
 Counts = Mapping[str, tuple[int, int]]
 """By layer name: active weights and, of them, those that are updated. Layers that are not named are dense."""
 
+PHASES = ("forward", "backward", "importance", "other")
+"""Of the FLOPs executed: the passes of the training steps, replay's among them; the passes that rank weights and
+gradients; what a method computes when a task begins or ends."""
+
 UNCHANGED = ("step.", "importance.", "evaluate.")
 """Events that no mask moves at, by the start of their names."""
 
@@ -88,7 +92,8 @@ class Ledger:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[SparseLayer], input_shape: tuple[int, ...]) -> None:
-        self.executed = self.paper = self.dense = 0
+        self.phases = dict.fromkeys(PHASES, 0)
+        self.paper = self.dense = 0
         self.samples_seen = self.samples_removed = 0
         self.input_shape = input_shape
         self._in_task = self._importance = self._evaluating = False
@@ -120,12 +125,16 @@ class Ledger:
         profile = profile or self.main
         costs = profile.costs
         if self._importance:
-            self.executed += samples * (costs.forward + costs.importance * grad)
+            self.phases["importance"] += samples * (costs.forward + costs.importance * grad)
             return
         dense = samples * (profile.dense.forward + profile.dense.backward * grad)
-        self.executed += samples * (costs.forward + costs.backward * grad)
+        forward, backward = samples * costs.forward, samples * costs.backward * grad
         self.dense += dense
-        if self._step_samples is not None:
+        if self._step_samples is None:
+            self.phases["other"] += forward + backward
+        else:
+            self.phases["forward"] += forward
+            self.phases["backward"] += backward
             self.paper += samples * costs.forward
             self._step_dense += dense
 
@@ -134,10 +143,10 @@ class Ledger:
         if "dense_gradient_samples" in figures:  # a forward and a backward pass with the active weights are counted
             # gradients at all weights come in their place, from one more forward pass of each layer with all of them
             rest = self.main.dense.ranked - self.main.costs.ranked + self.main.dense.ranked
-            self.executed += figures["dense_gradient_samples"] * rest
+            self.phases["importance"] += figures["dense_gradient_samples"] * rest
         if event == "importance.passed":
             costs = self.main.costs
-            self.executed += figures["extra"] * costs.importance + figures["samples"] * costs.frozen
+            self.phases["importance"] += figures["extra"] * costs.importance + figures["samples"] * costs.frozen
         if not event.startswith(UNCHANGED):
             self.main.forget()
         match event:
@@ -181,6 +190,11 @@ class Ledger:
         """Of one sample of the task in a step of the dense host."""
         return self.main.dense.forward + self.main.dense.backward
 
+    @property
+    def executed(self) -> int:
+        """FLOPs so far, of all phases."""
+        return sum(self.phases.values())
+
     def totals(self) -> dict[str, int]:
         """FLOPs so far: `executed`, `paper` and `dense`."""
         return {"executed": self.executed, "paper": self.paper, "dense": self.dense}
@@ -188,7 +202,9 @@ class Ledger:
     def state_dict(self) -> dict[str, int]:
         """All that is needed to go on, between two steps, as JSON values."""
         return {
-            **self.totals(),
+            **self.phases,
+            "paper": self.paper,
+            "dense": self.dense,
             "samples_seen": self.samples_seen,
             "samples_removed": self.samples_removed,
             "in_task": int(self._in_task),
@@ -200,7 +216,8 @@ class Ledger:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from `state_dict()`."""
-        self.executed, self.paper, self.dense = int(state["executed"]), int(state["paper"]), int(state["dense"])
+        self.phases = {phase: int(state[phase]) for phase in PHASES}
+        self.paper, self.dense = int(state["paper"]), int(state["dense"])
         self.samples_seen, self.samples_removed = int(state["samples_seen"]), int(state["samples_removed"])
         self._in_task, self._batch = bool(state["in_task"]), int(state["batch"])
         self._missing_steps, self._last_step_dense = int(state["missing_steps"]), int(state["last_step_dense"])

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from sparcl.learner.refusals import check_columns
 from sparcl.methods.method import Method
 from sparcl.streams.task import Task
 
 BATCH = 256
+MOST_CONFUSED = 256
+"""Classes for which a confusion matrix is kept: it grows with their square."""
+
+Confusion = tuple[tuple[int, ...], ...]
+"""Row i, column j: test samples of class i that were taken for class j."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy on each of several tasks, percent; `class_il` is None for a method that needs the task
-    identity, `task_il` where a class is in two of the tasks."""
+    """Accuracy on each of several tasks, percent; `class_il` is None for a method that needs the task identity,
+    `task_il` where a class is in two of the tasks.
+
+    `confusion` is over all of these tasks, in Class-IL (in Task-IL for a method that needs the task identity);
+    None above 256 classes.
+    """
 
     class_il: tuple[float, ...] | None
     task_il: tuple[float, ...] | None
+    confusion: Confusion | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         scenarios = {"Class-IL": self.class_il, "Task-IL": self.task_il}
@@ -31,28 +42,39 @@ class Accuracy:
 
 def measure(tasks: Sequence[Task], method: Method, device: torch.device, before_batch: Callable[[], None]) -> Accuracy:
     """Accuracy on the test samples of tasks, at least one; the model is in eval mode."""
-    class_il, task_il = zip(*(_accuracy_on(task, method, device, before_batch) for task in tasks), strict=True)
+    found = [_accuracy_on(task, method, device, before_batch) for task in tasks]
+    class_il, task_il, confusions = zip(*found, strict=True)
+    confusion = tuple(map(tuple, sum(confusions).tolist())) or None
     columns = [k for task in tasks for k in task.classes]  # a class of two tasks leaves Task-IL without a meaning
     own = task_il if len(set(columns)) == len(columns) else None
-    return Accuracy(class_il if "class-il" in method.scenarios else None, own)
+    return Accuracy(class_il if "class-il" in method.scenarios else None, own, confusion)
 
 
 def _accuracy_on(
     task: Task, method: Method, device: torch.device, before_batch: Callable[[], None]
-) -> tuple[float, float]:
+) -> tuple[float, float, Tensor]:
     """Class-IL and Task-IL accuracy, percent, on a task's test samples; the model is in eval mode.
 
-    Class-IL: the largest of all logits. Task-IL: the largest of the task's own.
+    Class-IL: the largest of all logits. Task-IL: the largest of the task's own. The third is how often each class
+    (row) was taken for each (column) in the scenario of `Accuracy.confusion`: int64 [C, C], or [0, 0] above 256
+    classes.
     """
     assert task.test is not None
     own = torch.tensor(task.classes, device=device)
     right_class = right_task = 0
+    pairs: list[Tensor] = []
+    classes = 0
     for start in range(0, len(task.test), BATCH):
         before_batch()
         inputs = task.transform.test(task.test.inputs[start : start + BATCH].to(device))
         labels = task.test.labels[start : start + BATCH].to(device)
         logits = method.predict(inputs, task)
         check_columns(task, logits.shape[1])
-        right_class += int((logits.argmax(1) == labels).sum())
-        right_task += int((own[logits[:, own].argmax(1)] == labels).sum())
-    return 100.0 * right_class / len(task.test), 100.0 * right_task / len(task.test)
+        of_all, of_own = logits.argmax(1), own[logits[:, own].argmax(1)]
+        right_class += int((of_all == labels).sum())
+        right_task += int((of_own == labels).sum())
+        classes = logits.shape[1] if logits.shape[1] <= MOST_CONFUSED else 0
+        pairs.append(labels * classes + (of_all if "class-il" in method.scenarios else of_own))
+    counts = torch.bincount(torch.cat(pairs).cpu(), minlength=classes**2) if classes else torch.zeros(0).long()
+    confusion = counts.view(classes, classes)
+    return 100.0 * right_class / len(task.test), 100.0 * right_task / len(task.test), confusion

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparcl.errors import one_line
+from sparcl.report.events import parse
 
 RESULT, CONFIG, EVENTS = "result.json", "config.toml", "events.jsonl"
 
@@ -65,10 +66,12 @@ class Record:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The lines of events.jsonl; none where there is no such file, damaged lines left out."""
+        if not os.path.isfile(self.path / EVENTS):  # a pipe would be waited for
+            return
         try:
             with (self.path / EVENTS).open(encoding="utf-8", errors="replace") as file:
                 for line in file:
-                    event = _json_object(line)
+                    event = parse(line)
                     if event is not None and isinstance(event.get("event"), str):
                         yield event
         except OSError:
@@ -142,6 +145,9 @@ def read_run(directory: Path) -> Record | Problem:
     config_file, result_file = directory / CONFIG, directory / RESULT
     if not result_file.exists():
         return Problem(directory, f"not finished (no {RESULT}); go on with --resume")
+    for file in (config_file, result_file):
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            return Problem(directory, f"{file.name} is not a regular file")
     try:
         config = tomllib.loads(config_file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -155,7 +161,7 @@ def read_run(directory: Path) -> Record | Problem:
         text = result_file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         return Problem(directory, f"{RESULT} cannot be read: {one_line(error)}")
-    result = _json_object(text)
+    result = parse(text)
     if result is None:
         return Problem(directory, f"{RESULT} is damaged: not a JSON object")
     fault = _fault(result)
@@ -197,18 +203,3 @@ def _fault(result: Mapping[str, Any]) -> str | None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _integer(digits: str) -> int:
-    """A whole number that a float can hold."""
-    if len(digits) > sys.float_info.max_10_exp:
-        raise ValueError("too many digits")
-    return int(digits)
-
-
-def _json_object(text: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text, parse_int=_integer)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,17 @@ def stat(values: Iterable[float | None]) -> Stat:
     known = [v for v in all_values if v is not None]
     if not known or len(known) < len(all_values):
         return Stat(None, None, len(all_values))
-    return Stat(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+    return Stat(*mean_and_spread(known), len(known))
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (None for one value); what no float can hold is None."""
+    try:
+        mean = statistics.fmean(values)
+        spread = statistics.stdev(values) if len(values) > 1 else None
+    except OverflowError:
+        return None, None
+    return mean, spread if spread is None or math.isfinite(spread) else None
 
 
 Settings = tuple[tuple[str, Any], ...]
@@ -129,11 +140,12 @@ def _total(holder: dict[str, Any], names: Sequence[str]) -> float | None:
     """The sum of several figures, or None where one was not measured."""
     values = [holder.get(name) for name in names]
     known = [float(v) for v in values if isinstance(v, int | float)]
-    return sum(known) if len(known) == len(values) else None
+    total = sum(known)
+    return total if len(known) == len(values) and math.isfinite(total) else None
 
 
 def _ratio(a: float | None, b: float | None) -> float | None:
-    return None if a is None or not b else a / b
+    return None if a is None or not b or not math.isfinite(a / b) else a / b
 
 
 Base = tuple[str, str, str, float, str, int | None]
@@ -209,16 +221,21 @@ class Column:
     """Whether it names the row (aligned left) or holds a figure."""
 
 
+def _rounded(value: float, digits: int) -> str:
+    """With so many decimals; what is too large to be a measurement does not take hundreds of digits."""
+    return f"{value:.{digits}f}" if abs(value) < 1e9 else f"{value:.3g}"
+
+
 def _percent(value: float) -> str:
-    return f"{value:.2f}"
+    return _rounded(value, 2)
 
 
 def _mib(value: float) -> str:
-    return f"{value / 2**20:.0f}"
+    return _rounded(value / 2**20, 0)
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+    return _rounded(value, 1 if value < 1000 else 0)
 
 
 def _flops(value: float) -> str:
@@ -253,9 +270,9 @@ COLUMNS = (
     Column("forgetting", lambda g: g.stat("", "forgetting").text(_percent)),
     Column("FLOPs paper", lambda g: g.stat("flops", "paper").text(_flops, spread=False)),
     Column("FLOPs executed", lambda g: g.stat("flops", "executed").text(_flops, spread=False)),
-    Column("of dense", lambda g: g.share_of_dense.text(lambda v: f"{v:.1%}", spread=False)),
+    Column("of dense", lambda g: g.share_of_dense.text(lambda v: f"{_rounded(100 * v, 1)}%", spread=False)),
     Column("train s", lambda g: g.stat("seconds", "train").text(_seconds)),
-    Column("state MiB", lambda g: g.state.text(lambda v: f"{v / 2**20:.1f}", spread=False)),
+    Column("state MiB", lambda g: g.state.text(lambda v: _rounded(v / 2**20, 1), spread=False)),
     Column("peak MiB", lambda g: g.stat("memory", "peak_rss_bytes").text(_mib, spread=False)),
     Column("published Class-IL %", lambda g: _published_accuracy(g, "class_il")),
     Column("published Task-IL %", lambda g: _published_accuracy(g, "task_il")),

@@ -5,11 +5,11 @@ Legend: T tasks; R[i][j] accuracy (percent) on task j after learning task i; b[j
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparcl.errors import ConfigError
-from sparcl.learner.accuracy import Accuracy
+from sparcl.learner.accuracy import Accuracy, Confusion
 
 SCENARIOS = ("class_il", "task_il")
 
@@ -29,6 +29,7 @@ class AccuracyMatrix:
         self.tasks, self.answers_unseen = tasks, answers_unseen
         self._rows: list[Accuracy] = []
         self._baseline: Accuracy | None = None
+        self._confusion: Confusion | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -47,6 +48,7 @@ class AccuracyMatrix:
         if len(self._rows) == self.tasks:
             raise ConfigError(f"the accuracy matrix has all its {self.tasks} rows")
         self._rows.append(self._checked(accuracy))
+        self._confusion = accuracy.confusion
 
     def _checked(self, accuracy: Accuracy) -> Accuracy:
         if accuracy.task_il is None or len(accuracy.task_il) != self.tasks:
@@ -93,9 +95,24 @@ class AccuracyMatrix:
             "forward_transfer": None if before is None else forward_transfer(matrix, list(before)),
         }
 
+    def per_class(self, names: Sequence[str]) -> dict[str, Any] | None:
+        """How each class is recognized after the last row; None where there is no confusion matrix.
+
+        Returns:
+            `scenario` (`class_il`; `task_il` for a method that needs the task identity), and by class, in the order of
+            the logits: its name, `accuracy` (percent; None without test samples), and a row of `confusion`.
+        """
+        if self._confusion is None:
+            return None
+        totals = [sum(row) for row in self._confusion]
+        right = [100.0 * row[i] / total if (total := totals[i]) else None for i, row in enumerate(self._confusion)]
+        scenario = "task_il" if self._matrix("class_il") is None else "class_il"
+        confusion = _listed_rows(self._confusion)
+        return {"scenario": scenario, "names": list(names), "accuracy": right, "confusion": confusion}
+
     def state_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return self.rows()
+        return {**self.rows(), "confusion": _listed_rows(self._confusion)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
@@ -103,6 +120,8 @@ class AccuracyMatrix:
         classes = class_il if class_il is not None else [None] * len(task_il)
         self._rows = [_accuracy(c, t) for c, t in zip(classes, task_il, strict=True)]
         self._baseline = None if baseline is None else _accuracy(baseline["class_il"], baseline["task_il"])
+        confusion = state["confusion"]
+        self._confusion = None if confusion is None else tuple(tuple(map(int, row)) for row in confusion)
 
 
 def forgetting(matrix: Matrix) -> float:
@@ -128,6 +147,10 @@ def mean(values: list[float]) -> float:
 
 def _listed(values: tuple[float, ...] | None) -> list[float] | None:
     return None if values is None else list(values)
+
+
+def _listed_rows(confusion: Confusion | None) -> list[list[int]] | None:
+    return None if confusion is None else [list(row) for row in confusion]
 
 
 def _accuracy(class_il: list[float] | None, task_il: list[float]) -> Accuracy:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import os
+import sys
 import time
 from typing import Any
 
@@ -16,6 +20,47 @@ LINE_INTERVAL = 10.0
 """Seconds between two lines where there is no terminal to update in place."""
 
 
+class PlainConsole(Console):
+    """Where a command speaks: text as it is, for a path may hold what rich takes for markup.
+
+    A reader that goes away (`sparcl run ... | head`) does not end the work: the rest goes unsaid.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is still buffered must not fail at exit either
+        os.close(nowhere)
+
+
+def updates_in_place(console: Console) -> bool:
+    """Whether a line can be rewritten: in a terminal that moves its cursor, and not in a notebook's output."""
+    in_notebook = console.is_jupyter or "JPY_PARENT_PID" in os.environ
+    return console.is_terminal and not console.is_dumb_terminal and not in_notebook
+
+
+def spell_out() -> None:
+    """From now on an output that has no letter for a sign gets it in plain ones: +- for ±, \\u754c for 界."""
+    codecs.register_error("sparcl.plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="sparcl.plain")
+
+
+PLAIN = {"–": "-", "±": "+-", "×": "x", "…": "...", "≤": "<=", "≥": ">=", "·": "*", "→": "->", "’": "'"}
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    return "".join(PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in letters), error.end
+
+
 class Progress:
     """An observer that says where training is: task, epoch, accuracy so far, time left."""
 
@@ -28,7 +73,7 @@ class Progress:
         self._started = self._last = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if self.console.is_terminal:
+        if updates_in_place(self.console):
             self._live = Live(Text(""), console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from sparcl.checkpoint import disk
 from sparcl.errors import CheckpointError, one_line
 from sparcl.run.lock import LOCK
+from sparcl.run.trackers import Trackers
 
 RECORDED = ("task.", "epoch.", "tdm.", "dgm.", "ddr.", "run.", "static.", "set.", "snip.", "rigl.", "learner.")
 """Events that go into events.jsonl, by the start of their names; those of every step do not, nor those inside an
@@ -32,6 +34,7 @@ class RunDirectory:
         self.config, self.events = path / "config.toml", path / "events.jsonl"
         self.result, self.model = path / "result.json", path / "model.safetensors"
         self.answers, self.readme = path / "answers.safetensors", path / "README.md"
+        self.samples, self.page = path / "samples.json", path / "report.html"
         self.checkpoints = path / "checkpoint"
         try:
             is_file = path.exists() and not path.is_dir()
@@ -66,6 +69,10 @@ class EventLog:
         keep: bytes of it that belong to the checkpoint that the run goes on from; what was written after it goes,
             notes of earlier resumes excepted.
         elapsed: seconds that the run had taken by then.
+
+    Attributes:
+        kept: what the file held when it was opened, as far as it was kept.
+        follower: told of every line that is written.
     """
 
     def __init__(self, path: Path, keep: int = 0, elapsed: float = 0.0) -> None:
@@ -78,6 +85,8 @@ class EventLog:
         disk.write_all(self._descriptor, b"".join(resumes))
         self._started = time.monotonic() - elapsed
         self.position = {"task": 0, "epoch": 0, "step": 0}
+        self.kept = kept
+        self.follower: Trackers | None = None
 
     def __call__(self, event: str, figures: dict[str, Any]) -> None:
         """Observe: keep the position, write what is recorded."""
@@ -93,7 +102,10 @@ class EventLog:
     def write(self, event: str, figures: dict[str, Any]) -> None:
         """Append one line; it reaches the file system at once."""
         line = {"event": event, **self.position, **figures, "seconds": round(time.monotonic() - self._started, 3)}
-        disk.write_all(self._descriptor, (json.dumps(line, default=_plain) + "\n").encode())
+        text = json.dumps(line, default=_plain) + "\n"
+        disk.write_all(self._descriptor, text.encode())
+        if self.follower is not None:
+            self.follower(json.loads(text))
 
     def sync(self) -> int:
         """Make what was written safe; returns the length of the file, for the checkpoint."""
@@ -101,7 +113,10 @@ class EventLog:
         return os.fstat(self._descriptor).st_size
 
     def close(self) -> None:
+        """No more lines; whoever follows is told."""
         os.close(self._descriptor)
+        if self.follower is not None:
+            self.follower.close()
 
 
 def _is_resume(line: bytes) -> bool:
@@ -121,6 +136,13 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_json(value: Any) -> str:
+    """JSON for people: indented, a list of plain values on one line."""
+    text = json.dumps(finite(value), indent=2)
+    inner = r"\[\s+((?:[^\[\]{}\"]|\"(?:[^\"\\]|\\.)*\")+?)\s+\]"
+    return re.sub(inner, lambda found: "[" + re.sub(r",\n\s*", ", ", found[1]) + "]", text) + "\n"
 
 
 def write_atomically(path: Path, text: str) -> None:

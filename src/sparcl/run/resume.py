@@ -17,7 +17,7 @@ from sparcl.streams.task import Stream
 
 PARTS = (
     *("experiment", "fingerprint", "ledger", "clock", "matrix"),
-    *("events", "position", "peak_rss_bytes", "computed_with"),
+    *("events", "position", "losses", "masks", "peak_rss_bytes", "computed_with"),
 )
 
 MAY_DIFFER = ("data", "layer_choice", "pace")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,24 +22,33 @@ from sparcl.checkpoint import Checkpointer, Interval, Loaded, Store, checks
 from sparcl.cost.clock import Clock
 from sparcl.cost.flops import Ledger
 from sparcl.cost.memory import memory, peak_rss_bytes
-from sparcl.errors import CheckpointError, ConfigError, Stopped
+from sparcl.errors import CheckpointError, ConfigError, Stopped, one_line
 from sparcl.learner import Learner
 from sparcl.nn.convert import backends
-from sparcl.run import build, final
+from sparcl.report import write as write_report
+from sparcl.run import build, final, trackers
 from sparcl.run.evaluate import AccuracyMatrix
 from sparcl.run.experiment import Experiment, read_toml
 from sparcl.run.lock import locked
+from sparcl.run.observers import LossCurve, MaskTrace, SampleTrace
 from sparcl.run.progress import Progress, summary
-from sparcl.run.record import EventLog, RunDirectory, finite, write_atomically
+from sparcl.run.record import EventLog, RunDirectory, as_json, write_atomically
 from sparcl.run.resume import check_data, check_labels, check_same, computed_with, resumed, run_part, settings
 from sparcl.run.signals import StopRequest
+from sparcl.run.trackers import Trackers
 from sparcl.streams.task import Stream
 
 
 def execute(
-    experiment: Experiment, out: Path | None, *, resume: bool, checkpoint_every: str, console: Console
+    experiment: Experiment,
+    out: Path | None,
+    *,
+    resume: bool,
+    checkpoint_every: str,
+    console: Console,
+    track: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run an experiment and return its result.json.
+    """Run an experiment and return its result.json; the trackers `track` are told of its metrics.
 
     Raises:
         SparclError: anything the user can mend; no new run directory is left behind unless it holds a checkpoint.
@@ -49,6 +57,7 @@ def execute(
     experiment = experiment.resolve()
     every = Interval.parse(checkpoint_every)
     build.check(experiment)
+    trackers.check(track)
     directory = RunDirectory(out or Path("runs") / experiment.name)
     if directory.finished and resume:
         ran = Experiment.from_dict(read_toml(directory.config), str(directory.config)).resolve()
@@ -69,7 +78,7 @@ def execute(
         stream = build.stream(experiment, _reading(console))
         if part is not None:
             check_data(stream, part)
-        run = Run(experiment, stream, directory, console, every, stop)
+        run = Run(experiment, stream, directory, console, every, stop, track)
         if loaded is not None:
             run.restore(loaded)
         elif resume:
@@ -88,7 +97,9 @@ class Run:
         console: Console,
         every: Interval,
         stop: StopRequest,
+        track: Sequence[str] = (),
     ) -> None:
+        self.track = track
         self.experiment, self.stream, self.directory, self.console = experiment, stream, directory, console
         self.learner = build.learner(experiment, stream)
         self.experiment = dataclasses.replace(experiment, layer_choice=self.learner.layer_choice)
@@ -98,6 +109,8 @@ class Run:
         self.matrix = AccuracyMatrix(len(stream), answers_unseen=self.learner.method.answers_unseen)
         self.progress = Progress(console, len(self.training_stream), self.learner)
         self.stop, self.store = stop, Store(directory.checkpoints)
+        self.losses = LossCurve(self._note)
+        self.masks = MaskTrace(self.learner, self._note)
         self.checkpointer = Checkpointer(every, self._checkpoint)
         self.loaded: Loaded | None = None
         self.peak_rss_bytes = 0
@@ -121,6 +134,8 @@ class Run:
             self.ledger.load_state_dict(part["ledger"])
             self.clock.load_state_dict(part["clock"])
             self.matrix.load_state_dict(part["matrix"])
+            self.losses.load_state_dict(part["losses"])
+            self.masks.load_state_dict(part["masks"])
             self.peak_rss_bytes = checks.integer(part["peak_rss_bytes"], "peak RSS")
         position = self.learner.position
         if position is not None:
@@ -130,7 +145,9 @@ class Run:
         """Learn every task, evaluating on all of them after each, and write the records."""
         write_atomically(self.directory.config, self.experiment.to_toml())
         self.log = self._open_log(resume)
-        self.learner.observers += [self.clock, self.ledger, self.progress, self.log, self.stop, self.checkpointer]
+        samples = SampleTrace(self.learner, self.stream.class_names, self.directory.samples)
+        self.learner.observers += [self.clock, self.ledger, self.progress, self.log]
+        self.learner.observers += [self.losses, self.masks, samples, self.stop, self.checkpointer]
         try:
             with self.progress:
                 self._learn()
@@ -144,10 +161,26 @@ class Run:
             raise
         finally:
             self.log.close()
-        write_atomically(self.directory.result, json.dumps(finite(result), indent=2) + "\n")
+        write_atomically(self.directory.result, as_json(result))
         self.console.print(summary(result))
+        self._write_page()
         self.console.print(f"records in {self.directory.path}", highlight=False)
         return result
+
+    def _note(self, event: str, figures: dict[str, Any]) -> None:
+        self.log.write(event, figures)
+
+    def _write_page(self) -> None:
+        """report.html; where it cannot be written the run is none the worse."""
+        try:
+            write_report([self.directory.path], "html", self.directory.page)
+        except ConfigError as error:
+            told = str(error)
+        except Exception as error:  # a defect of the page must not make a finished run fail
+            told = f"a defect of the page, please report it ({one_line(error)})"
+        else:
+            return
+        self.console.print(f"no report.html: {told}", highlight=False, soft_wrap=True)
 
     def _open_log(self, resume: bool) -> EventLog:
         if self.loaded is None:
@@ -159,7 +192,14 @@ class Run:
         if resume:
             damaged = [] if self.loaded is None else list(self.loaded.damaged)
             log.write("run.resume", {"step": self.learner.steps, "damaged": damaged})
+        log.follower = self._trackers(log.kept)
+        if self.loaded is None:
+            log.write("run.begin", {"tasks": len(self.training_stream)})
         return log
+
+    def _trackers(self, kept: bytes) -> Trackers | None:
+        """Those who are told of the metrics; none in most runs."""
+        return Trackers(self.track, self.directory.path, settings(self.experiment), kept) if self.track else None
 
     def _learn(self) -> None:
         """All tasks that are left, each with its evaluation, and a checkpoint at the end."""
@@ -185,6 +225,8 @@ class Run:
             "matrix": self.matrix.state_dict(),
             "events": self.log.sync(),
             "position": dict(self.log.position),
+            "losses": self.losses.state_dict(),
+            "masks": self.masks.state_dict(),
             "peak_rss_bytes": max(self.peak_rss_bytes, peak_rss_bytes() or 0),
             "computed_with": computed_with(),
         }
@@ -200,7 +242,7 @@ class Run:
             task_il=None if accuracy.task_il is None else accuracy.task_il[:seen],
         )
         self.progress.accuracy = str(so_far)
-        log.write("evaluate", {"class_il": accuracy.class_il, "task_il": accuracy.task_il})
+        log.write("evaluate", {"class_il": accuracy.class_il, "task_il": accuracy.task_il, "seen": seen})
         self.console.print(
             f"task {self.learner.learned}/{len(self.training_stream)} learned: {so_far}", highlight=False
         )
@@ -226,9 +268,10 @@ class Run:
             "model_sha256": model_sha256(learner.model),
             **metrics,
             "accuracy_matrix": self.matrix.rows(),
+            "per_class": self.matrix.per_class(self.stream.class_names),
             "sparsity": sparsity(learner),
             "samples": {"seen": self.ledger.samples_seen, "removed": self.ledger.samples_removed},
-            "flops": self.ledger.totals(),
+            "flops": {**self.ledger.totals(), "phases": dict(self.ledger.phases)},
             "seconds": self.clock.seconds(),
             "memory": {**held, "peak_rss_bytes": max(self.peak_rss_bytes, held["peak_rss_bytes"] or 0) or None},
             "environment": environment(learner.device),

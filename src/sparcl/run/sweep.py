@@ -37,7 +37,7 @@ from sparcl.errors import ConfigError, SparclError
 from sparcl.run import build
 from sparcl.run.experiment import Experiment, read_toml
 from sparcl.run.launch import Job, Launcher, Outcome
-from sparcl.run.progress import duration
+from sparcl.run.progress import duration, updates_in_place
 from sparcl.run.record import RunDirectory, write_atomically
 from sparcl.streams import STREAMS
 
@@ -243,7 +243,7 @@ class GridProgress:
         self._live: Live | None = None
 
     def __enter__(self) -> GridProgress:
-        if self.console.is_terminal and self.total:
+        if updates_in_place(self.console) and self.total:
             self._live = Live(get_renderable=self._line, console=self.console, refresh_per_second=1, transient=True)
             self._live.start()
         return self

@@ -1,0 +1,67 @@
+"""Progress where there is no colour, no cursor, no letter for a sign, or nobody who listens."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparcl.run.progress import PlainConsole, spell_out, updates_in_place
+
+RUN = ["-m", "sparcl", "run", "seq-digits", "--epochs", "1", "--limit-per-class", "40", "--width", "4"]
+QUICK = [sys.executable, *RUN, "--threads", "1", "--backend", "reference", "--out"]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "expected"),
+    [
+        (True, {"TERM": "xterm"}, True),
+        (True, {"TERM": "xterm", "NO_COLOR": "1"}, True),
+        (True, {"TERM": "dumb"}, False),
+        (True, {"TERM": "xterm", "JPY_PARENT_PID": "1"}, False),
+        (False, {"TERM": "xterm"}, False),
+    ],
+)
+def test_a_line_is_rewritten_only_where_it_can_be(
+    terminal: bool, environment: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TERM", "NO_COLOR", "JPY_PARENT_PID", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    console = PlainConsole(file=io.StringIO(), force_terminal=terminal)
+    assert updates_in_place(console) is expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "allowed"),
+    [({"LANG": "C", "PYTHONIOENCODING": "ascii"}, r"[\x00-\x7f]*"), ({"NO_COLOR": "1"}, r"[^\x1b]*")],
+)
+def test_a_run_speaks_what_its_reader_can_show(tmp_path: Path, environment: dict[str, str], allowed: str) -> None:
+    packnet = ["--method", "packnet", "--sparsifier", "dense"]  # whose Class-IL is a dash
+    command = [*QUICK, str(tmp_path / "run"), *packnet]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, check=True)
+    output = done.stdout.decode("utf-8")
+    assert re.fullmatch(allowed, output, re.DOTALL)
+    assert re.search(r"Class-IL / Task-IL .* [-–] / \d", output)
+    assert done.stderr == b""
+
+
+def test_signs_are_spelt_out_where_there_is_no_letter_for_them() -> None:
+    spell_out()
+    assert "3 ± 1 – 2×…界".encode("ascii", "sparcl.plain") == b"3 +- 1 - 2x...\\u754c"
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
+    with subprocess.Popen([*QUICK, str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        complaints = process.stderr.read()
+    assert (process.returncode, complaints) == (0, b"")
+    assert (tmp_path / "run" / "result.json").exists()
