@@ -1,21 +1,26 @@
 """The command line: `sparcl run`, `sparcl info`, ...
 
-Exit codes: 0 done, 2 bad arguments or data (exactly one line on stderr), 130 and 143 stopped by a signal.
+Exit codes: 0 done, 2 bad arguments or data (exactly one line on stderr), 128 + N stopped by signal N: 130 Ctrl-C, 143
+SIGTERM, 129 SIGHUP, 141 where nobody reads standard output any more (one line on stderr).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 from rich.console import Console
 
 from sparcl.errors import ConfigError, SparclError, Stopped, out_of_memory
+from sparcl.report import neutral
+from sparcl.run.console import CommandConsole, Output
 
 app = typer.Typer(
     add_completion=False,
@@ -192,8 +197,8 @@ def bench(
 
 
 def _console() -> Console:
-    """Where a command speaks: text as it is, for a path may hold what rich takes for markup."""
-    return Console(markup=False, emoji=False)
+    """Where a command speaks."""
+    return CommandConsole()
 
 
 def _options(pairs: list[str]) -> dict[str, float]:
@@ -213,7 +218,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold what the terminal's encoding does not
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(_main(sys.argv[1:]))
+    output = Output(sys.stdout)
+    sys.stdout = cast(TextIO, output)
+    code = _main(sys.argv[1:])
+    output.flush()
+    sys.exit(_unheard() if output.deserted and not code else code)
 
 
 def _main(arguments: list[str]) -> int:
@@ -224,7 +233,7 @@ def _main(arguments: list[str]) -> int:
     except ParserError as error:
         return _refuse(error.format_message())  # type: ignore[attr-defined]
     except Stopped as stop:
-        return 128 + stop.signal
+        return _unheard(stop.saved) if stop.signal == signal.SIGPIPE else 128 + stop.signal
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except (MemoryError, RuntimeError) as error:
@@ -234,6 +243,13 @@ def _main(arguments: list[str]) -> int:
     return int(code or 0)
 
 
-def _refuse(message: str) -> int:
-    print("sparcl: " + " ".join(message.split()), file=sys.stderr)
-    return 2
+def _refuse(message: str, code: int = 2) -> int:
+    with contextlib.suppress(OSError):  # stderr may be gone as well
+        print("sparcl: " + neutral.line(message), file=sys.stderr, flush=True)
+    return code
+
+
+def _unheard(saved: str | None = None) -> int:
+    """Nobody reads standard output any more."""
+    kept = f"; {saved} is saved: go on with --resume" if saved else ""
+    return _refuse(f"standard output was closed by its reader{kept}", 128 + signal.SIGPIPE)

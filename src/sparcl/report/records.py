@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparcl import regular
 from sparcl.errors import one_line
 
 RESULT, CONFIG, EVENTS = "result.json", "config.toml", "events.jsonl"
+
+LIMITS = {RESULT: 64 << 20, CONFIG: 16 << 20, EVENTS: 16 << 20}
+"""Bytes of a file (of events.jsonl: of a line) that may be read."""
 
 REQUIRED: dict[str, tuple[str, ...]] = {
     "": ("benchmark", "method", "sparsifier", "seed", "class_il", "task_il", "forgetting"),
@@ -58,9 +62,9 @@ class Record:
     def events(self) -> Iterator[dict[str, Any]]:
         """The lines of events.jsonl; none where there is no such file, damaged lines left out."""
         try:
-            with (self.path / EVENTS).open(encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    event = _json_object(line)
+            with regular.open_regular(self.path / EVENTS, ours=True) as file:
+                while line := file.readline(LIMITS[EVENTS]):
+                    event = _json_object(line.decode("utf-8", "replace"))
                     if event is not None and isinstance(event.get("event"), str):
                         yield event
         except OSError:
@@ -121,10 +125,10 @@ def _run_directories(place: Path) -> Iterator[Path]:
 def read_run(directory: Path) -> Record | Problem:
     """The record in a run directory, or why there is none."""
     config_file, result_file = directory / CONFIG, directory / RESULT
-    if not result_file.exists():
+    if not os.path.lexists(result_file):
         return Problem(directory, f"not finished (no {RESULT}); go on with --resume")
     try:
-        config = tomllib.loads(config_file.read_text(encoding="utf-8"))
+        config = tomllib.loads(_text(config_file))
     except FileNotFoundError:
         return Problem(directory, f"no {CONFIG}")
     except (OSError, ValueError, RecursionError) as error:
@@ -133,7 +137,7 @@ def read_run(directory: Path) -> Record | Problem:
         if name in config and not (type(config[name]) in of_type and _is_number(config[name])):
             return Problem(directory, f"{CONFIG} is damaged: {name} is not a number")
     try:
-        text = result_file.read_text(encoding="utf-8")
+        text = _text(result_file)
     except (OSError, ValueError) as error:
         return Problem(directory, f"{RESULT} cannot be read: {one_line(error)}")
     result = _json_object(text)
@@ -143,6 +147,10 @@ def read_run(directory: Path) -> Record | Problem:
     if fault:
         return Problem(directory, f"{RESULT} is damaged: {fault}")
     return Record(directory, _looked_at(config, result["sparsifier"]), result)
+
+
+def _text(file: Path) -> str:
+    return regular.read(file, LIMITS[file.name], ours=True).decode("utf-8")
 
 
 def _looked_at(config: Mapping[str, Any], sparsifier: str) -> Mapping[str, Any]:

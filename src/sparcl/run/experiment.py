@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparcl import methods
+from sparcl import methods, regular
 from sparcl.errors import ConfigError, one_line
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
@@ -31,6 +31,9 @@ from sparcl.streams import STREAMS
 DEVICES = ("auto", "cpu", "cuda")
 MOST = 2**31 - 1
 """Of whatever is counted: what PyTorch takes as a size anywhere."""
+MAX_TOML = 16 << 20
+"""Bytes of a configuration."""
+
 MOST_WIDTH = 2**16
 MOST_THREADS = 1024
 """Those of the native engine."""
@@ -269,8 +272,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: it is missing, unreadable or not TOML (one line, with the place).
     """
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(regular.read(path, MAX_TOML).decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"configuration {path} does not exist") from None
     except ValueError as error:  # TOML's own, of the encoding, of a number with thousands of digits

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
-from sparcl.checkpoint import disk
+from sparcl import regular
 from sparcl.errors import DataError, one_line
 
 Progress = Callable[[int, int], None]
@@ -146,7 +146,7 @@ def _folder_members(root: Path, tops: Sequence[str]) -> list[Member]:
 def _file_member(root: Path, file: Path) -> Member:
     def read() -> bytes:
         try:
-            with disk.open_regular(file) as stream:
+            with regular.open_regular(file) as stream:
                 return read_bounded(stream, MAX_MEMBER_BYTES, str(file))
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error.strerror}") from error

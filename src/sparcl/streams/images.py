@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sparcl.errors import ConfigError, DataError, SparclError, one_line
+from sparcl.errors import ConfigError, DataError, SparclError, one_line, out_of_memory
 from sparcl.streams.split import Arrays
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def decode(content: bytes, name: str, size: Size | None = None) -> npt.NDArray[n
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        if out_of_memory(error):
+            raise
         detail = "of no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise DataError(f"{name} is no readable image ({detail}): allowed are {', '.join(_FORMATS)}") from error
 
