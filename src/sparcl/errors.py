@@ -43,3 +43,7 @@ def one_line(error: BaseException) -> str:
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: PyTorch says so by a plain RuntimeError on the CPU."""
     return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+
+
+LARGEST = 3.4028234663852886e38
+"""Of the numbers that PyTorch computes with here: larger ones overflow float32."""

@@ -11,14 +11,13 @@ import dataclasses
 import json
 import math
 import re
-import sys
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sparcl import methods, regular
-from sparcl.errors import ConfigError, one_line
+from sparcl.errors import LARGEST, ConfigError, one_line
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
 from sparcl.nn import DEFAULT_WIDTH, MODELS
@@ -133,13 +132,17 @@ class Experiment:
                 check_range(label, number, least, most)
         if self.data is not None and re.search("[\0\ud800-\udfff]", self.data):
             raise ConfigError(f"data {self.data!r} is not allowed; use a path that is text in UTF-8")
-        if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ConfigError(f"learning rate {self.lr} is not allowed; use a number above 0")
-        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"weight decay {self.weight_decay} is not allowed; use 0 or more")
+        if self.lr is not None and not 0 < self.lr <= LARGEST:
+            raise ConfigError(
+                f"learning rate {self.lr:.6g} is not allowed; use a number above 0, at most {LARGEST:.2g}"
+            )
+        if self.weight_decay is not None and not 0 <= self.weight_decay <= LARGEST:
+            raise ConfigError(
+                f"weight decay {self.weight_decay:.6g} is not allowed; use 0 or more, at most {LARGEST:.2g}"
+            )
         for option, setting in self.method_options.items():
-            if not abs(setting) <= sys.float_info.max:  # NaN, infinity, and what is longer than any float
-                raise ConfigError(f"method option {option} is not a finite number")
+            if not abs(setting) <= LARGEST:  # NaN, infinity, and what float32 does not hold
+                raise ConfigError(f"method option {option} is not a finite number of at most {LARGEST:.2g}")
         self._check_combination()
 
     def _check_combination(self) -> None:
