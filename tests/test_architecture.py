@@ -18,6 +18,7 @@ CORE = {"methods", "sparsity", "streams", "nn", "kernels"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "overlaid": set(),
+    "regular": set(),
     "seeds": set(),
     "recorded": set(),
     "published": set(),
@@ -36,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each part may import of the others, beside itself and the leaves; `sparcl` is the package itself."""
 
-LEAVES = {"errors", "overlaid", "seeds", "recorded", "checkpoint.checks", "checkpoint.disk"}
+LEAVES = {"errors", "overlaid", "regular", "seeds", "recorded", "checkpoint.checks", "checkpoint.disk"}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -1,19 +1,21 @@
 """The command line: `sparcl run`, `sparcl info`, ...
 
-Exit codes: 0 done, 2 bad arguments or data (exactly one line on stderr), 130 and 143 stopped by a signal.
+Exit codes: 0 done, 2 bad arguments or data (exactly one line on stderr), 128 + N stopped by signal N: 130 Ctrl-C, 143
+SIGTERM, 129 SIGHUP, 141 where nobody reads standard output any more (one line on stderr).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import io
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -21,6 +23,8 @@ from rich.console import Console
 import sparcl
 from sparcl import overlaid
 from sparcl.errors import ConfigError, DataWarning, OutputError, SparclError, Stopped, out_of_memory
+from sparcl.report import neutral
+from sparcl.run.console import CommandConsole, Output
 
 app = typer.Typer(
     add_completion=False,
@@ -238,9 +242,7 @@ def bench(
 
 def _console() -> Console:
     """Where a command speaks."""
-    from sparcl.run.progress import PlainConsole
-
-    return PlainConsole()
+    return CommandConsole()
 
 
 def _options(pairs: list[str]) -> dict[str, float]:
@@ -259,8 +261,11 @@ def main() -> None:
     """Entry point: run the command; whatever is the user's to mend is one line on stderr and exit code 2."""
     from sparcl.run.progress import spell_out
 
-    _open_output()
+    if sys.stdout is None:  # closed by the caller: nobody wants to read
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
     spell_out()  # a path may hold what the terminal's encoding does not
+    output = Output(sys.stdout)
+    sys.stdout = cast(TextIO, output)
     if not hasattr(sparcl, "Learner"):  # another's __init__.py, over ours
         said = overlaid.warning(Path(__file__).parents[1])
         sys.exit(
@@ -269,33 +274,11 @@ def main() -> None:
     warnings.showwarning = _tell(warnings.showwarning)
     code = _main(sys.argv[1:])
     try:
-        sys.stdout.flush()
+        output.flush()
     except OutputError as error:
         code = code or _refuse(str(error))  # one line, where the command has not said it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still unwritten fails no more while Python ends
-    sys.exit(code)
-
-
-class _Output(io.FileIO):
-    """Standard output that says so itself where it cannot be written, whoever wrote."""
-
-    def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            raise OutputError(f"standard output cannot be written: {error.strerror}") from None
-
-
-def _open_output() -> None:
-    """Standard output and error for any path, which may hold what the terminal's encoding does not."""
-    if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(errors="backslashreplace")
-    if sys.stdout is None:  # closed by the caller: nobody wants to read
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
-    elif isinstance(sys.stdout, io.TextIOWrapper):
-        buffered = io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False))
-        encoding, by_line = sys.stdout.encoding, sys.stdout.line_buffering
-        sys.stdout = io.TextIOWrapper(buffered, encoding, "backslashreplace", line_buffering=by_line)
+        output.give_up()
+    sys.exit(_unheard() if output.deserted and not code else code)
 
 
 def _tell(otherwise: Callable[..., None]) -> Callable[..., None]:
@@ -318,7 +301,7 @@ def _main(arguments: list[str]) -> int:
     except ParserError as error:
         return _refuse(error.format_message())  # type: ignore[attr-defined]
     except Stopped as stop:
-        return 128 + stop.signal
+        return _unheard(stop.saved) if stop.signal == signal.SIGPIPE else 128 + stop.signal
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except (MemoryError, RuntimeError) as error:
@@ -328,6 +311,13 @@ def _main(arguments: list[str]) -> int:
     return int(code or 0)
 
 
-def _refuse(message: str) -> int:
-    print("sparcl: " + " ".join(message.split()), file=sys.stderr)
-    return 2
+def _refuse(message: str, code: int = 2) -> int:
+    with contextlib.suppress(OSError):  # stderr may be gone as well
+        print("sparcl: " + neutral.line(message), file=sys.stderr, flush=True)
+    return code
+
+
+def _unheard(saved: str | None = None) -> int:
+    """Nobody reads standard output any more."""
+    kept = f"; {saved} is saved: go on with --resume" if saved else ""
+    return _refuse(f"standard output was closed by its reader{kept}", 128 + signal.SIGPIPE)

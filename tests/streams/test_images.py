@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_data import noise, picture
+from made_data import noise, picture, write_zip
 from PIL import Image
 
 from sparcl.errors import ConfigError, DataError, SparclError
+from sparcl.streams import room
+from sparcl.streams.folder import read_tree
 from sparcl.streams.images import ImageSet, as_size, decode
 
 
@@ -169,9 +171,27 @@ def test_arrays_are_sorted_by_label_and_file_and_channels_first():
     assert len(images) == 0
 
 
-def test_too_many_decoded_bytes_are_refused(monkeypatch):
-    monkeypatch.setattr("sparcl.streams.images.MAX_DECODED_BYTES", 5000)
+def test_more_than_memory_holds_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr("sparcl.streams.room.memory_left", lambda: 5000)
     images = ImageSet()
     images.add("train", "a", "1.png", picture())
+    monkeypatch.setattr("sparcl.streams.images._to_rgb", None)  # it would be called to decode
     with pytest.raises(DataError, match="resize"):
         images.add("train", "a", "2.png", picture())
+
+
+def test_a_small_archive_of_giant_blank_pictures_is_refused_before_they_are_decoded(tmp_path):
+    """20 kB would become 15 GB, and resized ones an hour of work."""
+    picture_ = io.BytesIO()
+    Image.new("1", (8000, 8000)).save(picture_, "PNG")
+    files = {f"{split}/a/{i}.png": picture_.getvalue() for split in ("train", "test") for i in range(40)}
+    archive = write_zip(tmp_path / "bomb.zip", files)
+    assert archive.stat().st_size < 100_000
+    for size in (None, (8, 8)):
+        with pytest.raises(DataError, match=r"bomb|memory"):
+            read_tree(archive, size, None)
+
+
+def test_what_memory_is_left_is_bounded_by_the_process(monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (0, 0))
+    assert room.memory_left() == 0

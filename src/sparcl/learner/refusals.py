@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparcl.errors import ConfigError, one_line
+from sparcl.errors import LARGEST, ConfigError, one_line
 from sparcl.methods.method import Method
 from sparcl.methods.respond import answers_by_classifier, evaluating
 from sparcl.streams.augment import channels_hint
@@ -23,8 +23,8 @@ def check_settings(batch_size: int, replay_batch_size: int | None, lr: float) ->
     for label, value in (("batch size", batch_size), ("replay batch size", replay_batch_size)):
         if value is not None and value < 2:
             raise ConfigError(f"{label} {value} is not allowed: batch statistics need 2 samples or more")
-    if not lr > 0:
-        raise ConfigError(f"learning rate {lr} is not allowed; use a number above 0")
+    if not 0 < lr <= LARGEST:
+        raise ConfigError(f"learning rate {lr} is not allowed; use a number above 0, at most {LARGEST:.2g}")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:

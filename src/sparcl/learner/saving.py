@@ -268,6 +268,8 @@ def make(
             raise CheckpointError(
                 f"the checkpoint does not say how its {part} was made: pass Learner.load(..., {part}=...)"
             )
+    if model is None:
+        _check_model(recipes["model"], state)
     made = tuple(
         _made(part, recipes[part], 0) if part_given is None else part_given for part, part_given in given.items()
     )
@@ -296,6 +298,13 @@ def _budget(saved: Any) -> dict[str, float]:
 
 
 def _made(part: str, recipe: Any, depth: int) -> Any:
+    kind, arguments = _call(part, recipe, depth)
+    with checks.refusing(f"the {part}"), seeds.given_back():  # a model draws weights, which are not kept
+        return kind(**arguments)
+
+
+def _call(part: str, recipe: Any, depth: int) -> tuple[type[Any], dict[str, Any]]:
+    """The class and the arguments that a recipe names."""
     checks.keys(recipe, ("kind", "arguments"), f"the {part}")
     if not isinstance(recipe["kind"], str) or recipe["kind"] not in KNOWN[part] or depth > 2:
         raise CheckpointError(f"the checkpoint names an unknown {part}; allowed: {', '.join(KNOWN[part])}")
@@ -306,17 +315,48 @@ def _made(part: str, recipe: Any, depth: int) -> Any:
     kind = cast(type[Any], KNOWN[part][recipe["kind"]])
     if (name := misfit(kind, arguments)) is not None:
         raise CheckpointError(f"the {part}'s {name} in the checkpoint is {arguments[name]!r:.40}, of a wrong type")
-    if part == "model":
-        _check_size(arguments)
-    with checks.refusing(f"the {part}"), seeds.given_back():  # a model draws weights, which are not kept
-        return kind(**arguments)
+    return kind, arguments
 
 
 MAX_WIDTH = 1 << 14
+MOST_SPARSE = 10_000
+"""Weights of a layer for one that is active: the dense form is made, whatever the file holds of it."""
+
+
+def _check_model(recipe: Any, state: State) -> None:
+    """A network is allocated before its weights are put in: it must be as large as the tensors that are there.
+
+    It is made without memory first, and every weight and statistic of it looked up in the state.
+
+    Raises:
+        CheckpointError: it is larger, smaller, or of other shapes.
+    """
+    kind, arguments = _call("model", recipe, 0)
+    _check_size(arguments)
+    with checks.refusing("the model"), torch.device("meta"):
+        made = kind(**arguments)
+    empty = made.state_dict()
+    classes = state["learner"]["classes"]
+    check_state(classes)
+    if classes["grows"]:  # a head that grew has a row for each name
+        head = next(name for name, module in made.named_modules() if module is classifier(made))
+        for name in (f"{head}.weight", f"{head}.bias"):
+            empty[name] = empty[name].new_empty((len(classes["names"]), *empty[name].shape[1:]))
+    dense, layers = (checks.keys(state[part], state[part], "the model's state") for part in ("model", "layers"))
+    for name, tensor in empty.items():
+        layer = layers.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        if layer is None:
+            if name not in dense:
+                raise CheckpointError(f"the model's state in the checkpoint lacks {name!r}")
+            checks.tensor(dense[name], name, tensor.dtype, tuple(tensor.shape))
+            continue
+        values = checks.tensor(checks.keys(layer, layer, name).get("values"), name, tensor.dtype, (None,))
+        if tensor.numel() > MOST_SPARSE * max(len(values), 1):
+            raise CheckpointError(f"{name} in the checkpoint has {len(values)} of {tensor.numel()} weights: too few")
 
 
 def _check_size(arguments: Mapping[str, Any]) -> None:
-    """A network is allocated before its weights are compared: what a stranger may ask for is bounded."""
+    """Sizes that can be multiplied, and a number of layers that can be looked through."""
     for name, value in arguments.items():
         for number in value if isinstance(value, tuple) else (value,):
             checks.integer(number, f"the model's {name}", 0, MAX_WIDTH)

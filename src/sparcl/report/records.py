@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparcl import regular
 from sparcl.errors import one_line
 from sparcl.report.events import parse
 
 RESULT, CONFIG, EVENTS = "result.json", "config.toml", "events.jsonl"
+
+LIMITS = {RESULT: 64 << 20, CONFIG: 16 << 20, EVENTS: 16 << 20}
+"""Bytes of a file (of events.jsonl: of a line) that may be read."""
 
 REQUIRED: dict[str, tuple[str, ...]] = {
     "": ("benchmark", "method", "sparsifier", "seed", "class_il", "task_il", "forgetting"),
@@ -69,9 +73,9 @@ class Record:
         if not os.path.isfile(self.path / EVENTS):  # a pipe would be waited for
             return
         try:
-            with (self.path / EVENTS).open(encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    event = parse(line)
+            with regular.open_regular(self.path / EVENTS, ours=True) as file:
+                while line := file.readline(LIMITS[EVENTS]):
+                    event = parse(line.decode("utf-8", "replace"))
                     if event is not None and isinstance(event.get("event"), str):
                         yield event
         except OSError:
@@ -143,13 +147,13 @@ def _run_directories(place: Path) -> Iterator[Path]:
 def read_run(directory: Path) -> Record | Problem:
     """The record in a run directory, or why there is none."""
     config_file, result_file = directory / CONFIG, directory / RESULT
-    if not result_file.exists():
+    if not os.path.lexists(result_file):
         return Problem(directory, f"not finished (no {RESULT}); go on with --resume")
     for file in (config_file, result_file):
         if file.exists() and not file.is_file():  # a pipe would be waited for
             return Problem(directory, f"{file.name} is not a regular file")
     try:
-        config = tomllib.loads(config_file.read_text(encoding="utf-8-sig"))
+        config = tomllib.loads(_text(config_file))
     except FileNotFoundError:
         return Problem(directory, f"no {CONFIG}")
     except (OSError, ValueError, RecursionError) as error:
@@ -158,7 +162,7 @@ def read_run(directory: Path) -> Record | Problem:
         if name in config and not (type(config[name]) in of_type and _is_number(config[name])):
             return Problem(directory, f"{CONFIG} is damaged: {name} is not a number")
     try:
-        text = result_file.read_text(encoding="utf-8-sig")
+        text = _text(result_file)
     except (OSError, ValueError) as error:
         return Problem(directory, f"{RESULT} cannot be read: {one_line(error)}")
     result = parse(text)
@@ -168,6 +172,10 @@ def read_run(directory: Path) -> Record | Problem:
     if fault:
         return Problem(directory, f"{RESULT} is damaged: {fault}")
     return Record(directory, _looked_at(config, result["sparsifier"]), result)
+
+
+def _text(file: Path) -> str:
+    return regular.read(file, LIMITS[file.name], ours=True).decode("utf-8-sig")
 
 
 def _looked_at(config: Mapping[str, Any], sparsifier: str) -> Mapping[str, Any]:

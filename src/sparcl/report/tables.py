@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparcl import published
+from sparcl.report import neutral
 from sparcl.report.records import INCIDENTAL, Record
 
 FORMATS = ("table", "markdown", "csv", "html")
@@ -326,12 +327,12 @@ def as_table(groups: Sequence[Group]) -> Table:
     same = [c for c in shown if c.text or c.heading == "buffer"]
     same = [c for c in same if len(groups) > 1 and len({c.cell(g) for g in groups}) == 1]
     title = ", ".join(f"{c.heading} {c.cell(groups[0])}" for c in same)
-    table = Table(title=Text(title) if title else None)
+    table = Table(title=Text(neutral.line(title)) if title else None)
     kept = [c for c in shown if c not in same]
     for column in kept:
         table.add_column(column.heading, justify="left" if column.text else "right")
     for g in groups:
-        table.add_row(*(Text(c.cell(g)) for c in kept))
+        table.add_row(*(Text(neutral.line(c.cell(g))) for c in kept))
     return table
 
 
@@ -341,13 +342,9 @@ def as_markdown(groups: Sequence[Group]) -> str:
     lines = [
         "| " + " | ".join(c.heading for c in shown) + " |",
         "|" + "|".join("---" if c.text else "---:" for c in shown) + "|",
-        *("| " + " | ".join(_escape(c.cell(g)) for c in shown) + " |" for g in groups),
+        *("| " + " | ".join(neutral.markdown(c.cell(g)) for c in shown) + " |" for g in groups),
     ]
-    return "\n".join([*lines, "", *(f"{note}\n" for note in notes(groups))]).rstrip("\n") + "\n"
-
-
-def _escape(text: str) -> str:
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    return "\n".join([*lines, "", *(f"{neutral.markdown(note)}\n" for note in notes(groups))]).rstrip("\n") + "\n"
 
 
 FIGURES = (
@@ -375,9 +372,7 @@ def as_csv(groups: Sequence[Group]) -> str:
         stats = [g.stat(section, key) for _, section, key in FIGURES]
         row = g.published
         values = [v for name in ("class_il", "task_il") for v in (getattr(row, name, None) or (None, None))]
-        writer.writerow(
-            [g.stream, g.method, g.sparsifier, g.sparsity, g.pattern, g.buffer, g.settings_text, len(g.records)]
-            + [v for s in stats for v in (s.mean, s.std)]
-            + [*values, g.published_flops]
-        )
+        named = [g.stream, g.method, g.sparsifier, g.sparsity, g.pattern, g.buffer, g.settings_text, len(g.records)]
+        cells = [*named, *(v for s in stats for v in (s.mean, s.std)), *values, g.published_flops]
+        writer.writerow([neutral.csv_cell(cell) for cell in cells])
     return out.getvalue()

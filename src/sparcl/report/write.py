@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sparcl.errors import ConfigError
+from sparcl.report import neutral
 from sparcl.report.records import Problem, load
 from sparcl.report.tables import FORMATS, Group, as_csv, as_markdown, as_table, group, notes
 
@@ -89,20 +90,20 @@ def _for_terminal(groups: Sequence[Group], problems: Sequence[Problem], *, to_fi
     with console.capture() as capture:
         console.print(as_table(groups))
         for note in notes(groups):
-            console.print(note, markup=False, highlight=False)
+            console.print(neutral.terminal(note), markup=False, highlight=False)
         if problems:
             console.print(f"\nleft out ({len(problems)}):", highlight=False)
         for problem in problems:
-            console.print(f"  {problem}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"  {neutral.line(str(problem))}", markup=False, highlight=False, soft_wrap=True)
     return capture.get()
 
 
 def _markdown_problems(problems: Sequence[Problem]) -> str:
     if not problems:
         return ""
-    return "\n".join(["", f"Left out ({len(problems)}):", "", *(f"- {p}" for p in problems), ""])
+    return "\n".join(["", f"Left out ({len(problems)}):", "", *(f"- {neutral.markdown(str(p))}" for p in problems), ""])
 
 
 def _print_problems(problems: Sequence[Problem]) -> None:
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        print(f"left out: {neutral.line(str(problem))}", file=sys.stderr)

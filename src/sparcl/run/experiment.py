@@ -11,14 +11,13 @@ import dataclasses
 import json
 import math
 import re
-import sys
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparcl import methods
-from sparcl.errors import ConfigError, one_line
+from sparcl import methods, regular
+from sparcl.errors import LARGEST, ConfigError, one_line
 from sparcl.learner.budget import check_pace
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
@@ -33,6 +32,9 @@ from sparcl.streams import STREAMS
 DEVICES = ("auto", "cpu", "cuda")
 MOST = 2**31 - 1
 """Of whatever is counted: what PyTorch takes as a size anywhere."""
+MAX_TOML = 16 << 20
+"""Bytes of a configuration."""
+
 MOST_WIDTH = 2**16
 MOST_THREADS = 1024
 """Those of the native engine."""
@@ -147,13 +149,17 @@ class Experiment:
         if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
             raise ConfigError(f"max seconds {self.max_seconds} is not allowed; use a number above 0")
         check_pace(self.pace)
-        if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ConfigError(f"learning rate {self.lr} is not allowed; use a number above 0")
-        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"weight decay {self.weight_decay} is not allowed; use 0 or more")
+        if self.lr is not None and not 0 < self.lr <= LARGEST:
+            raise ConfigError(
+                f"learning rate {self.lr:.6g} is not allowed; use a number above 0, at most {LARGEST:.2g}"
+            )
+        if self.weight_decay is not None and not 0 <= self.weight_decay <= LARGEST:
+            raise ConfigError(
+                f"weight decay {self.weight_decay:.6g} is not allowed; use 0 or more, at most {LARGEST:.2g}"
+            )
         for option, setting in self.method_options.items():
-            if not abs(setting) <= sys.float_info.max:  # NaN, infinity, and what is longer than any float
-                raise ConfigError(f"method option {option} is not a finite number")
+            if not abs(setting) <= LARGEST:  # NaN, infinity, and what float32 does not hold
+                raise ConfigError(f"method option {option} is not a finite number of at most {LARGEST:.2g}")
         self._check_combination()
 
     def _check_combination(self) -> None:
@@ -307,7 +313,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: it is missing, unreadable or not TOML (one line, with the place).
     """
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # an editor may have put a byte-order mark
+        return tomllib.loads(
+            regular.read(path, MAX_TOML).decode("utf-8-sig")
+        )  # an editor may have put a byte-order mark
     except FileNotFoundError:
         raise ConfigError(f"configuration {path} does not exist") from None
     except ValueError as error:  # TOML's own, of the encoding, of a number with thousands of digits

@@ -17,9 +17,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from sparcl import regular
 from sparcl.errors import ConfigError
 
 LAUNCHERS = ("local", "slurm")
+MOST_SAID = 1 << 16
+"""Bytes from the end of what a job said that may hold its reason."""
+
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
 """How long a run that is asked to stop has to save its checkpoint."""
@@ -54,7 +58,12 @@ class Job:
         if code < 0:
             known = {int(s): s.name for s in signal.Signals}
             return f"killed by {known.get(-code, f'signal {-code}')}"
-        lines = self.errors.read_text(encoding="utf-8", errors="replace").splitlines()
+        try:
+            with regular.open_regular(self.errors, ours=True) as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - MOST_SAID))
+                lines = file.read(MOST_SAID).decode("utf-8", "replace").splitlines()
+        except OSError:
+            lines = []
         said = [line.strip() for line in lines if line.strip()]
         return said[-1].removeprefix("sparcl: ")[:500] if said else f"exit code {code}, see {self.log}"
 
@@ -126,16 +135,18 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 @contextlib.contextmanager
 def _terminated_as_interrupt() -> Any:
-    """SIGTERM ends the sweep as Ctrl-C does, with exit code 143, so that its runs are asked to stop."""
+    """SIGTERM and SIGHUP end the sweep as Ctrl-C does, with 143 and 129, so that its runs are asked to stop."""
 
-    def leave(_signal: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]  # nohup ignores one
+    before = {number: signal.signal(number, leave) for number in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Attempt:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sparcl import regular
+from sparcl.errors import out_of_memory
 from sparcl.streams.split import Arrays
 
 VERSION = 2  # raise it when decoding or the layout of the file changes
@@ -61,7 +63,7 @@ def _key(kind: str, source: Path, tops: Sequence[str]) -> str:
 
 def _read(file: Path) -> Arrays | None:
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as saved:
+        with regular.open_regular(file) as stream, np.load(stream, allow_pickle=False) as saved:
             arrays = Arrays(
                 train_inputs=saved["train_inputs"],
                 train_labels=saved["train_labels"],
@@ -70,7 +72,9 @@ def _read(file: Path) -> Arrays | None:
                 class_names=tuple(str(name) for name in saved["class_names"]),
                 note=str(saved["note"]),
             )
-    except Exception:  # absent, or damaged in any way
+    except Exception as error:  # absent, or damaged in any way
+        if out_of_memory(error):
+            raise
         return None
     inputs_fit = arrays.train_inputs.dtype == arrays.test_inputs.dtype == np.uint8
     labels_fit = arrays.train_labels.dtype == arrays.test_labels.dtype == np.int64

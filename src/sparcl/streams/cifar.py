@@ -185,7 +185,7 @@ def read(variant: Variant, source: Path, tops: tuple[str, ...], progress: Progre
     official = {name for layout in variant.layouts for name in (*layout.files, layout.names)}
     found: dict[str, bytes] = {}
     places: dict[str, tuple[str, ...]] = {}
-    tree = TreeReader()
+    tree = TreeReader(source=source)
     for member in members(source, tops, progress):
         if not member.is_folder and member.parts[-1] in official:
             if (before := places.get(member.parts[-1])) is not None:

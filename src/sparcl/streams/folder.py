@@ -68,8 +68,8 @@ def is_tree(root: Path) -> bool:
 class TreeReader:
     """Collects the members of an image tree, whatever folder it is packed in."""
 
-    def __init__(self, size: Size | None = None) -> None:
-        self.images = ImageSet(size)
+    def __init__(self, size: Size | None = None, source: Path | None = None) -> None:
+        self.images = ImageSet(size, source)
         self._classes: set[tuple[tuple[str, ...], str]] = set()  # each with the folder that its tree lies in
         self._passed_over, self._first_passed_over = 0, ""
 
@@ -110,7 +110,7 @@ class TreeReader:
 
 def read_tree(source: Path, size: Size | None, progress: Progress | None) -> Arrays:
     """Decode every image of a tree: uint8 [N, 3, H, W]."""
-    reader = TreeReader(size)
+    reader = TreeReader(size, source)
     for member in members(source, SPLITS, progress):
         reader.take(member)
     return reader.arrays(source)

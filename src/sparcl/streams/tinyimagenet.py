@@ -79,7 +79,7 @@ def read(source: Path, tops: tuple[str, ...], progress: Progress | None) -> Arra
         DataError: a file of the layout is missing, or an image has no class.
     """
     texts: dict[str, str] = {}
-    images = ImageSet()
+    images = ImageSet(source=source)
     for member in members(source, tops, progress):
         if member.is_folder or is_junk(member.parts[-1]):
             continue
