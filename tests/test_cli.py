@@ -50,7 +50,7 @@ def refused(capsys, *arguments: str) -> str:
         (["run", "seq-digits", "--pattern", "block", "--width", "6"], "divisible by 4"),
         (["run", "seq-digits", "--epochs", "0"], "1 or more"),
         (["run", "seq-digits", "--classes-per-task", "3"], "1, 2, 5"),
-        (["run", "seq-digits", "--classes-per-task", "1", "--limit-per-class", "1"], "at least 2"),
+        (["run", "seq-digits", "--classes-per-task", "1", "--limit-per-class", "1"], "needs 2 or more"),
         (["run", "seq-digits", "--resize", "9"], "folder"),
         (["run", "seq-digits", "--checkpoint-every", "often"], "60s"),
         (["run", "seq-digits", "--scenario", "domain-il"], "class-il"),

@@ -55,6 +55,7 @@ CHANGES: list[tuple[Callable[[Learner], None], str]] = [
     (appended, "does not hold 6.weight and 1 more"),
     (new_weight, "does not hold 1.weight, added"),
     (lambda learner: learner.model.pop(3), "holds 2 parameter"),
+    (lambda learner: setattr(learner, "model", chain()), "model is another than the one it was made with"),
 ]
 
 
@@ -297,3 +298,26 @@ def test_a_model_that_is_frozen_all_over_or_has_nothing_to_train_is_refused() ->
         learner.learn(blobs()[0])
     with pytest.raises(ConfigError, match="the model has no parameters"):
         make_learner(model=nn.Flatten(), sparsifier=None)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sparsifier", PRUNING)
+def test_a_model_refused_for_a_frozen_layer_stays_what_it_was_and_learns_with_that_left_out(
+    backend: str, sparsifier: Callable[[], Any], tmp_path: Path
+) -> None:
+    model = Net()
+    kept = frozen_parts(model, ("hidden",))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"layer hidden is not trained .*leave it out of `prunable`"):
+            make_learner(model=model, sparsifier=sparsifier(), backend=backend)
+        assert type(model.hidden) is nn.Linear
+        assert type(model.conv) is nn.Conv2d
+    left = sparsifier()
+    left.prunable = ["grouped", "conv"]
+    if isinstance(left, SparCL):
+        left = SparCL(0.5, prunable=["grouped", "conv"])
+    learner = make_learner(model=model, sparsifier=left, backend=backend)
+    for task in blobs():
+        learner.learn(task)
+    assert same(model, kept)
+    learner.save(tmp_path)

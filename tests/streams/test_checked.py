@@ -125,7 +125,9 @@ CAST: dict[str, Any] = {
 @pytest.mark.parametrize("kind", CAST)
 def test_what_from_arrays_casts_is_cast_to_the_same_bits(kind: str) -> None:
     expected = learned(FIRST, FIRST)
-    given = replace(FIRST, train=CAST[kind](FIRST.train), test=CAST[kind](FIRST.test), classes=[0, np.int64(1)])
+    given = replace(
+        FIRST, index=np.int64(0), train=CAST[kind](FIRST.train), test=CAST[kind](FIRST.test), classes=[0, np.int64(1)]
+    )
     state = learned(given, given)
     assert all(torch.equal(value, expected[name]) for name, value in state.items())
 

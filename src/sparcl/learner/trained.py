@@ -21,7 +21,7 @@ class Trained:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         held, own = _held(optimizer), {id(p) for p in model.parameters()}
-        self.optimizer = optimizer
+        self.model, self.optimizer = model, optimizer
         self.known = list(model.parameters())
         self.left_out = [p for p in self.known if id(p) not in held and p.requires_grad]
         self.beside = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
@@ -36,6 +36,8 @@ class Trained:
             by_parameter: name of the method if it remembers something of each parameter, else empty.
         """
         names = {id(p): name for name, p in model.named_parameters()}
+        if model is not self.model:
+            return f"the Learner's model is another than the one it was made with: {AGAIN}"
         held, allowed = _held(optimizer), {id(p) for p in self.left_out}
         idle = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held | allowed]
         if idle:

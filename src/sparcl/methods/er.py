@@ -10,7 +10,10 @@ from sparcl.methods.method import Batch, RehearsalMethod, only
 
 
 class ER(RehearsalMethod):
-    """L(D_t ∪ M): the task's batch and the replay batch concatenated, one forward, one mean cross-entropy."""
+    """L(D_t ∪ M): the task's batch and the replay batch concatenated, one forward, one mean cross-entropy.
+
+    A buffer of one sample is trained on, beside the task's batch; a sparsifier ranks nothing by it (`Asked.replay`).
+    """
 
     name = "er"
     grows = True

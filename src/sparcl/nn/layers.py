@@ -159,14 +159,22 @@ def sparse_layers(model: nn.Module, prunable: Prunable = None) -> list[SparseLay
             handle = module  # a compact module is its own SparseLayer
         handle.name = name  # as this model calls it, another may share the layer
         layers.append(cast(SparseLayer, handle))
+    check_trained(model, [layer.name for layer in layers])
     owners: dict[int, str] = {}
     for layer in layers:
-        if not layer.parameter.requires_grad:
-            raise ConfigError(f"layer {layer.name} is not trained (requires_grad is False): leave it out of `prunable`")
         owner = owners.setdefault(id(layer.parameter), layer.name)
         if owner != layer.name:
             raise ConfigError(f"layers {owner} and {layer.name} share one weight: leave one of them out of `prunable`")
     return layers
+
+
+def check_trained(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise ConfigError if a layer that is to be pruned is frozen: what moves its mask would write into it."""
+    for name in names:
+        own = model.get_submodule(name)._parameters
+        weight = own.get("weight", own.get("values"))  # dense or compact
+        if weight is not None and not weight.requires_grad:
+            raise ConfigError(f"layer {name} is not trained (requires_grad is False): leave it out of `prunable`")
 
 
 def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:

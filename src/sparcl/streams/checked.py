@@ -21,7 +21,7 @@ def checked(task: Task) -> Task:
         DataError: no task at all, classes or labels that cannot be, a class without samples, sizes that do not match,
             NaN or infinite inputs, targets that are no classes (regression, several labels for a sample).
     """
-    _check_kind(task)
+    task = _numbered(task)
     try:
         classes = _classes(task.classes)
         check_enough(task.index, _count(task.train))
@@ -40,7 +40,7 @@ def checked_test(task: Task) -> Task:
     Raises:
         DataError: there are none, or they are not allowed.
     """
-    _check_kind(task)
+    task = _numbered(task)
     try:
         classes = _classes(task.classes)
         if not _count(task.test):
@@ -50,15 +50,21 @@ def checked_test(task: Task) -> Task:
         raise _of(task, error) from None
 
 
-def _check_kind(task: object) -> None:
+def _numbered(task: object) -> Task:
+    """A task with a number, which the other refusals name, and a transform."""
     if not isinstance(task, Task):
         raise DataError(f"a {type(task).__name__} is no task: take one from a stream, or make a sparcl.streams.Task")
-    if type(task.index) is not int or task.index < 0:
+    try:
+        index = operator.index(task.index)
+    except TypeError:
+        index = -1
+    if index < 0:
         raise DataError(f"a task's index is {task.index!r:.40}: 0 for the first task, 1 for the second, ... is needed")
     if not isinstance(task.transform, Transform) and not all(
         callable(getattr(task.transform, name, None)) for name in ("train", "test")
     ):
-        raise DataError(f"task {task.index + 1} has a {type(task.transform).__name__} for a transform: use Transform()")
+        raise DataError(f"task {index + 1} has a {type(task.transform).__name__} for a transform: use Transform()")
+    return replace(task, index=index)
 
 
 def _classes(given: Any) -> tuple[int, ...]:
