@@ -65,8 +65,10 @@ def residual_chain(x: Tensor, blocks: Sequence[Block], stem: ConvNorm | None = N
 
 def _contiguous(stage: ConvNorm) -> ConvNorm:
     """The stage with parameters that the kernels can read as they lie in memory."""
-    weight, bias = (tensor if tensor is None else tensor.contiguous() for tensor in (stage.weight, stage.bias))
-    return stage._replace(values=stage.values.contiguous(), weight=weight, bias=bias)
+    fields: tuple[Any, ...] = stage  # which the compiled part gives as a plain one
+    plan, values, weight, bias, *rest = fields
+    weight, bias = (tensor if tensor is None else tensor.contiguous() for tensor in (weight, bias))
+    return ConvNorm(plan, values.contiguous(), weight, bias, *rest)
 
 
 class _Chain(torch.autograd.Function):
