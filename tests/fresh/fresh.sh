@@ -92,7 +92,7 @@ step() {
     echo "$1: $((SECONDS - since)) s"
 }
 tests() { grep -E '^[0-9]+ passed' "$keep/$1.log" | tail -n 1; }
-native() { grep 'backend native' "$keep/$1.log" | sed 's/^[^a-z]*backend native[^a-z]*//; s/[^a-z)]*$//' | head -n 1; }
+native() { sed -n 's/.*backend native[^a-z]*\([a-z]*\).*/\1/p' "$keep/$1.log" | head -n 1; }
 
 commit=$(git rev-parse --short HEAD)
 full=$work/compiler without=$work/none
