@@ -263,15 +263,19 @@ def test_resumed_at_any_step_of_a_window_it_goes_on_to_the_same_bits(tmp_path: P
     model = ConvNet(4, 2, 8)
     whole = Learner(model, DERpp(20), make(), **options)
     kept: list[Path] = []
+    windows: list[bool] = []
 
     def keep(event: str, figures: dict[str, Any]) -> None:
         del figures
         if event == "step.end" and whole.steps in (2, 37, 57, 58, 59, 60, 61):
             kept.append(whole.save(every / str(whole.steps)))
+            collected = getattr(whole.sparsifier, "tdm", whole.sparsifier).collected
+            windows.append(collected.in_window)
 
     whole.observers.append(keep)
     end = learn(whole)
     assert len(kept) == 7
+    assert any(windows) != isinstance(whole.sparsifier, DGM)  # before a mask update
     for folder in kept:
         assert same_files(end, learn(sparcl.Learner.load(folder, backend=backend)))
 
