@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 
 from sparcl.errors import ConfigError
+from sparcl.run import build
 from sparcl.run.experiment import Experiment, overridden, read_toml
+from sparcl.sparsity import SparCL
 
 
 def test_published_setting_of_cifar10_is_the_default():
@@ -171,3 +173,15 @@ def test_every_setting_is_an_option_of_the_command():
     options = set(inspect.signature(run).parameters)
     missing = {f.name for f in dataclasses.fields(Experiment)} - options
     assert missing == {"method_options", "layer_choice", "pace"}  # --option NAME=NUMBER; measured, not given
+
+
+def test_ranking_reaches_the_parts_that_rank():
+    assert Experiment("seq-digits").resolve().ranking == "step"
+    for ranking in ("step", "fresh"):
+        sparsifier = build.sparsifier(Experiment("seq-digits", ranking=ranking).resolve())
+        assert isinstance(sparsifier, SparCL)
+        assert sparsifier.tdm.ranking == sparsifier.dgm.ranking == ranking
+    with pytest.raises(ConfigError, match="unknown ranking 'stale'; allowed: step, fresh"):
+        Experiment("seq-digits", ranking="stale")
+    with pytest.raises(ConfigError, match="ranking is SparCL's alone; sparsifier rigl has none"):
+        Experiment("seq-digits", sparsifier="rigl", ranking="step")

@@ -278,8 +278,8 @@ def test_newcomers_are_free_different_exact_and_drawn_evenly(size: int, taken: i
 
 
 def test_growth_draws_what_it_needs_and_no_permutation_of_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_args: object, **_options: object) -> None:
-        raise AssertionError("every position was permuted")
+    def refuse(size: int, **_: object) -> None:
+        raise AssertionError(f"all {size} positions were permuted")
 
     monkeypatch.setattr(torch, "randperm", refuse)
     positions = draw_free(torch.ones(1 << 20, dtype=torch.bool), 1000, torch.Generator().manual_seed(0))
