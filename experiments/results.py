@@ -285,8 +285,8 @@ def _claims(made: Sequence[Comparison]) -> list[str]:
         "Difference of the means in points ± its standard error, and the chance p that runs of equal means differ as"
         f" much (Welch's t test, two-sided): noise from {LEVEL} on. With {len(made)} claims and two accuracies some p"
         " below that are to be expected by chance. Pooled rows count each run once, so that the rows' own differences"
-        f" are part of the error. In table1-small a run moves by {LAST_BITS} points of Class-IL (one standard deviation)"
-        " when only its last bits change, by another build or number of threads: seeds are no pairs.",
+        f" are part of the error. In table1-small a run moves by {LAST_BITS} points of Class-IL (one standard deviation"
+        ") when only its last bits change, by another build or number of threads: seeds are no pairs.",
         "",
         "| claim | n | Class-IL | p | | Task-IL | p | |",
         "|---|---:|---:|---:|---|---:|---:|---|",
