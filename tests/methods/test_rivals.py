@@ -62,6 +62,32 @@ def test_each_rival_learns_the_digits(name: str) -> None:
         assert accuracy.class_il is None
 
 
+def remembers(method: methods.Method) -> tuple[float, float]:
+    """Cross-entropy of the first task's test samples after it and after the second, over what the method answers."""
+    stream = blobs(2, per_class=50)
+    learner = Learner(Net(), method, lr=0.05, epochs=6, batch_size=10, drop_last=True, backend="reference")
+    losses = []
+    for task in stream:
+        learner.learn(task)
+        learner.model.eval()
+        test = stream[0].test
+        with torch.no_grad():
+            losses.append(float(torch.nn.functional.cross_entropy(method.predict(test.inputs, stream[0]), test.labels)))
+    return losses[0], losses[1]
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_no_rival_is_fine_tuning_in_disguise(name: str) -> None:
+    """What the second task does to the first: all of it to a network that is only trained on."""
+    options = {"ewc": {"strength": 100.0}, "lwf": {"alpha": 3.0}, "fdr": {"alpha": 1.0}}.get(name, {})
+    _, forgotten = remembers(methods.Finetune())
+    before, after = remembers(METHODS[name](**options))
+    if name in ("packnet", "lps"):
+        assert after == before  # its own part answers, to the bit
+    else:
+        assert after - before < 0.5 * (forgotten - before)
+
+
 @pytest.mark.parametrize("name", ["er-ace", "fdr", "icarl", "agem"])
 def test_each_rehearsal_host_learns_the_digits_under_sparcl(name: str) -> None:
     assert mean(on_digits(name, 0.5).task_il) > 65.0

@@ -12,10 +12,11 @@ from toys import Bag, Net, blobs, own_loop
 
 from sparcl import Learner
 from sparcl.errors import ConfigError
-from sparcl.methods import Finetune, Joint
+from sparcl.methods import DERpp, Finetune, Joint
 from sparcl.nn import build
-from sparcl.sparsity import SPARSIFIERS, Pattern, Sparsifier, Static, find
+from sparcl.sparsity import SET, SPARSIFIERS, TDM, Pattern, RigL, SparCL, Sparsifier, Static, find
 from sparcl.sparsity.patterns import layer_densities
+from sparcl.streams import seq_digits
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "erk"])
@@ -132,3 +133,63 @@ def test_every_sparsifier_is_found_by_its_name() -> None:
 def test_values_outside_their_range_are_refused(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SPARSIFIERS[name](**options)
+
+
+def plain(seed: int) -> nn.Sequential:
+    """Without any normalisation."""
+    torch.manual_seed(seed)
+    convolutions = (nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(2048, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+@pytest.mark.parametrize("first_mask", ["random", "magnitude"])
+@pytest.mark.parametrize("kind", [Static, TDM, SET, RigL])
+def test_where_no_norm_follows_the_start_keeps_the_outputs_variance(kind: type[Static], first_mask: str) -> None:
+    model, dense = plain(0), plain(0)
+    kind(0.9, first_mask=first_mask).attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    x = torch.randn(64, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    ratio = float(model[2](x).var() / dense[2](x).var())
+    assert ratio == pytest.approx(1.0, abs=0.1)
+    for layer in ("2", "5"):
+        a, b = (m.get_submodule(layer).weight.norm() for m in (model, dense))
+        torch.testing.assert_close(a, b)
+
+
+def test_behind_a_norm_weights_stay_as_they_are() -> None:
+    net, dense = Net(), Net()
+    static = attached(net, sparsity=0.8)
+    assert static.scaled == {"conv", "hidden"}
+    layer = static.layers[0]
+    assert layer.name == "grouped"
+    assert torch.equal(layer.gather(layer.parameter), dense.grouped.weight.detach().flatten()[layer.index])
+
+
+def test_gradients_are_scaled_where_no_norm_follows_and_nowhere_else() -> None:
+    for kind in (Static, lambda s: SparCL(s, gradients=0.0)):
+        net = Net()
+        sparsifier = kind(0.5).attach(net, torch.optim.SGD(net.parameters(), lr=0.1))
+        net(torch.randn(8, 2, 6, 6)).square().sum().backward()
+        before = {layer.name: layer.gather(layer.parameter.grad).clone() for layer in sparsifier.layers}
+        sparsifier.after_backward()
+        factors = {"grouped": 1.0, "conv": 2.0, "hidden": 2.0}
+        for layer in sparsifier.layers:
+            torch.testing.assert_close(layer.gather(layer.parameter.grad), factors[layer.name] * before[layer.name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first_mask", ["random", "magnitude"])
+def test_without_normalisation_digits_are_learned_within_five_points_of_dense(first_mask: str) -> None:
+    def class_il(make: Any) -> float:
+        found = []
+        for seed in range(3):
+            learner = Learner(plain(seed), DERpp(100), make(), lr=0.05, epochs=10, seed=seed, backend="reference")
+            for task in seq_digits():
+                learner.learn(task)
+            accuracy = learner.evaluate().class_il
+            assert accuracy is not None
+            found.append(sum(accuracy) / len(accuracy))
+        return sum(found) / len(found)
+
+    dense = class_il(lambda: None)
+    for kind in (Static, SparCL):
+        assert class_il(lambda kind=kind: kind(0.9, first_mask=first_mask)) > dense - 5.0
