@@ -25,7 +25,8 @@ def sizes(batch_size: int, **options: Any) -> list[int]:
 
     learner.observers.append(look)
     learner.learn(blobs()[0])
-    assert planned == [len(seen) // 2] * len(seen)
+    if learner.sparsifier.removed == 0:
+        assert planned == [len(seen) // 2] * len(seen)
     return seen
 
 
