@@ -216,16 +216,26 @@ def test_looking_leaves_no_trace() -> None:
 
 
 def prepared(
-    method: Method, sparsifier: Sparsifier | None, epochs: int = 5, batch_size: int = 6
+    method: Method,
+    sparsifier: Sparsifier | None,
+    epochs: int = 5,
+    batch_size: int = 6,
+    drop_last: bool | None = None,
 ) -> tuple[Learner, Ledger]:
-    learner = Learner(Net(), method, sparsifier, lr=0.05, epochs=epochs, batch_size=batch_size)
+    learner = Learner(Net(), method, sparsifier, lr=0.05, epochs=epochs, batch_size=batch_size, drop_last=drop_last)
     ledger = Ledger(learner.model, learner.sparsifier.layers, (2, 6, 6))
     learner.observers.append(ledger)
     return learner, ledger
 
 
-def trained(method: Method, sparsifier: Sparsifier | None, epochs: int = 5, batch_size: int = 6) -> Ledger:
-    learner, ledger = prepared(method, sparsifier, epochs, batch_size)
+def trained(
+    method: Method,
+    sparsifier: Sparsifier | None,
+    epochs: int = 5,
+    batch_size: int = 6,
+    drop_last: bool | None = None,
+) -> Ledger:
+    learner, ledger = prepared(method, sparsifier, epochs, batch_size, drop_last)
     for task in blobs():
         learner.learn(task)
     return ledger
@@ -249,14 +259,15 @@ def test_training_densely_executes_what_pytorch_counts(make: Callable[[], Method
         (lambda: DGM(0.5, interval=3, prunable=PRUNABLE_OF_NET), 6),
     ],
 )
+@pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize("epochs", [1, 5])
 def test_dense_is_what_the_host_executes_without_a_sparsifier(
-    sparsifier: Callable[[], Sparsifier], batch_size: int, epochs: int
+    sparsifier: Callable[[], Sparsifier], batch_size: int, epochs: int, drop_last: bool
 ) -> None:
     """Although samples leave, in the middle of an epoch too, and a removal may leave less than a batch."""
     host = Finetune if batch_size > 20 else lambda: ER(20)  # a task's only step must not be the buffer's first
-    dense = trained(host(), None, epochs, batch_size)
-    sparse = trained(host(), sparsifier(), epochs, batch_size)
+    dense = trained(host(), None, epochs, batch_size, drop_last)
+    sparse = trained(host(), sparsifier(), epochs, batch_size, drop_last)
     assert sparse.dense == dense.executed
 
 
@@ -328,7 +339,7 @@ def test_a_ledger_goes_on_from_its_state() -> None:
     model = Net()
     script = [
         ("task.begin", {}),
-        ("epoch.begin", {"steps": 3, "dense_steps": 5, "dense_last": 8}),
+        ("epoch.begin", {"steps": 3, "dense_steps": 5, "dense_last": 4}),
         *[("step.begin", {"samples": 4}), ("step.end", {})] * 2,
         ("ddr.remove", {"removed": 3}),
         *[("step.begin", {"samples": 4}), ("step.end", {})],

@@ -101,7 +101,7 @@ class Spy(DER):
 def test_every_source_of_randomness_obeys_the_seed() -> None:
     def noted(seed: int) -> dict[str, Any]:
         spy = Spy()
-        learner = make_learner(seed, method=spy)
+        learner = make_learner(seed, method=spy, sparsifier=SparCL(0.7, first_mask="random"))
         masks = [layer.index.tolist() for layer in learner.sparsifier.layers]
         learner.learn(blobs(flip=True)[0])
         sparcl = learner.sparsifier
@@ -215,7 +215,7 @@ def test_an_epoch_sees_every_sample_once_but_for_the_last_partial_batch() -> Non
             seen.extend(batch.ids.tolist())
             return super().loss(batch)
 
-    learner = make_learner(method=Noting(), sparsifier=None, epochs=2, batch_size=9)
+    learner = make_learner(method=Noting(), sparsifier=None, epochs=2, batch_size=9, drop_last=True)
     learner.learn(blobs()[0])  # 40 samples: four batches of 9
     assert len(seen) == 2 * 36
     assert len(set(seen[:36])) == len(set(seen[36:])) == 36
@@ -287,7 +287,8 @@ def test_it_learns_and_replay_forgets_less_than_fine_tuning() -> None:
     for method in (Finetune(), DERpp(200)):
         torch.manual_seed(0)
         model = build("convnet", 10, stream.input_shape, width=16)
-        settings = {"sparsifier": SparCL(0.9), "epochs": 2, "batch_size": 32, "optimizer": None}  # plain SGD
+        sparsifier = SparCL(0.9, first_mask="random")
+        settings = {"sparsifier": sparsifier, "epochs": 2, "batch_size": 32, "optimizer": None}  # plain SGD
         learner = make_learner(model=model, method=method, **settings)
         for task in stream:
             learner.learn(task)
@@ -353,3 +354,64 @@ def test_an_optimizer_may_go_through_the_parameters_more_than_once() -> None:
     )
     held = {id(p) for group in learner.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in learner.model.parameters()}
+
+
+# --- what importance is asked of --------------------------------------------------------------------------------------
+
+
+class Apart(DERpp):
+    """Each loss says which one it is; the samples that importance is asked of are noted."""
+
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.asked: list[Tensor] = []
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, logits = super().loss(batch)
+        return loss * 0.0 + 7.0, logits
+
+    def task_importance_loss(self, batch: Batch) -> Tensor:
+        self.asked.append(batch.ids)
+        return super().task_importance_loss(batch) * 0.0 + 1.0
+
+    def replay_importance_loss(self) -> Tensor | None:
+        loss = super().replay_importance_loss()
+        return None if loss is None else loss * 0.0 + 2.0
+
+
+class Asks(DDR):
+    """Asks for the losses that it was handed at every step."""
+
+    def __init__(self) -> None:
+        super().__init__(0.6)
+        self.told: list[tuple[float, float | None, float]] = []
+
+    def begin_task(self, index: int, *, samples: int, epochs: int, losses: Any = None) -> None:
+        super().begin_task(index, samples=samples, epochs=epochs, losses=losses)
+        self.losses = losses
+
+    def begin_step(self, step: int) -> None:
+        super().begin_step(step)
+        replay = self.losses.replay()
+        objective = self.losses.objective()
+        values = float(self.losses.task()), None if replay is None else float(replay), float(objective)
+        self.told.append(values)
+
+
+def test_importance_is_asked_of_each_loss_by_itself() -> None:
+    asks = Asks()
+    learner = make_learner(method=Apart(), sparsifier=asks)
+    learner.learn(blobs()[0])
+    assert asks.told[0] == (1.0, None, 7.0)
+    assert set(asks.told[1:]) == {(1.0, 2.0, 7.0)}
+
+
+def test_importance_is_asked_of_samples_that_are_still_in_the_task() -> None:
+    method, asks = Apart(), Asks()
+    learner = make_learner(method=method, sparsifier=asks, epochs=10)
+    learner.learn(blobs()[0])
+    assert asks.removed == 24
+    assert len(method.asked) > 20
+    late = method.asked[-10:]  # all removals are over
+    assert len(torch.cat(late).unique()) == 16 == int(asks.kept.sum())
+    assert all(bool(asks.kept[ids].all()) for ids in late)

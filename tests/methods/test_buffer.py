@@ -53,6 +53,17 @@ def test_slots_follow_vitters_algorithm_r_and_the_later_of_two_stays() -> None:
     assert buffer.logits[:, 1].tolist() == by_hand
 
 
+def test_the_sample_after_the_buffer_is_full_may_be_let_go() -> None:
+    """The k-th sample stays with probability capacity / k: of 400 second samples offered to one slot, half."""
+    generator, stayed = torch.Generator().manual_seed(0), 0
+    for _ in range(400):
+        buffer = ReservoirBuffer(1)
+        fill(buffer, 2, 1, generator)
+        assert buffer.labels is not None
+        stayed += int(buffer.labels[0] == 1)
+    assert abs(stayed - 200) < 5 * 10  # binomial(400, .5): standard deviation 10
+
+
 @pytest.mark.parametrize(("samples", "count", "expected"), [(2, 5, 2), (7, 5, 5), (30, 5, 5), (30, 50, 10)])
 def test_a_batch_holds_different_samples_at_most_all(samples: int, count: int, expected: int) -> None:
     buffer, generator = ReservoirBuffer(10), torch.Generator().manual_seed(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from lent import assert_same_gradients, batch, cross_entropy, gradients, picks, second_task_of
 
-from sparcl.methods import ERACE
+from sparcl.methods import ERACE, Batch
 
 
 def test_loss_and_gradient_are_those_of_a_direct_computation() -> None:
@@ -34,3 +34,14 @@ def test_an_old_class_outside_the_batch_is_not_pushed_away() -> None:
     at_logits = torch.autograd.grad(loss, logits)[0]
     assert not at_logits[:, :2].any()
     assert at_logits[:, 2:].all()
+
+
+def test_a_class_of_the_task_that_is_not_in_the_batch_is_not_pushed_away_either() -> None:
+    method = ERACE(20)
+    _, task, _, _ = second_task_of(method)
+    method.buffer.inputs = method.buffer.labels = None
+    ids = (task.train.labels == 3).nonzero().squeeze(1)[:4]
+    raw = task.train.inputs[ids]
+    loss, logits = method.loss(Batch(ids, raw, raw * 0.5, task.train.labels[ids], task))
+    at_logits = torch.autograd.grad(loss, logits)[0]
+    assert not at_logits.any()  # one class alone: nothing to tell it from

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from toys import Net, blobs
 
 from sparcl import Accuracy, Learner, SparCL, methods, nn
@@ -60,6 +61,53 @@ def test_each_rival_learns_the_digits(name: str) -> None:
         assert class_il(accuracy) > class_il(on_digits("finetune")) - 5.0
     else:
         assert accuracy.class_il is None
+
+
+def on_the_first_task(method: methods.Method) -> list[torch.Tensor]:
+    """What the method answers to the first task's test samples, logits [N, 4], after it and after the second."""
+    stream = blobs(2, per_class=50)
+    torch.manual_seed(0)
+    model = nn.build("convnet", 4, stream.input_shape, 8)
+    learner = Learner(model, method, lr=0.1, epochs=6, batch_size=10, drop_last=True, backend="reference")
+    answers = []
+    for task in stream:
+        learner.learn(task)
+        learner.model.eval()
+        with torch.no_grad():
+            answers.append(method.predict(stream[0].test.inputs, stream[0]))
+    return answers
+
+
+@pytest.mark.parametrize("name", ["er-ace", "agem", "icarl", "fdr"])
+def test_no_rival_with_a_memory_is_fine_tuning_in_disguise(name: str) -> None:
+    labels = blobs(2, per_class=50)[0].test.labels
+
+    def forgotten(method: methods.Method) -> float:
+        before, after = (float(F.cross_entropy(logits, labels)) for logits in on_the_first_task(method))
+        return after - before
+
+    assert forgotten(METHODS[name]()) < 0.5 * forgotten(methods.Finetune())
+
+
+def test_ewc_is_fine_tuning_that_is_held_back_by_its_penalty_alone() -> None:
+    """What it computes of the past is test_ewc's; here: that the Learner's steps feel it, and nothing else."""
+    first, fine_tuned = on_the_first_task(methods.Finetune())
+    for strength in (0.0, 1000.0):
+        before, after = on_the_first_task(EWC(strength=strength))
+        assert torch.equal(before, first)  # there is no past in the first task
+        assert torch.equal(after, fine_tuned) == (strength == 0.0)
+
+
+def test_lwf_is_held_back_by_its_distillation() -> None:
+    (first, without), (before, with_it) = (on_the_first_task(methods.LwF(alpha=alpha)) for alpha in (0.0, 3.0))
+    assert torch.equal(before, first)
+    assert not torch.equal(with_it, without)
+
+
+@pytest.mark.parametrize("name", ["packnet", "lps"])
+def test_what_a_part_has_learned_never_changes(name: str) -> None:
+    before, after = on_the_first_task(METHODS[name]())
+    assert torch.equal(before, after)
 
 
 @pytest.mark.parametrize("name", ["er-ace", "fdr", "icarl", "agem"])

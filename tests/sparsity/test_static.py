@@ -1,14 +1,22 @@
-"""A fixed random mask: exact from the first step on, the same for ever; and which sparsifiers there are."""
+"""A fixed mask: exact from the first step on, the same for ever; and which sparsifiers there are."""
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 from toys import Bag, Net, blobs, own_loop
 
+from sparcl import Learner
 from sparcl.errors import ConfigError
-from sparcl.sparsity import SPARSIFIERS, Pattern, Sparsifier, Static, find
+from sparcl.methods import DERpp, Finetune, Joint
+from sparcl.nn import build
+from sparcl.sparsity import SET, SPARSIFIERS, TDM, Pattern, RigL, SparCL, Sparsifier, Static, find
 from sparcl.sparsity.patterns import layer_densities
+from sparcl.streams import seq_digits
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "erk"])
@@ -45,14 +53,61 @@ def test_it_never_moves_and_what_is_not_prunable_trains() -> None:
     assert all(not torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
 
 
-def test_the_seed_decides() -> None:
-    def index(seed: int) -> torch.Tensor:
-        model = Net()
-        static = Static(0.5).attach(model, torch.optim.SGD(model.parameters(), lr=0.1), seed)
-        return torch.cat([layer.index for layer in static.layers])
+def attached(model: nn.Module, seed: int = 0, **options: Any) -> Static:
+    return Static(**options).attach(model, torch.optim.SGD(model.parameters(), lr=0.1), seed)
 
-    assert torch.equal(index(1), index(1))
-    assert not torch.equal(index(1), index(2))
+
+def indices(static: Static) -> list[list[int]]:
+    return [layer.index.tolist() for layer in static.layers]
+
+
+def test_the_seed_decides_a_random_mask_and_the_weights_another() -> None:
+    def index(seed: int, first_mask: str) -> list[list[int]]:
+        return indices(attached(Net(), seed, sparsity=0.5, first_mask=first_mask))
+
+    assert index(1, "random") == index(1, "random") != index(2, "random")
+    assert index(1, "magnitude") == index(2, "magnitude") != index(1, "random")
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_given_weights_keep_their_largest(block: int) -> None:
+    bag = Bag()
+    before = [weight.detach().abs().clone() for weight in bag.weights()]
+    static = attached(bag, sparsity=0.75, pattern=Pattern(block), prunable=("conv", "grouped", "linear"))
+    for layer, target in zip(static.layers, static.target, strict=True):
+        weight = before[[name for name, _ in bag.named_children()].index(layer.name)]
+        per_unit = weight.view(weight.shape[0] // block, block, -1).mean(1).flatten()
+        assert set(static.active_units(layer).tolist()) == set(per_unit.topk(target).indices.tolist())
+
+
+def test_equal_weights_are_drawn_not_taken_in_order() -> None:
+    """A layer of zeros, as some networks begin with, would keep its first or last channels alone."""
+    bag = Bag()
+    torch.nn.init.zeros_(bag.linear.weight)
+    index = attached(bag, sparsity=0.5, prunable=("linear",)).layers[0].index
+    assert len(index) == 42
+    assert len(index[index < 42]) == pytest.approx(21, abs=12)
+
+
+def test_a_trained_network_is_not_destroyed() -> None:
+    """By default; the random mask, which was that of everything once, does so."""
+    torch.manual_seed(0)
+    stream = blobs(2, per_class=100)
+    learner = Learner(build("convnet", 4, stream.input_shape, 16), Joint(), lr=0.1, epochs=8)
+    for task in stream.merged():
+        learner.learn(task)
+    trained = copy.deepcopy(learner.model.state_dict())
+
+    def accuracy(sparsity: float = 0.6, **options: Any) -> float:
+        model = build("convnet", 4, stream.input_shape, 16)
+        model.load_state_dict(trained)
+        kept = Learner(model, Finetune(), Static(sparsity, **options), backend="reference")
+        class_il = kept.evaluate(stream.tasks).class_il
+        assert class_il is not None
+        return sum(class_il) / 2
+
+    assert accuracy(sparsity=0.0) > 95.0
+    assert accuracy() > 80.0 > accuracy(first_mask="random") + 20.0
 
 
 def test_every_sparsifier_is_found_by_its_name() -> None:
@@ -68,6 +123,7 @@ def test_every_sparsifier_is_found_by_its_name() -> None:
     [
         ("static", {"sparsity": 1.0}, "sparsity 1.0 is not allowed"),
         ("static", {"distribution": "even"}, "unknown sparsity distribution 'even'"),
+        ("static", {"first_mask": "largest"}, "unknown first mask 'largest'; allowed: magnitude, random"),
         ("set", {"fraction": 1.5}, "fraction 1.5 is not allowed"),
         ("rigl", {"every": 0}, "RigL interval 0 is not allowed"),
         ("rigl", {"stop": 0.0}, "RigL stop 0.0 is not allowed"),
@@ -77,3 +133,63 @@ def test_every_sparsifier_is_found_by_its_name() -> None:
 def test_values_outside_their_range_are_refused(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SPARSIFIERS[name](**options)
+
+
+def plain(seed: int) -> nn.Sequential:
+    """Without any normalisation."""
+    torch.manual_seed(seed)
+    convolutions = (nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(2048, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+@pytest.mark.parametrize("first_mask", ["random", "magnitude"])
+@pytest.mark.parametrize("kind", [Static, TDM, SET, RigL])
+def test_where_no_norm_follows_the_start_keeps_the_outputs_variance(kind: type[Static], first_mask: str) -> None:
+    model, dense = plain(0), plain(0)
+    kind(0.9, first_mask=first_mask).attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    x = torch.randn(64, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    ratio = float((model[2](x).var() / dense[2](x).var()).detach())
+    assert ratio == pytest.approx(1.0, abs=0.1)
+    for layer in ("2", "5"):
+        a, b = (m.get_submodule(layer).weight.norm() for m in (model, dense))
+        torch.testing.assert_close(a, b)
+
+
+def test_behind_a_norm_weights_stay_as_they_are() -> None:
+    net, dense = Net(), Net()
+    static = attached(net, sparsity=0.8)
+    assert static.scaled == {"conv", "hidden"}
+    layer = static.layers[0]
+    assert layer.name == "grouped"
+    assert torch.equal(layer.gather(layer.parameter), dense.grouped.weight.detach().flatten()[layer.index])
+
+
+def test_gradients_are_scaled_where_no_norm_follows_and_nowhere_else() -> None:
+    for kind in (Static, lambda s: SparCL(s, gradients=0.0)):
+        net = Net()
+        sparsifier = kind(0.5).attach(net, torch.optim.SGD(net.parameters(), lr=0.1))
+        net(torch.randn(8, 2, 6, 6)).square().sum().backward()
+        before = {layer.name: layer.gather(layer.parameter.grad).clone() for layer in sparsifier.layers}
+        sparsifier.after_backward()
+        factors = {"grouped": 1.0, "conv": 2.0, "hidden": 2.0}
+        for layer in sparsifier.layers:
+            torch.testing.assert_close(layer.gather(layer.parameter.grad), factors[layer.name] * before[layer.name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first_mask", ["random", "magnitude"])
+def test_without_normalisation_digits_are_learned_within_five_points_of_dense(first_mask: str) -> None:
+    def class_il(make: Any) -> float:
+        found = []
+        for seed in range(3):
+            learner = Learner(plain(seed), DERpp(100), make(), lr=0.05, epochs=10, seed=seed, backend="reference")
+            for task in seq_digits():
+                learner.learn(task)
+            accuracy = learner.evaluate().class_il
+            assert accuracy is not None
+            found.append(sum(accuracy) / len(accuracy))
+        return sum(found) / len(found)
+
+    dense = class_il(lambda: None)
+    for kind in (Static, SparCL):
+        assert class_il(lambda kind=kind: kind(0.9, first_mask=first_mask)) > dense - 5.0

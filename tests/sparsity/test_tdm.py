@@ -20,7 +20,7 @@ SCHEDULES = [(1, 1), (1, 3), (1, 20), (7, 1), (50, 2)]
 
 def make(sparsity: float, bag: Bag, seed: int = 0, **options: Any) -> TDM:
     optimizer = torch.optim.SGD(bag.parameters(), lr=0.01)
-    return TDM(sparsity, prunable=ALL, **options).attach(bag, optimizer, seed)
+    return TDM(sparsity, prunable=ALL, **{"first_mask": "random", **options}).attach(bag, optimizer, seed)
 
 
 def counts(tdm: TDM) -> list[int]:

@@ -50,14 +50,15 @@ def plan(
         allowed = ", ".join(kind.name for kind in FORESEEABLE)
         raise ConfigError(f"there is no forecast for sparsifier {sparsifier.name}; there is for: {allowed}")
     sparsifier.attach(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    drop_last = sparsifier.drops_last if drop_last is None else drop_last
     passes = probe(
         method,
         samples,
         epochs=epochs,
         batch_size=batch_size,
         replay_batch_size=replay_batch_size or batch_size,
+        drop_last=drop_last,
     )
-    drop_last = sparsifier.drops_last if drop_last is None else drop_last
     forecast = Forecast(model, sparsifier, input_shape, epochs, batch_size, drop_last)
     for index, (count, per_task) in enumerate(zip(samples, passes, strict=True)):
         forecast.task(index, count, per_task)
@@ -133,8 +134,7 @@ class Forecast:
             if not now:
                 break  # a removal at this very step left too few
             self.ledger("step.begin", {"samples": now})
-            full = self._at(self.passes.steps)
-            run = [(full[0][0] - (dense_batch - now), full[0][1]), *full[1:]]  # the task's own batch comes first
+            run = self._step_passes(dense_batch, dense_last, now)
             self._run(run)
             if asked and self.budget.allows():
                 self._read(run, now)
@@ -144,6 +144,14 @@ class Forecast:
             cursor, step = cursor + now, step + 1
         self.removal.end_epoch(cursor)
         self.ledger("epoch.end", {})
+
+    def _step_passes(self, batch: int, last: int, now: int) -> Passes:
+        """Those of a step on `now` samples, where a whole step has `batch` and an epoch's last `last`."""
+        full, settled, short = self._at(self.passes.steps), self.passes.steps[-1], self.passes.short
+        if now == last < batch:
+            less = [s - n for (s, _), (n, _) in zip(settled, short, strict=True)]
+            return [(samples - gone, grad) for (samples, grad), gone in zip(full, less, strict=False)]
+        return [(full[0][0] - (batch - now), full[0][1]), *full[1:]]  # the task's own batch comes first
 
     def _read(self, passes: Passes, batch: int) -> None:
         """The step's gradients are taken apart: L~'s pass back and, where it has remembered samples, theirs."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from sparcl import seeds
 from sparcl.methods.method import Batch, Host, Method
 from sparcl.streams.augment import Transform
+from sparcl.streams.batches import steps
 from sparcl.streams.task import Samples, Task
 
 Passes = list[tuple[int, bool]]
@@ -28,10 +31,12 @@ class TaskPasses:
     replays: list[Passes] = field(default_factory=list)
     """Of L(M), where it is asked for just before the step of that number."""
     end: Passes = field(default_factory=list)
+    short: Passes = field(default_factory=list)
+    """Of one more step after those, on an epoch's last batch, where that has fewer samples."""
 
 
 def probe(
-    method: Method, samples: Sequence[int], *, epochs: int, batch_size: int, replay_batch_size: int
+    method: Method, samples: Sequence[int], *, epochs: int, batch_size: int, replay_batch_size: int, drop_last: bool
 ) -> list[TaskPasses]:
     """The passes of `method` on tasks of `samples` training samples each; uses the method up.
 
@@ -48,14 +53,25 @@ def probe(
         )
     )
     return [
-        _task(method, model, index, count, min(batch_size, count), epochs, math.ceil(replay_batch_size / batch_size))
+        _task(
+            *(method, model, index, count, steps(count, batch_size, drop_last), epochs),
+            filling=math.ceil(replay_batch_size / batch_size),
+        )
         for index, count in enumerate(samples)
     ]
 
 
 def _task(
-    method: Method, model: _Recorder, index: int, samples: int, batch: int, epochs: int, filling: int
+    method: Method,
+    model: _Recorder,
+    index: int,
+    samples: int,
+    epoch: tuple[int, int, int],
+    epochs: int,
+    *,
+    filling: int,
 ) -> TaskPasses:
+    per_epoch, batch, last = epoch
     classes = (2 * index, 2 * index + 1)
     inputs, labels = torch.zeros(samples, 1), torch.tensor(classes).repeat(samples)[:samples]
     data = Samples(inputs, labels)
@@ -63,13 +79,17 @@ def _task(
     passes = TaskPasses()
     with model.recording(passes.begin):
         method.begin_task(task)
-    for _ in range(min(filling + 2, epochs * (samples // batch))):
+    for _ in range(min(filling + 2, epochs * per_epoch)):
         passes.replays.append([])
         with model.recording(passes.replays[-1]):
             method.replay_importance_loss()
         passes.steps.append([])
         with model.recording(passes.steps[-1]):
             _step(method, Batch(torch.arange(batch), inputs[:batch], inputs[:batch], labels[:batch], task))
+    if last < batch:
+        again = copy.deepcopy(method)  # what the method itself remembers stays as it is
+        with cast(_Recorder, again.host.model).recording(passes.short):
+            _step(again, Batch(torch.arange(last), inputs[:last], inputs[:last], labels[:last], task))
     with model.recording(passes.end):
         method.end_task(task)
     return passes

@@ -14,7 +14,8 @@ class AGEM(TaskShares):
     """L(D_t), its gradient g projected where it opposes g_ref, the gradient of L(M) (eq. 11):
 
     g̃ = g - min(gᵀg_ref, 0) / (g_refᵀg_ref) · g_ref. Under a sparsifier both gradients are those of the weights that
-    may move. The memory is filled at a task's end, equal random shares for all tasks, and so holds only past ones.
+    may move. The memory is ours: filled at a task's end, equal random shares for all tasks, up to the buffer's size,
+    and so it holds only past ones. (Mammoth, of the published figures, stores one batch of samples a task.)
     """
 
     name = "agem"
