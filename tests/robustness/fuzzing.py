@@ -3,8 +3,8 @@
     python tests/robustness/fuzzing.py --count 10000        (`make fuzz`)
 
 A case fails where anything but a `SparclError` comes out, where it takes longer than `SECONDS`, where the process needs
-`MEMORY` bytes more than it had (also if that is then refused in one line), or where what was loaded is not what the file
-says. A crash ends the process.
+`MEMORY` bytes more than it had (also if that is then refused in one line), or where what was loaded is not what the
+file says. A crash ends the process.
 """
 
 from __future__ import annotations

@@ -44,13 +44,9 @@ def test_a_bomb_is_refused_soon_and_without_its_memory(
 
 
 def test_an_allocation_that_our_own_limit_stopped_is_no_refusal() -> None:
-    try:
-        try:
-            raise MemoryError
-        except MemoryError as error:
-            raise SparclError("damaged") from error
-    except SparclError as refusal:
-        assert fuzzing.ran_out(refusal)
+    refusal = SparclError("damaged")
+    refusal.__cause__ = MemoryError()
+    assert fuzzing.ran_out(refusal)
     assert not fuzzing.ran_out(SparclError("damaged"))
 
 

@@ -62,7 +62,10 @@ def stat(values: Iterable[float | None]) -> Stat:
     known = [v for v in all_values if v is not None]
     if not known or len(known) < len(all_values):
         return Stat(None, None, len(all_values))
-    return Stat(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+    try:
+        return Stat(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+    except OverflowError:  # figures near 1e308, which nobody measured
+        return Stat(None, None, len(all_values))
 
 
 @dataclass(frozen=True)

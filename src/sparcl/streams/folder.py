@@ -12,7 +12,7 @@ from sparcl.streams.augment import Normalize, Transform
 from sparcl.streams.cache import cached
 from sparcl.streams.files import Member, Progress, is_junk, members
 from sparcl.streams.images import ImageSet, Size, as_size, is_image
-from sparcl.streams.split import Arrays, split
+from sparcl.streams.split import Arrays, check_classes, split
 from sparcl.streams.task import Stream
 
 SPLITS = ("train", "test")
@@ -80,6 +80,7 @@ class TreeReader:
             self._classes.add(name)
         elif is_image(member.parts[-1]):
             self._classes.add(name)
+            check_classes(len(self._classes))
             self.images.add(split_name, name, member.parts[-1], member.read())
 
     def arrays(self, source: Path) -> Arrays:

@@ -16,6 +16,9 @@ from sparcl.errors import ConfigError, DataError, one_line
 from sparcl.streams.augment import Transform
 from sparcl.streams.task import Samples, Stream, Task
 
+MAX_CLASSES = 1 << 15
+"""The largest image data sets have 22,000: more are a mistake, and each would be looked for in every sample."""
+
 ArrayLike = npt.NDArray[Any] | Tensor
 
 
@@ -120,6 +123,7 @@ def _stream(
     share: bool,
 ) -> Stream:
     n_classes = len(names)
+    check_classes(n_classes)
     _check_sizes(train, test)
     _check_labels(train.labels, test.labels, names)
     _check_split(n_classes, classes_per_task, limit_per_class)
@@ -143,6 +147,12 @@ def _stream(
         class_names=tuple(names[k] for k in order.tolist()),
         fingerprint=_fingerprint(tasks),
     )
+
+
+def check_classes(count: int) -> None:
+    """Raise DataError if there are more than `MAX_CLASSES`."""
+    if count > MAX_CLASSES:
+        raise DataError(f"there are more than {MAX_CLASSES} classes: at most so many are allowed")
 
 
 def _check_sizes(train: Samples, test: Samples) -> None:
