@@ -169,12 +169,15 @@ class Disk:
 
 
 def replays(
-    before: list[Step], steps: list[Step], folder: Path, seeds: int, every: int = 1
+    before: list[Step], steps: list[Step], folder: Path, seeds: int, *, writes: bool = True
 ) -> Iterator[tuple[int, Path]]:
-    """After each (or each `every`-th) prefix of `steps`, which follow `before`, several disks as a power cut may leave
-    them."""
+    """After each prefix of `steps` (which follow `before`), several disks as a power cut may leave them.
+
+    Without `writes`, prefixes that end between two writes are left out: what is not synced yet is lost in part anyway.
+    """
     number = 0
-    for count in sorted({*range(0, len(steps) + 1, every), len(steps)}):
+    ends = range(len(steps) + 1)
+    for count in ends if writes else [n for n in ends if n == len(steps) or steps[n][0] != "write"]:
         outcomes = [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)] + [(0.7, 0.5)] * seeds
         for which, (names, content) in enumerate(outcomes):
             disk = Disk()

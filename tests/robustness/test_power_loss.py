@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -118,14 +119,16 @@ RUN = ["run", "seq-digits", "--limit-per-class", "12", "--epochs", "1", "--width
 ARGUMENTS = [*RUN, "--batch-size", "4", "--backend", "reference", "--checkpoint-every", "5"]
 
 
-def run_recorded(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> list[Step]:
     """Every file operation of a whole run, and of one resumed after its result was lost."""
+    root = tmp_path_factory.mktemp("real")
     recorder = Recorder(root)
-    with recorder.recording(monkeypatch) as steps:
+    with pytest.MonkeyPatch.context() as patch, recorder.recording(patch) as recorded:
         assert cli._main([*ARGUMENTS, "--out", str(root / "runs" / "run")]) == 0
         durable.os.unlink(root / "runs" / "run" / "result.json")
         assert cli._main([*ARGUMENTS, "--out", str(root / "runs" / "run"), "--resume"]) == 0
-    return steps
+    return recorded
 
 
 def survives(run: Path) -> bool:
@@ -154,39 +157,29 @@ def first_saved(steps: list[Step]) -> int:
     return next(i for i in range(named, len(steps)) if steps[i] == ("sync", "runs/run/checkpoint")) + 1
 
 
-def lost(steps: list[Step], tmp_path: Path, every: int) -> list[int]:
+def lost(steps: list[Step], safe_from: int, folder: Path) -> Iterator[int]:
     """Prefixes after which a power cut leaves something that cannot be gone on from."""
-    found, safe_from = [], first_saved(steps)
-    for count, target in replays([], steps, tmp_path, seeds=1, every=every):
+    for count, target in replays([], steps, folder, seeds=1, writes=False):
         run = target / "runs" / "run"
         try:
             fine = survives(run) and (count < safe_from or (run / "checkpoint" / "latest").exists())
         except Exception:
             fine = False
         if not fine:
-            found.append(count)
+            yield count
         shutil.rmtree(target)
-    return found
 
 
 def test_at_every_moment_of_a_run_latest_names_a_whole_checkpoint_with_its_events(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, steps: list[Step]
 ) -> None:
-    root = tmp_path / "real"
-    root.mkdir()
-    steps = run_recorded(root, monkeypatch)
     assert sum(step[0] == "rename" and step[2].endswith("latest") for step in steps) > 5
     assert any(step[0] == "truncate" and step[1].endswith("events.jsonl") for step in steps)
-    assert lost(steps, tmp_path, every=1) == []
+    assert list(lost(steps, first_saved(steps), tmp_path)) == []
 
 
 @pytest.mark.parametrize("forgotten", ["runs/run/events.jsonl", "runs/run", "runs", "runs/run/checkpoint"])
-def test_the_replay_of_a_run_would_see_a_missing_sync(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
-) -> None:
-    root = tmp_path / "real"
-    root.mkdir()
-    steps = [step for step in run_recorded(root, monkeypatch) if step != ("sync", forgotten)]
-    if forgotten == "runs/run/checkpoint":  # without it no checkpoint would ever be safe
-        monkeypatch.setattr("test_power_loss.first_saved", lambda _: len(steps))
-    assert lost(steps, tmp_path, every=9)
+def test_the_replay_of_a_run_would_see_a_missing_sync(tmp_path: Path, steps: list[Step], forgotten: str) -> None:
+    left = [step for step in steps if step != ("sync", forgotten)]
+    safe_from = first_saved(steps) if forgotten != "runs/run/checkpoint" else len(left)
+    assert next(lost(left, safe_from, tmp_path), None) is not None
