@@ -1,4 +1,4 @@
-"""Killed or stopped at random moments, `--resume`, and again until the run is done; then it must equal one never stopped.
+"""Killed or stopped at random moments, `--resume`, and again until done; then it must equal a run never stopped.
 
 Each attempt is a forked process that runs the real command, so that a hundred of them need not import PyTorch each.
 
