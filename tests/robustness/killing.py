@@ -1,4 +1,4 @@
-"""`kill -9` at random moments, `--resume`, and again until the run is done; then it must equal one never stopped.
+"""Killed or stopped at random moments, `--resume`, and again until done; then it must equal a run never stopped.
 
 Each attempt is a forked process that runs the real command, so that a hundred of them need not import PyTorch each.
 
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,18 @@ from sparcl.run import run as _loaded_before_forking  # noqa: F401
 from sparcl.streams.digits import read_digits
 
 RUN = ["run", "seq-digits", "--limit-per-class", "60", "--epochs", "3", "--width", "8", "--threads", "1"]
+
+VARIANTS = {
+    "derpp, sparcl": (),
+    **{f"{name}, sparcl": ("--method", name) for name in ("icarl", "ewc", "lwf", "fdr", "agem")},
+    **{f"{name}, dense": ("--method", name, "--sparsifier", "dense") for name in ("packnet", "lps")},
+    **{f"derpp, {name}": ("--sparsifier", name) for name in ("rigl", "set", "snip")},
+    "derpp, sparcl in blocks": ("--pattern", "block"),
+}
+"""Methods and sparsifiers with a state of their own."""
+
+ENDS = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15), signal.SIGINT: (130,), signal.SIGHUP: (129, -1)}
+"""How a run is ended, and with which codes it may end: at once where nothing has begun, else by its own."""
 
 
 def prepare() -> None:
@@ -53,6 +65,8 @@ def start(arguments: list[str], output: Path) -> int:
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             code = cli._main(arguments)
+        except KeyboardInterrupt:  # before the command began
+            code = 130
         except Exception:
             traceback.print_exc()
         finally:
@@ -86,8 +100,15 @@ class Attempts:
     resumed_at: list[int] = field(default_factory=list)
 
 
-def kill_until_done(arguments: list[str], out: Path, rng: random.Random, longest: float, output: Path) -> Attempts:
-    """Start, kill at a random moment within `longest` seconds, resume; until one attempt gets to the end.
+def kill_until_done(
+    arguments: list[str],
+    out: Path,
+    rng: random.Random,
+    longest: float,
+    output: Path,
+    ends: Sequence[signal.Signals] = (signal.SIGKILL,),
+) -> Attempts:
+    """Start, end in one of the ways at a random moment within `longest` seconds, resume; until one gets to the end.
 
     The seconds grow a little with every kill, should the machine have become slower.
     """
@@ -96,13 +117,14 @@ def kill_until_done(arguments: list[str], out: Path, rng: random.Random, longest
         resume = ["--resume"] if attempts.kills else []
         pid = start([*arguments, "--out", str(out), *resume], output)
         code = wait_at_most(pid, rng.uniform(0, longest * 1.05**attempts.kills))
+        how = rng.choice(list(ends))
         if code is None:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, how)
             code = wait(pid)
         if code == 0:
             attempts.resumed_at = [e["step"] for e in events(out) if e["event"] == "run.resume"]
             return attempts
-        assert code == -signal.SIGKILL, f"exit code {code}: {output.read_text()[-2000:]}"
+        assert code in ENDS[how], f"{how.name}: exit code {code}: {output.read_text()[-2000:]}"
         attempts.kills += 1
 
 
@@ -134,9 +156,16 @@ def lasting(out: Path) -> dict[str, Any]:
     }
 
 
-def trials(folder: Path, backend: str, seed: int, every: str) -> Iterator[Attempts]:
+def trials(
+    folder: Path,
+    backend: str,
+    seed: int,
+    every: str,
+    options: Sequence[str] = (),
+    ends: Sequence[signal.Signals] = (signal.SIGKILL,),
+) -> Iterator[Attempts]:
     """Killed runs without end, each checked against one that was never stopped."""
-    arguments = [*RUN, "--backend", backend, "--checkpoint-every", every]
+    arguments = [*RUN, *options, "--backend", backend, "--checkpoint-every", every]
     output, whole = folder / f"{backend}.txt", folder / f"{backend}-whole"
     began = time.monotonic()
     code = wait(start([*arguments, "--out", str(whole)], output))
@@ -146,7 +175,7 @@ def trials(folder: Path, backend: str, seed: int, every: str) -> Iterator[Attemp
     while True:
         number += 1
         out = folder / f"{backend}-killed-{number}"
-        attempts = kill_until_done(arguments, out, rng, longest, output)
+        attempts = kill_until_done(arguments, out, rng, longest, output, ends)
         found = lasting(out)
         for part, value in expected.items():
             assert found[part] == value, f"{out}: {part} differs after {attempts.kills} kills"
@@ -155,26 +184,30 @@ def trials(folder: Path, backend: str, seed: int, every: str) -> Iterator[Attemp
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Kill runs at random moments; compare with runs never stopped.")
-    parser.add_argument("--kills", type=int, default=100, help="over both backends")
+    parser.add_argument("--kills", type=int, default=240, help="over all backends and variants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", choices=backends(), nargs="*", default=backends())
+    parser.add_argument("--variant", choices=list(VARIANTS), nargs="*", default=list(VARIANTS))
     arguments = parser.parse_args()
     prepare()
-    names = arguments.backend
-    with tempfile.TemporaryDirectory() as folder:
-        for backend in names:
+    each = -(-arguments.kills // (len(arguments.backend) * len(arguments.variant)))
+    later = 0
+    for backend in arguments.backend:
+        for variant in arguments.variant:
             kills, runs, steps = 0, 0, []
-            for attempts in trials(Path(folder), backend, arguments.seed, "3"):
-                kills, runs, steps = kills + attempts.kills, runs + 1, steps + attempts.resumed_at
-                if kills >= -(-arguments.kills // len(names)):
-                    break
-            later = sum(step > 0 for step in steps)
+            with tempfile.TemporaryDirectory() as folder:
+                for attempts in trials(Path(folder), backend, arguments.seed, "3", VARIANTS[variant], tuple(ENDS)):
+                    kills, runs, steps = kills + attempts.kills, runs + 1, steps + attempts.resumed_at
+                    if kills >= each:
+                        break
+            later += sum(step > 0 for step in steps)
             print(
-                f"{backend}: {kills} kills over {runs} runs, {len(steps)} resumes noted, {later} of them at a step"
-                f" above zero (largest {max(steps)}); every run equal to the uninterrupted one",
+                f"{backend}, {variant}: ended {kills} times over {runs} runs, {len(steps)} resumes noted,"
+                f" {sum(step > 0 for step in steps)} of them at a step above zero; every run equal to the"
+                " uninterrupted one",
                 flush=True,
             )
-            assert later > 0
+    assert later > 0
 
 
 if __name__ == "__main__":

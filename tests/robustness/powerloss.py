@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 Step = tuple[Any, ...]
-"""(kind, path, ...): write, sync, create, rename, unlink, mkdir, rmdir, as they happened."""
+"""(kind, path, ...): write, truncate, sync, create, rename, unlink, mkdir, rmdir, as they happened."""
 
 
 class Recorder:
@@ -30,7 +30,7 @@ class Recorder:
     def recording(self, monkeypatch: Any) -> Iterator[list[Step]]:
         real = {
             name: getattr(os, name)
-            for name in ("open", "close", "write", "fsync", "rename", "unlink", "mkdir", "rmdir")
+            for name in ("open", "close", "write", "fsync", "rename", "unlink", "mkdir", "rmdir", "ftruncate")
         }
 
         def inside(path: object) -> str | None:
@@ -62,6 +62,11 @@ class Recorder:
             if descriptor in self.open:
                 self.steps.append(("sync", self.open[descriptor]))
 
+        def truncated(descriptor: int, length: int) -> None:
+            real["ftruncate"](descriptor, length)
+            if descriptor in self.open:
+                self.steps.append(("truncate", self.open[descriptor], length))
+
         def two(kind: str) -> Any:
             def act(path: Any, *rest: Any, **named: Any) -> None:
                 real[kind](path, *rest, **named)
@@ -73,6 +78,7 @@ class Recorder:
         with monkeypatch.context() as patch:
             for name, stand_in in (("open", opened), ("close", closed), ("write", written), ("fsync", synced)):
                 patch.setattr(os, name, stand_in)
+            patch.setattr(os, "ftruncate", truncated)
             for name in ("rename", "unlink", "mkdir", "rmdir"):
                 patch.setattr(os, name, two(name))
             yield self.steps
@@ -120,6 +126,10 @@ class Disk:
             self._name(path, Node(children={}))
         elif kind == "write":
             self.node(path).now += step[2]
+        elif kind == "truncate":
+            file = self.node(path)
+            del file.now[step[2] :]
+            file.safe = file.safe[: step[2]]  # what was cut off may be gone at once
         elif kind in ("unlink", "rmdir"):
             self._name(path, None)
         elif kind == "rename":
@@ -158,10 +168,16 @@ class Disk:
                 (target / name).write_bytes(child.now[:cut])
 
 
-def replays(before: list[Step], steps: list[Step], folder: Path, seeds: int) -> Iterator[tuple[int, Path]]:
-    """After each prefix of `steps` (which follow `before`), several disks as a power cut may leave them."""
+def replays(
+    before: list[Step], steps: list[Step], folder: Path, seeds: int, *, writes: bool = True
+) -> Iterator[tuple[int, Path]]:
+    """After each prefix of `steps` (which follow `before`), several disks as a power cut may leave them.
+
+    Without `writes`, prefixes that end between two writes are left out: what is not synced yet is lost in part anyway.
+    """
     number = 0
-    for count in range(len(steps) + 1):
+    ends = range(len(steps) + 1)
+    for count in ends if writes else [n for n in ends if n == len(steps) or steps[n][0] != "write"]:
         outcomes = [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)] + [(0.7, 0.5)] * seeds
         for which, (names, content) in enumerate(outcomes):
             disk = Disk()

@@ -28,7 +28,17 @@ def test_a_run_killed_again_and_again_equals_one_never_stopped(tmp_path: Path, b
             break
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("variant", ["icarl, sparcl", "packnet, dense", "derpp, rigl"])
+def test_a_state_of_its_own_comes_back_however_the_run_ends(tmp_path: Path, variant: str) -> None:
+    killing.prepare()
+    options, kills = killing.VARIANTS[variant], 0
+    for attempts in killing.trials(tmp_path, "reference", 2, "3", options, tuple(killing.ENDS)):
+        kills += attempts.kills
+        if kills >= 2:
+            break
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_finishes_the_step_saves_and_resumes_to_the_same_bits(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

@@ -83,7 +83,7 @@ def test_whichever_write_fails_the_run_says_so_in_one_line_and_can_go_on(
     needed = plenty - left
     capsys.readouterr()
     saved_before = 0
-    for allowed in sorted({1, 3, 8, needed // 3, needed // 2, needed - 9, needed - 1}):
+    for allowed in sorted({1, 2, 3, 4, 5, 8, needed // 3, needed // 2, needed - 9, needed - 1}):
         out = tmp_path / f"full-{allowed}"
         code, _ = run_with(tmp_path, allowed, [*ARGUMENTS, "--out", str(out)])
         lines = capsys.readouterr().err.splitlines()

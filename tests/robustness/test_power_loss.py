@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from powerloss import Recorder, Step, replays
 
+from sparcl import cli
 from sparcl.checkpoint import State, Store
 from sparcl.checkpoint import disk as durable
 
@@ -108,3 +113,73 @@ def test_a_replaced_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypat
         contents.add((target / "result.json").read_bytes())
         shutil.rmtree(target)
     assert contents == {b"old", b"new, and longer"}
+
+
+RUN = ["run", "seq-digits", "--limit-per-class", "12", "--epochs", "1", "--width", "4", "--threads", "1"]
+ARGUMENTS = [*RUN, "--batch-size", "4", "--backend", "reference", "--checkpoint-every", "5"]
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> list[Step]:
+    """Every file operation of a whole run, and of one resumed after its result was lost."""
+    root = tmp_path_factory.mktemp("real")
+    recorder = Recorder(root)
+    with pytest.MonkeyPatch.context() as patch, recorder.recording(patch) as recorded:
+        assert cli._main([*ARGUMENTS, "--out", str(root / "runs" / "run")]) == 0
+        durable.os.unlink(root / "runs" / "run" / "result.json")
+        assert cli._main([*ARGUMENTS, "--out", str(root / "runs" / "run"), "--resume"]) == 0
+    return recorded
+
+
+def survives(run: Path) -> bool:
+    """Whether a run directory is one to go on from: `latest` names a whole checkpoint, and the events that it counts
+    are there; a result is whole, and so is the model beside it."""
+    latest = run / "checkpoint" / "latest"
+    if latest.exists():
+        name = latest.read_text().strip()
+        loaded = Store(run / "checkpoint").load()
+        if loaded is None or loaded.name != name or loaded.damaged:
+            return False
+        part = loaded.state["run"]
+        events = (run / "events.jsonl").read_bytes()[: part["events"]] if (run / "events.jsonl").exists() else b""
+        if len(events) != part["events"] or hashlib.sha256(events).hexdigest() != part["events_sha256"]:
+            return False
+    if (run / "result.json").exists():
+        json.loads((run / "result.json").read_text())
+        safetensors.torch.load_file(run / "model.safetensors")
+        return latest.exists()
+    return True
+
+
+def first_saved(steps: list[Step]) -> int:
+    """After how many operations a checkpoint is safe: from there on there is always one."""
+    named = next(i for i, step in enumerate(steps) if step[0] == "rename" and step[2].endswith("checkpoint/latest"))
+    return next(i for i in range(named, len(steps)) if steps[i] == ("sync", "runs/run/checkpoint")) + 1
+
+
+def lost(steps: list[Step], safe_from: int, folder: Path) -> Iterator[int]:
+    """Prefixes after which a power cut leaves something that cannot be gone on from."""
+    for count, target in replays([], steps, folder, seeds=1, writes=False):
+        run = target / "runs" / "run"
+        try:
+            fine = survives(run) and (count < safe_from or (run / "checkpoint" / "latest").exists())
+        except Exception:
+            fine = False
+        if not fine:
+            yield count
+        shutil.rmtree(target)
+
+
+def test_at_every_moment_of_a_run_latest_names_a_whole_checkpoint_with_its_events(
+    tmp_path: Path, steps: list[Step]
+) -> None:
+    assert sum(step[0] == "rename" and step[2].endswith("latest") for step in steps) > 5
+    assert any(step[0] == "truncate" and step[1].endswith("events.jsonl") for step in steps)
+    assert list(lost(steps, first_saved(steps), tmp_path)) == []
+
+
+@pytest.mark.parametrize("forgotten", ["runs/run/events.jsonl", "runs/run", "runs", "runs/run/checkpoint"])
+def test_the_replay_of_a_run_would_see_a_missing_sync(tmp_path: Path, steps: list[Step], forgotten: str) -> None:
+    left = [step for step in steps if step != ("sync", forgotten)]
+    safe_from = first_saved(steps) if forgotten != "runs/run/checkpoint" else len(left)
+    assert next(lost(left, safe_from, tmp_path), None) is not None

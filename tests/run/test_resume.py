@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 from sparcl import cli, streams
 from sparcl.checkpoint import Store, files
 from sparcl.learner import learner
+from sparcl.run import resume
 from sparcl.run.lock import LOCK
 
 RUN = ["run", "seq-digits", "--limit-per-class", "40", "--epochs", "1", "--width", "4", "--threads", "1"]
@@ -204,3 +208,53 @@ def test_the_last_event_is_the_same_where_only_the_result_was_lost(tmp_path: Pat
     after = [{**e, "seconds": 0} for e in events(out) if e["event"] != "run.resume"]
     assert after == before
     assert before[-1]["event"] == "run.end"
+
+
+def said_at_resume(killed: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("name", "called"), list(resume.COMPUTED_WITH.items()))
+def test_whatever_decides_the_bits_and_has_changed_is_said(
+    killed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, called: str
+) -> None:
+    real = resume.computed_with
+    monkeypatch.setattr(resume, "computed_with", lambda: {**real(), name: "another"})
+    said = said_at_resume(killed, capsys)
+    assert f"{called} {real()[name]} -> another: the last bits may differ" in said
+    (noted,) = [e for e in events(killed) if e["event"] == "run.resume"]
+    assert set(noted["computed_with"]) == set(resume.COMPUTED_WITH)
+    assert set(resume.COMPUTED_WITH) < set(json.loads((killed / "result.json").read_text())["environment"])
+
+
+def test_another_instruction_set_of_pytorch_is_said(killed: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sparcl", *ARGUMENTS, "--out", str(killed), "--resume"],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": "default"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
+        assert "PyTorch's instruction set" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["none", "shortened", "edited", "removed"])
+def test_events_that_are_not_those_the_checkpoint_knew_are_noticed(
+    killed: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    file = killed / "events.jsonl"
+    content = file.read_bytes()
+    if kind == "shortened":
+        file.write_bytes(content[: len(content) // 2])
+    elif kind == "edited":
+        file.write_bytes(content.replace(b'"task": 0', b'"task": 9', 1))
+    elif kind == "removed":
+        file.unlink()
+    said = said_at_resume(killed, capsys)
+    (noted,) = [e for e in events(killed) if e["event"] == "run.resume"]
+    assert noted["events_changed"] == (kind != "none")
+    assert ("was shortened or edited" in said) == (kind != "none")

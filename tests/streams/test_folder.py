@@ -8,7 +8,7 @@ from made_data import noise, picture, tree, write_folder, write_tar, write_zip
 
 from sparcl.errors import DataError, DataWarning
 from sparcl.streams import folder
-from sparcl.streams.folder import statistics
+from sparcl.streams.folder import TreeReader, read_tree, statistics
 
 
 @pytest.mark.parametrize("pack", [write_folder, write_tar, write_zip])
@@ -145,3 +145,12 @@ def test_three_classes_do_not_make_pairs(tmp_path):
     with pytest.raises(DataError, match="allowed are 1, 3"):
         folder(tmp_path)
     assert len(folder(tmp_path, classes_per_task=1)) == 3
+
+
+def test_too_many_classes_are_refused_before_all_are_decoded(tmp_path, monkeypatch):
+    """Every class is looked for in every sample: a zip of 300,000 members would be work without end."""
+    monkeypatch.setattr("sparcl.streams.split.MAX_CLASSES", 3)
+    source = write_zip(tmp_path / "many.zip", tree(classes=5))
+    monkeypatch.setattr(TreeReader, "arrays", None)  # it would be called at the end
+    with pytest.raises(DataError, match="more than 3 classes"):
+        read_tree(source, None, None)

@@ -13,7 +13,7 @@ from sparcl.streams.augment import Normalize, Transform
 from sparcl.streams.cache import cached
 from sparcl.streams.files import Member, Progress, is_junk, members
 from sparcl.streams.images import IMAGE_SUFFIXES, ImageSet, Size, as_size, is_image
-from sparcl.streams.split import Arrays, split
+from sparcl.streams.split import Arrays, check_classes, split
 from sparcl.streams.task import Stream
 
 SPLITS = ("train", "test")
@@ -82,6 +82,7 @@ class TreeReader:
         if placed and (member.is_folder or is_image(member.parts[-1])):
             *root, split_name, name = member.parts if member.is_folder else member.parts[:-1]
             self._classes.add((tuple(root), name))
+            check_classes(len(self._classes))
             if not member.is_folder:
                 self.images.add(split_name, name, member.parts[-1], member.read(), tuple(root))
         elif not member.is_folder:

@@ -17,6 +17,9 @@ from sparcl.errors import ConfigError, DataError, DataWarning, one_line
 from sparcl.streams.augment import Transform
 from sparcl.streams.task import Samples, Stream, Task, short
 
+MAX_CLASSES = 1 << 15
+"""The largest image data sets have 22,000: more are a mistake, and each would be looked for in every sample."""
+
 ArrayLike = npt.NDArray[Any] | Tensor
 
 
@@ -126,6 +129,7 @@ def _stream(
     share: bool,
 ) -> Stream:
     n_classes = len(names)
+    check_classes(n_classes)
     for what, samples in (("training", train), ("test", test)):
         check_size(samples, what)
     check_alike(train, test)
@@ -151,6 +155,12 @@ def _stream(
         class_names=tuple(names[k] for k in order.tolist()),
         fingerprint=_fingerprint(tasks),
     )
+
+
+def check_classes(count: int) -> None:
+    """Raise DataError if there are more than `MAX_CLASSES`."""
+    if count > MAX_CLASSES:
+        raise DataError(f"there are more than {MAX_CLASSES} classes: at most so many are allowed")
 
 
 def check_enough(index: int, samples: int) -> None:
