@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,17 @@ def test_the_command_reports_and_refuses_in_one_line(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1
     assert refused.stdout == ""
+
+
+def test_a_page_that_the_disk_has_no_room_for_is_not_left_in_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str, **_: object) -> int:
+        path.write_bytes(text[:9].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    make_run(tmp_path / "run")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ConfigError, match=r"cannot write .*: No space left"):
+        write([tmp_path / "run"], "html", tmp_path / "run" / "report.html")
+    assert not (tmp_path / "run" / "report.html").exists()

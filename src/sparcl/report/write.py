@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,10 +52,15 @@ def write(places: Sequence[Path], form: str = "table", out: Path | None = None) 
     if out is None:
         sys.stdout.write(text)
         return
+    new = not out.exists()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        if not out.parent.is_dir():
+            out.parent.mkdir(parents=True)
         out.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name may be half a letter
     except OSError as error:
+        if new:
+            with contextlib.suppress(OSError):  # half a page is none
+                out.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {out}: {error.strerror}") from None
 
 
