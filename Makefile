@@ -1,4 +1,5 @@
-# The developer's manual. On a fresh machine with Python 3.11+, make and a C++17 compiler: `make demo`, `make test`.
+# The developer's manual. On a fresh machine with Python 3.11+ and its headers, make and a C++17 compiler: `make demo`,
+# `make test`. Without the compiler or the headers they work, too, on the reference backend.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,9 @@ help:  ## this list
 
 $(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip uninstall --quiet --quiet --yes sparcl  # the distribution's name until 0.2.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c "from sparcl import kernels; print(kernels.why_unavailable() or 'the compiled part is built')"
 	touch $@
 
 install: $(READY)  ## environment with everything that developers need, the compiled part built
@@ -45,4 +48,5 @@ clean:  ## remove the environment, builds and caches
 -include csrc/devices.mk
 -include tests/robustness/robustness.mk
 -include tests/slurm/slurm.mk
+-include tests/fresh/fresh.mk
 -include experiments/experiments.mk

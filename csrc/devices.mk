@@ -26,7 +26,7 @@ test-program: program-aarch64  ## a training step's loss and gradients on emulat
 # cross compiler fails the wheel comes without its compiled part, and the check says so. manylinux_2_35: Ubuntu 22.04,
 # Debian 12, Raspberry Pi OS of 2023 and newer.
 EMPTY :=
-WHEEL_AARCH64 = dist/sparcl-*-manylinux_2_35_aarch64.whl
+WHEEL_AARCH64 = dist/sparcl_edge-*-manylinux_2_35_aarch64.whl
 PYTHON_VERSION = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 CPYTHON = $(subst .,,$(PYTHON_VERSION))
 

@@ -1,4 +1,10 @@
-"""Shared by all tests: one thread, so that what is measured and compared does not depend on the machine's cores."""
+"""Shared by all tests: one thread, and a PATH of only the tools that the README names, whatever the machine has."""
+
+import contextlib
+import os
+import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +13,38 @@ from hypothesis import settings
 # A busy machine is no failure: speed is measured in benchmarks/, never in tests.
 settings.register_profile("sparcl", deadline=None)
 settings.load_profile("sparcl")
+
+SHELL = ("sh", "cat", "chmod", "cp", "env", "ln", "ls", "mkdir", "mv", "rm", "sleep", "test", "touch", "true", "uname")
+COMPILER = ("cc", "c++", "gcc", "g++", "clang", "clang++", "as", "ld", "ar", "nm", "ranlib", "strip")
+OWN = [word for name in ("CC", "CXX") for word in shlex.split(os.environ.get(name, ""))[:1]]  # the user's compiler
+TOOLS = (*SHELL, "make", *COMPILER, "cmake", *OWN)
+"""What a test may start beside its own Python; one that needs more skips and says so, or brings a stand-in."""
+
+OUTER = os.environ.get("PATH", os.defpath)
+FOLDER = Path(__file__).parents[1] / "build" / "tests" / "path"  # lasting: CMake notes where it found a compiler
+
+
+def pytest_configure() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    found = {Path(name).name: shutil.which(name, path=OUTER) for name in TOOLS}
+    for link in FOLDER.iterdir():
+        if str(link.readlink()) != found.get(link.name):
+            link.unlink(missing_ok=True)
+    for name, target in found.items():
+        if target:
+            with contextlib.suppress(FileExistsError):
+                (FOLDER / name).symlink_to(target)
+    os.environ["PATH"] = str(FOLDER)
+
+
+def pytest_unconfigure() -> None:
+    os.environ["PATH"] = OUTER
+
+
+@pytest.fixture
+def outer_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what the machine has beside the tools, where it has it: its own PATH."""
+    monkeypatch.setenv("PATH", OUTER)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "sparcl"
 CORE = {"methods", "sparsity", "streams", "nn", "kernels"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "overlaid": set(),
+    "regular": set(),
     "seeds": set(),
     "recorded": set(),
     "published": set(),
@@ -35,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each part may import of the others, beside itself and the leaves; `sparcl` is the package itself."""
 
-LEAVES = {"errors", "seeds", "recorded", "checkpoint.checks", "checkpoint.disk"}
+LEAVES = {"errors", "overlaid", "regular", "seeds", "recorded", "checkpoint.checks", "checkpoint.disk"}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
@@ -71,7 +73,23 @@ def parts_imported(path: Path) -> set[str]:
     return found
 
 
-LEARNER = ("accuracy", "position", "budget", "loss_watch", "refusals", "saving", "learner", "__init__")
+LEARNER = (
+    "position",
+    "loss_watch",
+    "chance",
+    "budget",
+    "classes",
+    "prediction",
+    "trained",
+    "backend",
+    "refusals",
+    "accuracy",
+    "apart",
+    "asked",
+    "saving",
+    "learner",
+    "__init__",
+)
 """The files of `learner`, each of which may import those before it."""
 
 

@@ -1,6 +1,7 @@
 """The command: one line and exit code 2 for what is the user's to mend, nothing left behind; records for the rest."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,9 @@ def refused(capsys, *arguments: str) -> str:
         (["run", "seq-digits", "--method", "packnet", "--sparsifier", "dense", "--scenario", "class-il"], "task-il"),
         (["run", "folder"], "data"),
         (["run", "folder", "--data", "absent"], "absent"),
+        (["run", "seq-digits", "--lr", "1e308"], "learning rate 1e+308 is not allowed"),
+        (["run", "seq-digits", "--weight-decay", "1e300"], "weight decay 1e+300 is not allowed"),
+        (["run", "seq-digits", "--option", "alpha=1e308"], "method option alpha"),
         (["run", "seq-digits", "--nonsense"], "--nonsense"),
         (["run", "--config", "absent.toml"], "does not exist"),
         (["walk"], "walk"),
@@ -201,3 +205,66 @@ def test_the_installed_command_helps(arguments):
     done = subprocess.run([sys.executable, "-m", "sparcl", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "run" in done.stdout
+
+
+def redirected(output: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command with its standard output redirected by a shell."""
+    line = f'exec "$0" -m sparcl "$@" {output}'
+    command = ["sh", "-c", line, sys.executable, *arguments]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["report", "RUN"], ["info"], ["--help"], ["report", "RUN", "--format", "csv"]])
+def test_a_full_standard_output_is_one_line(finished, arguments):
+    done = redirected(">/dev/full", *(str(finished) if a == "RUN" else a for a in arguments))
+    assert done.returncode == 2
+    assert done.stderr == "sparcl: standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_run_blames_the_full_output_and_not_its_directory(tmp_path):
+    done = redirected(
+        ">/dev/full", "run", "seq-digits", *QUICK, "--backend", "reference", "--out", str(tmp_path / "run")
+    )
+    assert done.returncode == 2
+    assert done.stderr == "sparcl: standard output cannot be written: No space left on device\n"
+
+
+def test_a_reader_that_has_gone_is_one_line(finished):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "sparcl", "report", str(finished)]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (2, "sparcl: standard output cannot be written: Broken pipe\n")
+
+
+def test_a_closed_standard_output_stops_nothing(finished, tmp_path):
+    assert redirected(">&-", "report", str(finished)).returncode == 0
+    assert redirected(">&-", "report", str(finished), "--format", "csv", "--out", str(tmp_path / "x")).returncode == 0
+    assert "seq-digits" in (tmp_path / "x").read_text()
+
+
+def test_files_that_are_passed_over_are_one_line_of_the_run(tmp_path):
+    made_data = pytest.importorskip("PIL.Image")
+    for split, count in (("train", 4), ("test", 1)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "data" / split / name
+            (folder / "more").mkdir(parents=True)
+            for k in range(count):
+                made_data.new("RGB", (16, 16), (40 * k, 0, 90)).save(folder / f"{k}.png")
+            (folder / "more" / "9.png").write_bytes(b"")
+    where = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--buffer-size", "8", *QUICK]
+    command = [sys.executable, "-m", "sparcl", "run", "folder", *where, "--model", "convnet", "--backend", "reference"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    told = [line for line in done.stdout.splitlines() if "passed over" in line]
+    assert len(told) == 1
+    assert "data: 4 file(s) passed over, the first train/cat/more/9.png: only images in train/<class>/" in told[0]
+
+
+def test_a_configuration_may_begin_with_a_byte_order_mark(capsys, tmp_path):
+    (tmp_path / "c.toml").write_bytes(b'\xef\xbb\xbfstream = "seq-digits"\nmethod = "derp"\r\n')
+    assert "unknown method 'derp'" in refused(capsys, "run", "--config", str(tmp_path / "c.toml"))

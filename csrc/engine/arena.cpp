@@ -12,6 +12,10 @@
 #include <new>
 #include <unordered_map>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace sparcl {
 namespace {
 
@@ -21,6 +25,17 @@ namespace {
 // So: one reserved range of addresses, the lowest gap that is large enough, gaps that touch are joined. Pages are resident
 // once touched; in huge pages where the system grants them.
 constexpr size_t kAlign = 4096;
+
+// AddressSanitizer sees one mapping: it is told what is nobody's. Each block then ends in a page that no one may touch.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kGuard = kAlign;
+void forbid(const char* first, size_t bytes) { __asan_poison_memory_region(first, bytes); }
+void allow(const char* first, size_t bytes) { __asan_unpoison_memory_region(first, bytes); }
+#else
+constexpr size_t kGuard = 0;
+void forbid(const char*, size_t) {}
+void allow(const char*, size_t) {}
+#endif
 
 struct Arena {
   std::mutex mutex;
@@ -51,7 +66,8 @@ Arena& arena() {
 
 void* take(size_t bytes) {
   Arena& a = arena();
-  bytes = (std::max<size_t>(bytes, 1) + kAlign - 1) / kAlign * kAlign;
+  const size_t wanted = bytes;
+  bytes = (std::max<size_t>(bytes, 1) + kAlign - 1) / kAlign * kAlign + kGuard;
   {
     std::lock_guard<std::mutex> lock(a.mutex);
     for (auto gap = a.gaps.begin(); gap != a.gaps.end(); ++gap) {
@@ -60,8 +76,10 @@ void* take(size_t bytes) {
       a.gaps.erase(gap);
       if (rest) a.gaps[offset + bytes] = rest;
       a.taken[offset] = bytes;
-      a.used += bytes;
+      a.used += bytes - kGuard;
       a.peak = std::max(a.peak, offset + bytes);
+      forbid(a.base + offset, bytes);
+      allow(a.base + offset, wanted);
       return a.base + offset;
     }
   }
@@ -77,7 +95,8 @@ void give(void* block) {
   std::lock_guard<std::mutex> lock(a.mutex);
   const auto found = a.taken.find(offset);
   size_t start = offset, bytes = found->second;
-  a.used -= bytes;
+  a.used -= bytes - kGuard;
+  forbid(a.base + offset, bytes);
   a.taken.erase(found);
   auto next = a.gaps.lower_bound(start);
   if (next != a.gaps.end() && start + bytes == next->first) {

@@ -116,9 +116,11 @@ void bias_gradient(const float* gy, long channels, long count, float* gbias, int
 Extent pooled_extent(const Extent& in, const Window& w) {
   if (w.rows < 1 || w.columns < 1 || w.row_stride < 1 || w.column_stride < 1)
     throw std::invalid_argument("a pooling window and its stride must be at least 1");
-  if (w.row_padding < 0 || w.column_padding < 0 || 2 * w.row_padding > w.rows || 2 * w.column_padding > w.columns)
+  if (w.row_padding < 0 || w.column_padding < 0 || w.row_padding > w.rows / 2 || w.column_padding > w.columns / 2)
     throw std::invalid_argument("pooling: padding must lie between 0 and half of the window");
-  const long rows = in.height + 2 * w.row_padding - w.rows, columns = in.width + 2 * w.column_padding - w.columns;
+  if (in.height < 1 || in.width < 1)  // a window without a cell has no maximum, and no place for its gradient
+    throw std::invalid_argument("pooling needs an input of at least one row and one column");
+  const long rows = in.height + 2L * w.row_padding - w.rows, columns = in.width + 2L * w.column_padding - w.columns;
   if (rows < 0 || columns < 0) throw std::invalid_argument("pooling: the window is larger than the padded input");
   return {in.channels, rows / w.row_stride + 1, columns / w.column_stride + 1, in.batch};
 }
@@ -126,7 +128,8 @@ Extent pooled_extent(const Extent& in, const Window& w) {
 void average_pool(const float* x, const Extent& in, const Window& w, float* y, int threads) {
   const Kernels& unit = kernels();
   const Extent out = pooled_extent(in, w);
-  const float share = 1.0f / static_cast<float>(w.rows * w.columns);
+  if (in.batch == 0) return;  // there may be any number of positions
+  const float share = 1.0f / (static_cast<float>(w.rows) * static_cast<float>(w.columns));
   parallel_for(threads, in.channels, [&](long c) {
     for (long oy = 0; oy < out.height; ++oy)
       for (long ox = 0; ox < out.width; ++ox) {
@@ -142,7 +145,8 @@ void average_pool(const float* x, const Extent& in, const Window& w, float* y, i
 void average_pool_backward(const float* gy, const Extent& in, const Window& w, float* gx, int threads) {
   const Kernels& unit = kernels();
   const Extent out = pooled_extent(in, w);
-  const float share = 1.0f / static_cast<float>(w.rows * w.columns);
+  if (in.batch == 0) return;  // there may be any number of positions
+  const float share = 1.0f / (static_cast<float>(w.rows) * static_cast<float>(w.columns));
   parallel_for(threads, in.channels, [&](long c) {
     const long plane = in.height * in.width * in.batch;
     std::fill(gx + c * plane, gx + (c + 1) * plane, 0.0f);
@@ -159,6 +163,7 @@ void average_pool_backward(const float* gy, const Extent& in, const Window& w, f
 void max_pool(const float* x, const Extent& in, const Window& w, float* y, int threads) {
   const Kernels& unit = kernels();
   const Extent out = pooled_extent(in, w);
+  if (in.batch == 0) return;
   parallel_for(threads, in.channels, [&](long c) {
     for (long oy = 0; oy < out.height; ++oy)
       for (long ox = 0; ox < out.width; ++ox) {
@@ -176,6 +181,7 @@ void max_pool(const float* x, const Extent& in, const Window& w, float* y, int t
 // The gradient goes to the first maximum of a window, found again rather than remembered.
 void max_pool_backward(const float* x, const float* gy, const Extent& in, const Window& w, float* gx, int threads) {
   const Extent out = pooled_extent(in, w);
+  if (in.batch == 0) return;
   parallel_for(threads, in.channels, [&](long c) {
     const long plane = in.height * in.width * in.batch;
     const float* from = x + c * plane;

@@ -11,10 +11,12 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
-#include <vector>
+#include <utility>
 
 namespace sparcl {
 namespace {
@@ -30,22 +32,48 @@ inline void pause() {}
 // Between two kernels of a training step lie some 10-50 microseconds of Python: worth spinning for, sleeping costs more.
 constexpr int kSpins = 2000;
 
+// The items of one call, handed to whichever thread asks. An exception must not leave a thread that is not the caller's.
+struct Items {
+  std::atomic<long> next{0};
+  long count = 0;
+  Item body = nullptr;
+  void* context = nullptr;
+  std::mutex mutex;
+  std::exception_ptr thrown;
+
+  void begin(long items, Item item, void* of) {
+    count = items;
+    body = item;
+    context = of;
+    thrown = nullptr;
+    next.store(0, std::memory_order_relaxed);
+  }
+
+  void work() noexcept {
+    try {
+      for (long i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(context, i);
+    } catch (...) {
+      next.store(count, std::memory_order_relaxed);
+      std::lock_guard<std::mutex> lock(mutex);
+      if (!thrown) thrown = std::current_exception();
+    }
+  }
+
+  // Once no thread works any more.
+  void end() {
+    if (thrown) std::rethrow_exception(std::exchange(thrown, nullptr));
+  }
+};
+
 struct Pool {
   std::mutex caller;  // one parallel region at a time; a second caller works alone
   std::mutex mutex;
   std::condition_variable wake;
-  std::vector<std::thread> workers;
+  int workers = 0;  // threads that were started, and never end
   std::atomic<uint64_t> generation{0};
-  std::atomic<long> next{0};
   std::atomic<int> busy{0};
   int wanted = 0;
-  long items = 0;
-  Item body = nullptr;
-  void* context = nullptr;
-
-  void work() {
-    for (long i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(context, i);
-  }
+  Items items;
 
   void loop(int id, uint64_t seen) {
     for (;;) {
@@ -60,37 +88,39 @@ struct Pool {
         now = generation.load(std::memory_order_acquire);
       }
       seen = now;
-      if (id < wanted) work();
+      if (id < wanted) items.work();
       busy.fetch_sub(1, std::memory_order_release);
     }
   }
 
   void run(int threads, long count, Item item, void* item_context) {
-    while (static_cast<int>(workers.size()) < threads - 1) {
-      const int id = static_cast<int>(workers.size());
+    while (workers < threads - 1) {
+      const int id = workers;
       const uint64_t seen = generation.load(std::memory_order_relaxed);
-      workers.emplace_back([this, id, seen] { loop(id, seen); });
-      workers.back().detach();
+      try {
+        std::thread worker([this, id, seen] { loop(id, seen); });
+        worker.detach();
+      } catch (const std::system_error&) {
+        break;  // the system has no more threads: those that are there do the work
+      }
+      ++workers;
     }
-    body = item;
-    context = item_context;
-    items = count;
+    items.begin(count, item, item_context);
     wanted = threads - 1;
-    next.store(0, std::memory_order_relaxed);
-    busy.store(static_cast<int>(workers.size()), std::memory_order_relaxed);
+    busy.store(workers, std::memory_order_relaxed);
     {
       std::lock_guard<std::mutex> lock(mutex);
       generation.fetch_add(1, std::memory_order_release);
     }
     wake.notify_all();
-    work();
+    items.work();
     while (busy.load(std::memory_order_acquire) > 0) pause();
+    items.end();
   }
 };
 
 Pool* pool = nullptr;
 std::once_flag once;
-
 
 // PyTorch's own OpenMP runtime, where it is GNU's and loaded: one pool for both. Two pools spin against each other, for a
 // worker that has nothing to do keeps its core for some milliseconds (measured: a training step of 263 ms against 192).
@@ -114,17 +144,7 @@ void borrow_gomp() {
 void borrow_gomp() {}
 #endif
 
-struct Team {
-  std::atomic<long> next{0};
-  long items;
-  Item body;
-  void* context;
-};
-
-void work_in_team(void* data) {
-  Team& team = *static_cast<Team*>(data);
-  for (long i; (i = team.next.fetch_add(1, std::memory_order_relaxed)) < team.items;) team.body(team.context, i);
-}
+void work_in_team(void* items) { static_cast<Items*>(items)->work(); }
 
 // Threads do not survive fork(): a child gets a pool of its own, the parent's is left where it lies.
 void renew() {
@@ -153,11 +173,10 @@ void run_items(int threads, long items, Item body, void* context) {
     pthread_atfork(nullptr, nullptr, renew);
   });
   if (gomp) {
-    Team team;
-    team.items = items;
-    team.body = body;
-    team.context = context;
-    return gomp(work_in_team, &team, static_cast<unsigned>(threads), 0);
+    Items team;
+    team.begin(items, body, context);
+    gomp(work_in_team, &team, static_cast<unsigned>(threads), 0);
+    return team.end();
   }
   std::unique_lock<std::mutex> lock(pool->caller, std::try_to_lock);
   if (!lock.owns_lock()) return alone(items, body, context);

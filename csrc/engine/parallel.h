@@ -6,7 +6,8 @@ namespace sparcl {
 
 using Item = void (*)(void* context, long item);
 
-// Runs body(context, i) for i in [0, items) on `threads` threads, the caller among them. Items must not throw.
+// Runs body(context, i) for i in [0, items) on `threads` threads, the caller among them; on fewer where the system has no more.
+// What an item throws (std::bad_alloc), the call throws: the first of them, once every thread has stopped. Items not begun are left.
 void run_items(int threads, long items, Item body, void* context);
 
 template <class Body>

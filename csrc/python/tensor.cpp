@@ -39,6 +39,7 @@ constexpr int32_t kCpu = 1;
 constexpr long kMost = 1L << 40;  // elements of one tensor
 
 const Exchange* torch = nullptr;
+PyObject* is_negated = nullptr;  // torch.Tensor.is_neg
 
 bool empty(const dltensor& t) {
   for (int i = 0; i < t.ndim; ++i)
@@ -52,9 +53,13 @@ bool look_at(nb::handle tensor, dltensor& out) {
   return false;
 }
 
+// PyTorch negates some tensors in name only: a bit says that every number in memory stands for its opposite. DLPack does not tell.
+bool negated(nb::handle tensor) { return nb::cast<bool>(nb::handle(is_negated)(tensor)); }
+
 dltensor look(nb::handle tensor, const char* name) {
   dltensor t;
   if (!look_at(tensor, t)) refuse(std::string(name) + " must be a torch.Tensor in the memory of the processor");
+  if (negated(tensor)) refuse(std::string(name) + " has PyTorch's negative bit; give x.resolve_neg()");
   return t;
 }
 
@@ -145,12 +150,13 @@ void connect_to_torch() {
   if (!capsule.is_none()) torch = static_cast<const Exchange*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   while (torch && torch->version.major > 1) torch = torch->older;
   if (!torch || !torch->look || !torch->import_owned) throw nb::import_error("it needs PyTorch 2.11 or newer");
+  is_negated = nb::object(nb::module_::import_("torch").attr("Tensor").attr("is_neg")).release().ptr();
 }
 
 bool is_activation(nb::handle tensor) {
   dltensor t;
   return look_at(tensor, t) && (t.ndim == 4 || t.ndim == 2) && t.device.device_type == kCpu && t.dtype == nb::dtype<float>() &&
-         batch_last(t);
+         batch_last(t) && !negated(tensor);
 }
 
 Activation activation(nb::handle tensor, const char* name) {

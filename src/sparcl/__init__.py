@@ -4,8 +4,12 @@ A `Learner` joins a model, a method (how it remembers) and a sparsifier (what is
 tasks of a stream one after another. TDM, DDR and DGM work alone in a loop of your own, too.
 """
 
+import warnings as _warnings
+from pathlib import Path as _Path
+
 from sparcl import methods as methods
 from sparcl import nn as nn
+from sparcl import overlaid as _overlaid
 from sparcl import streams as streams
 from sparcl.errors import SparclError as SparclError
 from sparcl.learner import Learner as Learner
@@ -16,4 +20,7 @@ from sparcl.sparsity import TDM as TDM
 from sparcl.sparsity import Losses as Losses
 from sparcl.sparsity import SparCL as SparCL
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+if _said := _overlaid.warning(_Path(__file__).parents[1]):
+    _warnings.warn(_said, stacklevel=2)

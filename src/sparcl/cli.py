@@ -1,20 +1,30 @@
 """The command line: `sparcl run`, `sparcl info`, ...
 
-Exit codes: 0 done, 2 bad arguments or data (exactly one line on stderr), 130 and 143 stopped by a signal.
+Exit codes: 0 done, 2 bad arguments or data (exactly one line on stderr), 128 + N stopped by signal N: 130 Ctrl-C, 143
+SIGTERM, 129 SIGHUP, 141 where nobody reads standard output any more (one line on stderr).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import signal
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 from rich.console import Console
 
-from sparcl.errors import ConfigError, SparclError, Stopped, out_of_memory
+import sparcl
+from sparcl import overlaid
+from sparcl.errors import ConfigError, DataWarning, OutputError, SparclError, Stopped, out_of_memory
+from sparcl.report import neutral
+from sparcl.run.console import CommandConsole, Output
 
 app = typer.Typer(
     add_completion=False,
@@ -40,10 +50,12 @@ def run(
     block_size: Annotated[int | None, typer.Option(help="output channels that share positions; default 4")] = None,
     distribution: Annotated[str | None, typer.Option(help="sparsity over the layers: uniform (default) or erk")] = None,
     prunable: Annotated[list[str] | None, typer.Option(help="names of prunable layers (shell patterns)")] = None,
+    first_mask: Annotated[str | None, typer.Option(help="random (default) or magnitude: the largest weights")] = None,
     gradient_sparsity: Annotated[float | None, typer.Option(help="DGM: share of active weights not updated")] = None,
     sample_removal: Annotated[float | None, typer.Option(help="DDR: share of a task's samples removed")] = None,
     ddr_score: Annotated[str | None, typer.Option(help="misclassified (default) or forgetting")] = None,
     importance: Annotated[str | None, typer.Option(help="TDM ranks by cwi (default) or magnitude")] = None,
+    ranking: Annotated[str | None, typer.Option(help="gradients of: step (default), training's, or fresh")] = None,
     buffer_size: Annotated[int | None, typer.Option(help="samples kept for rehearsal; default 200")] = None,
     single_head: Annotated[bool | None, typer.Option(help="mask other tasks' logits in the training loss")] = None,
     preset: Annotated[str | None, typer.Option(help="a named setting of the method, e.g. sparcl-script")] = None,
@@ -52,6 +64,10 @@ def run(
     steps: Annotated[int | None, typer.Option(help="steps a task, in place of epochs")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="seconds of training a task, in place of epochs")] = None,
     batch_size: Annotated[int | None, typer.Option(help="samples a step; default 32")] = None,
+    drop_last: Annotated[
+        bool | None,
+        typer.Option("--drop-last/--keep-last", help="an epoch's last partial batch; default: as its source"),
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate; default: published")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="default: published (0 for most)")] = None,
     model: Annotated[str | None, typer.Option(help="resnet18, convnet or mlp; default: the stream's")] = None,
@@ -63,6 +79,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="of every random draw; default 0")] = None,
     data: Annotated[str | None, typer.Option(help="folder or archive with the stream's data")] = None,
     limit_per_class: Annotated[int | None, typer.Option(help="use only so many images a class")] = None,
+    limit_test_per_class: Annotated[int | None, typer.Option(help="test on only so many images a class")] = None,
     classes_per_task: Annotated[int | None, typer.Option(help="default: the stream's published split")] = None,
     class_order_seed: Annotated[int | None, typer.Option(help="shuffle the classes over the tasks")] = None,
     resize: Annotated[int | None, typer.Option(help="folder: side to resize images to")] = None,
@@ -160,7 +177,7 @@ def info(
 
 @app.command()
 def bench(
-    model: Annotated[str, typer.Option(help="resnet18, convnet or mlp")] = "resnet18",
+    model: Annotated[str | None, typer.Option(help="resnet18 (default), convnet or mlp")] = None,
     width: Annotated[int | None, typer.Option(help="channels of the model's first layer; resnet18: 64")] = None,
     batch_size: Annotated[int, typer.Option(help="samples a step")] = 32,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: PyTorch's")] = None,
@@ -168,44 +185,64 @@ def bench(
     pattern: Annotated[list[str] | None, typer.Option(help="unstructured or block; default: both")] = None,
     block_size: Annotated[int, typer.Option(help="output channels that share positions")] = 4,
     compile_: Annotated[bool, typer.Option("--compile", help="time torch.compile as well (slow to start)")] = False,
+    job: Annotated[bool, typer.Option("--job", help="how many steps of a whole job fit into --seconds a task")] = False,
+    seconds: Annotated[float | None, typer.Option(help="with --job: of training a task; default 60")] = None,
+    stream: Annotated[str | None, typer.Option(help="with --job: whose shape; default seq-cifar10")] = None,
+    samples: Annotated[int | None, typer.Option(help="with --job: images a task; default: the stream's")] = None,
+    method: Annotated[str | None, typer.Option(help="with --job: default derpp")] = None,
+    sparsifier: Annotated[list[str] | None, typer.Option(help="with --job: default sparcl")] = None,
+    buffer_size: Annotated[int | None, typer.Option(help="with --job: default 200")] = None,
+    device: Annotated[str | None, typer.Option(help="with --job: auto (default), cpu or cuda")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="write the rows to this file")] = None,
 ) -> None:
     """What will I gain on this device? A dense PyTorch training step against a native one, in time and memory.
 
     The JSON file holds a list of rows: sparsity, pattern, dense_ms, dense_variant, native_ms, speedup, theoretical_gain
     (multiply-adds of the dense step over those of the sparse one), peak_dense_bytes, peak_native_bytes, isa, threads,
-    batch, width, model.
+    batch, width, model. With --job: method, sparsifier, sparsity, pattern, step_ms, update_ms (what a mask update takes
+    more), choice_ms, evaluate_image_ms, parameter_bytes, buffer_bytes, peak_bytes (of a step), seconds, steps, epochs.
     """
-    import torch
-
-    from sparcl.nn import DEFAULT_WIDTH
-    from sparcl.run.bench import as_table, measure_all
+    from sparcl.report.write import write_text
+    from sparcl.run import bench as steps
+    from sparcl.run import job as jobs
 
     console = _console()
-    rows = measure_all(
-        model=model,
-        width=DEFAULT_WIDTH.get(model, 1) if width is None else width,  # an unknown model is refused below
-        batch=batch_size,
-        threads=torch.get_num_threads() if threads is None else threads,
-        sparsities=sparsity or [0.75, 0.90, 0.95],
-        patterns=pattern or ["unstructured", "block"],
-        block_size=block_size,
-        compiled=compile_,
-        tell=lambda what: console.print(what, highlight=False),
-    )
-    console.print(as_table(rows))  # first: the measurement is not lost where the file cannot be written
+    of_job = {"stream": stream, "method": method, "buffer_size": buffer_size, "device": device}
+    sparsities, patterns = sparsity or [0.75, 0.90, 0.95], pattern or ["unstructured", "block"]
+
+    def tell(what: str) -> None:
+        console.print(what, highlight=False)
+
+    if job:
+        base = {**of_job, "model": model, "width": width, "batch_size": batch_size, "threads": threads}
+        base = {k: v for k, v in {**base, "stream": stream or "seq-cifar10"}.items() if v is not None}
+        experiments = jobs.rows_of(base, sparsifier or ["sparcl"], sparsities, patterns, block_size)
+        rows = jobs.measure(experiments, 60.0 if seconds is None else seconds, samples, tell)
+        console.print(jobs.as_table(rows))
+    else:
+        if given := [
+            k for k, v in {**of_job, "seconds": seconds, "samples": samples, "sparsifier": sparsifier}.items() if v
+        ]:
+            raise ConfigError(f"--{given[0].replace('_', '-')} goes with --job")
+        rows = steps.measure_all(
+            model=model or "resnet18",
+            width=width,
+            batch=batch_size,
+            threads=threads,
+            sparsities=sparsities,
+            patterns=patterns,
+            block_size=block_size,
+            compiled=compile_,
+            tell=tell,
+        )
+        console.print(steps.as_table(rows))  # first: the measurement is not lost where the file cannot be written
     if json_ is not None:
-        try:
-            json_.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot write {json_}: {error.strerror}") from None
+        write_text(json_, json.dumps(rows, indent=2) + "\n")
 
 
 def _console() -> Console:
     """Where a command speaks."""
-    from sparcl.run.progress import PlainConsole
-
-    return PlainConsole()
+    return CommandConsole()
 
 
 def _options(pairs: list[str]) -> dict[str, float]:
@@ -224,8 +261,36 @@ def main() -> None:
     """Entry point: run the command; whatever is the user's to mend is one line on stderr and exit code 2."""
     from sparcl.run.progress import spell_out
 
+    if sys.stdout is None:  # closed by the caller: nobody wants to read
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
     spell_out()  # a path may hold what the terminal's encoding does not
-    sys.exit(_main(sys.argv[1:]))
+    output = Output(sys.stdout)
+    sys.stdout = cast(TextIO, output)
+    if not hasattr(sparcl, "Learner"):  # another's __init__.py, over ours
+        said = overlaid.warning(Path(__file__).parents[1])
+        sys.exit(
+            _refuse(said or f"{sparcl.__file__} is not this project's; install sparcl-edge in a fresh environment")
+        )
+    warnings.showwarning = _tell(warnings.showwarning)
+    code = _main(sys.argv[1:])
+    try:
+        output.flush()
+    except OutputError as error:
+        code = code or _refuse(str(error))  # one line, where the command has not said it
+        output.give_up()
+    sys.exit(_unheard() if output.deserted and not code else code)
+
+
+def _tell(otherwise: Callable[..., None]) -> Callable[..., None]:
+    """Shows what data should be heard of as a line of its own, every other warning as before."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DataWarning):
+            print(message)
+        else:
+            otherwise(message, category, *where, **more)
+
+    return show
 
 
 def _main(arguments: list[str]) -> int:
@@ -236,7 +301,7 @@ def _main(arguments: list[str]) -> int:
     except ParserError as error:
         return _refuse(error.format_message())  # type: ignore[attr-defined]
     except Stopped as stop:
-        return 128 + stop.signal
+        return _unheard(stop.saved) if stop.signal == signal.SIGPIPE else 128 + stop.signal
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except (MemoryError, RuntimeError) as error:
@@ -246,6 +311,13 @@ def _main(arguments: list[str]) -> int:
     return int(code or 0)
 
 
-def _refuse(message: str) -> int:
-    print("sparcl: " + " ".join(message.split()), file=sys.stderr)
-    return 2
+def _refuse(message: str, code: int = 2) -> int:
+    with contextlib.suppress(OSError):  # stderr may be gone as well
+        print("sparcl: " + neutral.line(message), file=sys.stderr, flush=True)
+    return code
+
+
+def _unheard(saved: str | None = None) -> int:
+    """Nobody reads standard output any more."""
+    kept = f"; {saved} is saved: go on with --resume" if saved else ""
+    return _refuse(f"standard output was closed by its reader{kept}", 128 + signal.SIGPIPE)

@@ -17,12 +17,26 @@ class TrainingError(SparclError):
     """Training cannot go on: a loss or a gradient that is NaN or infinite."""
 
 
-class Stopped(Exception):  # noqa: N818 (as KeyboardInterrupt: no error)
-    """A signal asked the run to stop; not an error. The command exits with 128 + `signal`."""
+class Stopped(BaseException):
+    """A signal asked the run to stop; not an error, and as KeyboardInterrupt it passes every `except Exception`.
+
+    Attributes:
+        signal: the command exits with 128 + it.
+        saved: the checkpoint that holds everything up to there; None where there was nothing to save yet.
+    """
 
     def __init__(self, signal: int) -> None:
         super().__init__(f"stopped by signal {signal}")
         self.signal = signal
+        self.saved: str | None = None
+
+
+class OutputError(SparclError):
+    """Standard output cannot be written: a full disk, or a reader that has gone."""
+
+
+class DataWarning(UserWarning):
+    """Data that is read otherwise than one may think; the command line prints it as a line of its own."""
 
 
 class CheckpointError(SparclError):
@@ -37,3 +51,7 @@ def one_line(error: BaseException) -> str:
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: PyTorch says so by a plain RuntimeError on the CPU."""
     return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+
+
+LARGEST = 3.4028234663852886e38
+"""Of the numbers that PyTorch computes with here: larger ones overflow float32."""

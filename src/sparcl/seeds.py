@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,27 +20,77 @@ def generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, name))
 
 
-class Generators:
-    """A Learner's sources of randomness; the state holds PyTorch's own as well (dropout), the device's included."""
+@contextmanager
+def given_back(device: torch.device | None = None) -> Iterator[None]:
+    """PyTorch's global generators, the device's included, are after this as they were before."""
+    with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
+        yield
 
-    NAMES = ("order", "augment", "importance", "method")
+
+def seed_torch(seed: int, device: torch.device | None = None) -> None:
+    """Seed PyTorch's global generators: the CPU's and, where it is a GPU, the device's, but no other device's."""
+    torch.default_generator.manual_seed(seed)
+    if device is not None and device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+class Generators:
+    """A Learner's sources of randomness.
+
+    What a model draws itself (dropout) comes from PyTorch's global generators, and nothing else does. The Learner has
+    states of its own for these and lends them, `lent`, while it trains: the caller's are as they were afterwards.
+    """
+
+    NAMES = ("order", "augment", "importance", "method", "head")
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.device = device
-        self.order, self.augment, self.importance, self.method = (generator(seed, name) for name in self.NAMES)
+        self.order, self.augment, self.importance, self.method, self.head = (
+            generator(seed, name) for name in self.NAMES
+        )
+        self._lent = False
+        with given_back(device):
+            seed_torch(derive(seed, "torch"), device)
+            self._torch = self._global()
+
+    def _global(self) -> dict[str, Tensor]:
+        state = {"torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """In here PyTorch's global generators are the Learner's own."""
+        with given_back(self.device):
+            torch.set_rng_state(self._torch["torch"])
+            if "cuda" in self._torch:
+                torch.cuda.set_rng_state(self._torch["cuda"], self.device)
+            self._lent = True
+            try:
+                yield
+            finally:
+                self._torch, self._lent = self._global(), False
+
+    @contextmanager
+    def aside(self, seed: int) -> Iterator[None]:
+        """In here they are seeded anew, for draws that leave no trace: a model that draws while it is evaluated."""
+        with given_back(self.device):
+            seed_torch(seed, self.device)
+            yield
 
     def state_dict(self) -> dict[str, Tensor]:
         """By name, uint8."""
         state = {name: getattr(self, name).get_state() for name in self.NAMES}
-        state["torch"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
+        return {**state, **(self._global() if self._lent else self._torch)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from `state_dict()`."""
         for name in self.NAMES:
             getattr(self, name).set_state(state[name])
-        torch.set_rng_state(state["torch"])
-        if self.device.type == "cuda" and "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"], self.device)
+        torch.Generator().set_state(state["torch"])  # refuses what is none
+        self._torch["torch"] = state["torch"].clone()
+        if "cuda" in self._torch and "cuda" in state:
+            torch.Generator(self.device).set_state(state["cuda"])
+            self._torch["cuda"] = state["cuda"].clone()

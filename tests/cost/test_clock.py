@@ -48,6 +48,13 @@ def test_several_ranking_passes_are_one_span() -> None:
     assert clock.seconds()["importance"] == 15
 
 
+def test_a_ranking_within_a_step_ends_where_the_step_goes_on() -> None:
+    time = Time()
+    clock = Clock(time)
+    play(clock, time, "task.begin step.begin 1 importance.begin 2 importance.end 4 importance.pause 8 step.end 16")
+    assert clock.seconds()["importance"] == 2 + 4
+
+
 def test_seconds_run_on_inside_a_phase() -> None:
     time = Time()
     clock = Clock(time)

@@ -269,10 +269,11 @@ def test_samples_seen_and_removed() -> None:
 
 
 def test_ranking_is_executed_and_is_no_part_of_the_papers_count() -> None:
-    """What SparCL executes beyond its steps: forward and backward passes for TDM and DGM."""
+    """What SparCL executes beyond its steps: forward and backward passes for TDM and DGM, or one pass back a task."""
     quiet = trained(Finetune(), SparCL(0.0, gradients=0.0, samples=0.0, prunable=PRUNABLE_OF_NET))
-    ranking = trained(Finetune(), DGM(1e-6, interval=1, prunable=PRUNABLE_OF_NET))
-    assert ranking.paper == quiet.paper
+    ranking = trained(Finetune(), DGM(1e-6, interval=1, ranking="fresh", prunable=PRUNABLE_OF_NET))
+    by_steps = trained(Finetune(), DGM(1e-6, interval=1, prunable=PRUNABLE_OF_NET))
+    assert by_steps.paper == ranking.paper == quiet.paper
     steps = 2 * 5 * (40 // 6)
     model = Net()
     importance = counted(
@@ -282,6 +283,23 @@ def test_ranking_is_executed_and_is_no_part_of_the_papers_count() -> None:
         )
     )
     assert ranking.executed - quiet.executed == steps * importance
+    forward = counted(lambda: model(torch.randn(6, 2, 6, 6)))
+    assert by_steps.executed - quiet.executed == 2 * (importance - forward)
+
+
+def test_a_step_that_is_ranked_by_computes_the_gradients_of_the_frozen_too() -> None:
+    model = Net()
+    ledger = Ledger(model, layers := sparse_layers(model, PRUNABLE_OF_NET), (2, 6, 6))
+    ledger("task.begin", {})
+    every, all_active = ledger.main.costs.backward, ledger.main.costs.importance
+    for layer in layers:
+        layer.set_chosen(torch.arange(len(layer.index)) % 2 == 0)
+    ledger("dgm.choose", {})
+    half = ledger.main.costs.backward
+    assert half < every
+    ledger("importance.passed", {"extra": 5, "samples": 7})
+    assert ledger.executed == 5 * all_active + 7 * (every - half)
+    assert ledger.paper == 0
 
 
 def test_gradients_at_inactive_weights_are_executed() -> None:
@@ -301,7 +319,8 @@ def test_gradients_at_inactive_weights_are_executed() -> None:
         layers[0].set_index(torch.arange(10))
         spent.append(ledger.executed)
     inactive = 36 * (8 * 4 * 9 - 10) + 9 * (8 * 8 * 9 - 10) + (8 * 12 - 10)
-    assert spent[1] - spent[0] == 5 * 2 * inactive
+    again = 36 * 8 * 4 * 9 + 9 * 8 * 8 * 9 + 8 * 12  # a forward pass of each layer with all its weights
+    assert spent[1] - spent[0] == 5 * 2 * (inactive + again)
 
 
 def test_a_ledger_goes_on_from_its_state() -> None:
@@ -309,7 +328,7 @@ def test_a_ledger_goes_on_from_its_state() -> None:
     model = Net()
     script = [
         ("task.begin", {}),
-        ("epoch.begin", {"steps": 3, "dense_steps": 5}),
+        ("epoch.begin", {"steps": 3, "dense_steps": 5, "dense_last": 8}),
         *[("step.begin", {"samples": 4}), ("step.end", {})] * 2,
         ("ddr.remove", {"removed": 3}),
         *[("step.begin", {"samples": 4}), ("step.end", {})],

@@ -3,11 +3,16 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <functional>
+#include <limits>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "engine/arena.h"
 #include "engine/layers.h"
+#include "engine/parallel.h"
 
 using namespace sparcl;
 
@@ -229,16 +234,70 @@ void replay_pool(Reader& in, bool maximum) {
   for (int* v : {&w.rows, &w.columns, &w.row_stride, &w.column_stride, &w.row_padding, &w.column_padding}) *v = in.number();
   const Extent out = pooled_extent(e, w);
   const Floats x = in.floats(e.count()), gy = in.floats(out.count()), want_y = in.floats(out.count()), want_gx = in.floats(e.count());
-  Floats y(want_y.size()), gx(want_gx.size());
+  // From the arena, as in training: a write beyond a block is seen there by AddressSanitizer.
+  const Block y_block(static_cast<float*>(take(want_y.size() * sizeof(float)))), gx_block(static_cast<float*>(take(want_gx.size() * sizeof(float))));
+  float *const y = y_block.get(), *const gx = gx_block.get();
   if (maximum) {
-    max_pool(x.data(), e, w, y.data(), 2);
-    max_pool_backward(x.data(), gy.data(), e, w, gx.data(), 2);
+    max_pool(x.data(), e, w, y, 2);
+    max_pool_backward(x.data(), gy.data(), e, w, gx, 2);
   } else {
-    average_pool(x.data(), e, w, y.data(), 2);
-    average_pool_backward(gy.data(), e, w, gx.data(), 2);
+    average_pool(x.data(), e, w, y, 2);
+    average_pool_backward(gy.data(), e, w, gx, 2);
   }
-  compare("pooled", y, want_y);
-  compare("input gradient of pooling", gx, want_gx);
+  compare("pooled", Floats(y, y + want_y.size()), want_y);
+  compare("input gradient of pooling", Floats(gx, gx + want_gx.size()), want_gx);
+}
+
+void must_refuse(const char* what, const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const std::invalid_argument&) {
+    return;
+  }
+  throw std::runtime_error(std::string(what) + " was not refused");
+}
+
+// Planes without a row or a column, and sizes near the end of an int.
+void check_pooling_edges() {
+  constexpr int kMost = std::numeric_limits<int>::max();
+  const float none = 0;
+  for (const Extent& e : {Extent{3, 0, 4, 2}, Extent{3, 4, 0, 2}, Extent{3, 0, 0, 2}}) {
+    const Window w{2, 2, 1, 1, 1, 1};
+    must_refuse("an empty plane", [&] { max_pool(&none, e, w, nullptr, 1); });
+    must_refuse("an empty plane, backward", [&] { max_pool_backward(&none, &none, e, w, nullptr, 1); });
+  }
+  for (const Window& w : {Window{2, 2, 1, 1, kMost, 0}, Window{2, 2, 1, 1, 1 << 30, 1}, Window{kMost, 1, 1, 1, 0, 0}})
+    must_refuse("a window too large", [&] { pooled_extent({3, 4, 4, 2}, w); });
+  const Floats x{1, 2, 3, 4};
+  Floats y(4, NAN);
+  max_pool(x.data(), {1, 4, 1, 1}, {kMost, 1, kMost, 1, kMost / 2, 0}, y.data(), 2);  // one window, all rows in it
+  if (y[0] != 4) throw std::runtime_error("a window larger than its input: its maximum is wrong");
+  const Extent empty{1, 1 << 20, 1 << 20, 0};  // 2^40 positions, none of which holds a number
+  const Window all{1 << 20, 1 << 20, 1, 1, 0, 0}, each{1, 1, 1, 1, 0, 0};
+  average_pool(&none, empty, all, nullptr, 1);
+  max_pool(&none, empty, each, nullptr, 2);
+  max_pool_backward(&none, &none, empty, each, nullptr, 2);
+  average_pool_backward(&none, empty, each, nullptr, 2);
+}
+
+// What an item throws comes out where the call was made, and the threads go on working.
+void check_throwing() {
+  for (int threads : {1, 2, 5})
+    for (long bad : {0L, 3L, 99L}) {
+      bool caught = false;
+      try {
+        parallel_for(threads, 100, [&](long i) {
+          if (i >= bad) throw std::bad_alloc();
+        });
+      } catch (const std::bad_alloc&) {
+        caught = true;
+      }
+      if (!caught) throw std::runtime_error("a failed allocation in a thread was lost");
+      std::vector<int> done(100);
+      parallel_for(threads, 100, [&](long i) { ++done[static_cast<size_t>(i)]; });
+      for (int times : done)
+        if (times != 1) throw std::runtime_error("after a failed allocation the threads do not work");
+    }
 }
 
 }  // namespace
@@ -250,6 +309,8 @@ int main(int count, char** arguments) {
   }
   int at = 0;
   try {
+    check_pooling_edges();
+    check_throwing();
     Reader in(arguments[1]);
     const int cases = in.number();
     for (at = 0; at < cases; ++at) {

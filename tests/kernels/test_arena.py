@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -40,6 +43,33 @@ def test_freed_memory_is_used_again_in_the_same_place() -> None:
     assert made((32, 8, 16, 16)).data_ptr() == place
     del second
     assert used() == before
+
+
+STARVED = """
+import resource, torch
+from sparcl.kernels import index, ops
+
+torch.set_num_threads(2)
+small = ops.conv_plan(torch.arange(144).int(), (4, 4, 3, 3))
+few, some = torch.randn(144), torch.randn(16, 4, 8, 8)
+ops.sparse_conv2d(some, few, small)  # starts the threads
+shape = (4, 120_000, 3, 3)  # in blocks of 4, where each thread packs all channels of its input
+values = torch.randn(shape)
+plan = ops.conv_plan(index.index_of(values != 0), shape, padding=(1, 1), block=4)
+x = torch.randn(32, 120_000, 2, 9)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (90 << 20),) * 2)
+try:
+    ops.sparse_conv2d(x, values, plan)
+except MemoryError:
+    print("MemoryError", list(ops.sparse_conv2d(some, few, small).shape))
+"""
+
+
+def test_memory_that_a_worker_thread_does_not_get_is_an_error_like_any_other() -> None:
+    done = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "MemoryError [16, 4, 6, 6]\n"
 
 
 def test_many_sizes_in_any_order_never_overlap() -> None:

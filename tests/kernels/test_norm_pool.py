@@ -146,6 +146,65 @@ def check_with_gradient(x: Tensor, same: Tensor, y: Tensor, want: Tensor) -> Non
     assert_close(gx, wide_gx)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 0, 4), (2, 3, 4, 0), (0, 3, 0, 0)])
+def test_pooling_refuses_an_input_without_rows_or_columns(shape: tuple[int, int, int, int]) -> None:
+    """Its windows hold no cell: the gradient of such a maximum was once written beside the tensor."""
+    for pool in (ops.max_pool, ops.average_pool):
+        with pytest.raises(ConfigError, match="at least one row and one column"):
+            pool(torch.zeros(shape), (2, 2))
+    with pytest.raises(ConfigError, match="at least one row and one column"):
+        ops.max_pool(torch.zeros(shape), (2, 2), (1, 1), (1, 1))
+
+
+def test_pooling_refuses_sizes_that_no_int_holds() -> None:
+    x = torch.zeros(2, 3, 4, 4)
+    for size, stride, padding in [
+        ((2**31, 1), (1, 1), (0, 0)),
+        ((1, 1), (1, 2**40), (0, 0)),
+        ((2, 2), (1, 1), (2**30, 0)),
+        ((2**31 - 1, 1), (1, 1), (2**31 - 1, 0)),
+    ]:
+        with pytest.raises(ConfigError, match="pooling") as error:
+            ops.max_pool(x, size, stride, padding)
+        assert "\n" not in str(error.value)
+    assert torch.equal(ops.max_pool(x, (2**31 - 1, 1), (1, 1), (2**30 - 1, 0)), torch.zeros(2, 3, 4, 4))
+
+
+def negated(x: Tensor) -> Tensor:
+    """-x, of which PyTorch only notes that it is to be negated."""
+    y = torch._neg_view(x)
+    assert y.is_neg()
+    return y
+
+
+def test_a_tensor_that_is_negated_in_name_only_is_read_as_what_it_is() -> None:
+    x, gy = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 4, 4)
+    assert not layout.is_batch_last(negated(layout.to_batch_last(x)))
+    for twin in (negated(x), negated(layout.to_batch_last(x)), negated(x.transpose(2, 3)).transpose(2, 3)):
+        assert torch.equal(layout.to_batch_last(twin), -x)
+        leaf = twin.detach().requires_grad_()
+        y = ops.max_pool(leaf, (2, 2), (1, 1))
+        y.backward(negated(gy))
+        want = (-x).requires_grad_()
+        expected = F.max_pool2d(want, 2, 1)
+        expected.backward(-gy)
+        assert torch.equal(y, expected)
+        assert_close(leaf.grad, want.grad)
+
+
+def test_a_parameter_that_is_negated_in_name_only_is_refused() -> None:
+    x, ones = torch.randn(4, 3, 5, 5), torch.ones(3)
+    for bad in [(negated(ones), ones, None, None), (ones, ones, negated(ones), ones)]:
+        with pytest.raises(ConfigError, match=r"has PyTorch's negative bit; give x.resolve_neg\(\)"):
+            ops.batch_norm(x, *bad, True)
+    values = torch.randn(9, 3, 1, 1)
+    plan = ops.conv_plan(index.index_of(values != 0), (9, 3, 1, 1))
+    with pytest.raises(ConfigError, match="values has PyTorch's negative bit"):
+        ops.sparse_conv2d(x, negated(values), plan)
+    with pytest.raises(ConfigError, match="complex"):
+        ops.sparse_conv2d(x.to(torch.complex64).conj(), values, plan)
+
+
 def test_pooling_refuses_windows_that_do_not_fit() -> None:
     x = torch.zeros(2, 3, 4, 4)
     for size, stride, padding in [((5, 1), (1, 1), (0, 0)), ((2, 2), (1, 1), (2, 0)), ((0, 1), (1, 1), (0, 0))]:

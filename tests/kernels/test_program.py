@@ -18,7 +18,8 @@ pytestmark = pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"need
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    done = subprocess.run(["make", "program"], cwd=ROOT, capture_output=True, text=True, check=False)
+    build = ["make", "program", "PROGRAM=build/tests/program"]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said = re.search(r"^built: (.+)$", done.stdout, re.MULTILINE)
     assert said

@@ -88,7 +88,7 @@ def put_norm(file: BinaryIO, rng: random.Random) -> None:
 def put_pool(file: BinaryIO, rng: random.Random, kind: int) -> None:
     size, stride = ((rng.choice((1, 2, 3)), rng.choice((1, 2, 3))) for _ in range(2))
     padding = (size[0] // 2, size[1] // 2) if kind == MAXIMUM else (0, 0)
-    shape = (rng.choice((1, 7, 16, 33)), rng.choice((1, 3)), rng.choice((3, 4, 7)), rng.choice((3, 5)))
+    shape = (rng.choice((0, 1, 7, 16, 33)), rng.choice((1, 3)), rng.choice((3, 4, 7)), rng.choice((3, 5)))
     x = torch.randn(shape)
     wide = x.double().requires_grad_()
     y = F.max_pool2d(wide, size, stride, padding) if kind == MAXIMUM else F.avg_pool2d(wide, size, stride)

@@ -47,7 +47,7 @@ def test_a_learning_rate_that_diverges_is_noticed_under_every_sparsifier() -> No
 def test_a_task_with_one_sample_or_out_of_turn_is_refused() -> None:
     first, second = blobs()
     one = Task(0, first.classes, Samples(first.train.inputs[:1], first.train.labels[:1]), first.test, Transform())
-    with pytest.raises(DataError, match="task 1 has 1 training sample"):
+    with pytest.raises(DataError, match=r"task 1 has 1 training sample\(s\): every task needs 2 or more"):
         make_learner().learn(one)
     with pytest.raises(ConfigError, match="task 1 is the next"):
         make_learner().learn(second)
@@ -135,7 +135,7 @@ def test_a_model_that_does_not_fit_the_task_is_refused_before_its_first_step(
 def test_a_label_without_a_logit_is_refused(part: str) -> None:
     task = blobs()[0]
     getattr(task, part).labels[3] = 7
-    with pytest.raises(DataError, match="label 7 of task 1 is out of range: allowed are 0 to 3"):
+    with pytest.raises(DataError, match=r"task 1: .* label 7 of sample 3 is out of range: allowed are 0 to 1"):
         make_learner().learn(task)
 
 
@@ -157,3 +157,68 @@ def test_a_method_that_cannot_find_the_classifier_says_so(method: str, used: boo
     learner = make_learner(model=Auxiliary(used), method=METHODS[method](), sparsifier=None)
     with pytest.raises(ConfigError, match=f"method {method} takes the last convolution or linear layer"):
         learner.learn(blobs()[0])
+
+
+# --- hints that lead somewhere ----------------------------------------------------------------------------------------
+
+
+def signals() -> nn.Module:
+    """Conv1d layers and one linear layer; for inputs [N, 2, 36]."""
+    return nn.Sequential(
+        nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 8, 3), nn.Conv1d(8, 8, 3), nn.Flatten(), nn.Linear(240, 4)
+    )
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_layers_that_cannot_be_pruned_are_named_as_what_they_are(backend: str) -> None:
+    with pytest.raises(ConfigError, match=r"found: 5; not prunable: Conv1d\)"):
+        make_learner(model=signals(), backend=backend)
+    with pytest.raises(
+        ConfigError, match="prunable layer '2' is a Conv1d: only Conv2d and Linear layers can be pruned"
+    ):
+        make_learner(model=signals(), backend=backend, sparsifier=SparCL(0.5, prunable=["2"]))
+    with pytest.raises(ConfigError, match="prunable layer '9' matches none of: 5"):
+        make_learner(model=signals(), backend=backend, sparsifier=SparCL(0.5, prunable=["9"]))
+    bare = nn.Sequential(nn.Conv1d(2, 8, 3), nn.Conv1d(8, 4, 34), nn.Flatten())
+    with pytest.raises(ConfigError, match=r"found: none; not prunable: Conv1d\)$"):  # and no `prunable` to name them in
+        make_learner(model=bare, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_images_with_their_channels_last_are_recognised(backend: str) -> None:
+    def last(samples: Samples) -> Samples:
+        return Samples(samples.inputs.permute(0, 2, 3, 1), samples.labels)
+
+    first = blobs()[0]
+    assert first.test is not None
+    task = Task(0, first.classes, last(first.train), last(first.test))
+    learner = make_learner(backend=backend)
+    with pytest.raises(ConfigError, match=r"float32 \[8, 6, 6, 2\]: .*give \.permute\(0, 3, 1, 2\) of them") as caught:
+        learner.learn(task)
+    assert "\n" not in str(caught.value)
+    learner.learn(first)
+
+
+class Lazy(nn.Module):
+    """Knows its inputs' size after the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(12), nn.LazyLinear(4)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("sparsifier", [None, lambda: SparCL(0.5)])
+def test_a_lazy_model_is_to_be_run_once_and_then_learns(backend: str, sparsifier: Any) -> None:
+    model, first = Lazy(), blobs()[0]
+    with pytest.raises(ConfigError, match=r"layers\.0\.weight .*lazy module\): run one batch through the model first"):
+        make_learner(model=model, backend=backend, sparsifier=sparsifier and sparsifier())
+    model(first.train.inputs[:2])
+    make_learner(model=model, backend=backend, sparsifier=sparsifier and sparsifier()).learn(first)

@@ -41,6 +41,43 @@ def test_the_same_settings_and_seed_count_once_wherever_the_data_lies(tmp_path: 
     assert [(p.path, str(first) in p.reason) for p in problems] == [(again, True)]
 
 
+def test_other_data_is_another_run_and_another_row(tmp_path: Path) -> None:
+    for name, data, seed in (("a", "1" * 64, 0), ("b", "2" * 64, 0), ("c", "1" * 64, 1), ("d", "2" * 64, 0)):
+        make_run(tmp_path / name, {"seed": seed}, data={"fingerprint": data})
+    records, problems = load([tmp_path])
+    assert [r.path.name for r in records] == ["a", "b", "c"]
+    assert [(p.path.name, str(tmp_path / "b") in p.reason) for p in problems] == [("d", True)]
+    rows = [(g.settings_text, [r.path.name for r in g.records]) for g in group(records)]
+    assert rows == [("data=11111111", ["a", "c"]), ("data=22222222", ["b"])]
+
+
+@pytest.mark.parametrize("old", ["a", "z"])
+def test_a_record_from_before_data_was_named_still_reads_and_counts_no_seed_twice(tmp_path: Path, old: str) -> None:
+    make_run(tmp_path / old)
+    make_run(tmp_path / "n", data={"fingerprint": "1" * 64})
+    make_run(tmp_path / "o", {"seed": 1}, data={"fingerprint": "1" * 64})
+    make_run(tmp_path / "p", {"seed": 2})
+    records, problems = load([tmp_path])
+    assert {r.path.name for r in records} == {"n", "o", "p"}
+    assert [p.path.name for p in problems] == [old]
+    assert [len(g.records) for g in group(records)] == [3]
+
+
+@pytest.mark.parametrize("data", ["x", {}, {"fingerprint": 3}])
+def test_a_fingerprint_that_is_none_is_told(tmp_path: Path, data: object) -> None:
+    make_run(tmp_path / "run", data=data)
+    records, problems = load([tmp_path])
+    assert records == []
+    assert "data.fingerprint is not a name" in problems[0].reason
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for name in ("config.toml", "result.json"):
+        (run / name).write_bytes(b"\xef\xbb\xbf" + (run / name).read_bytes())
+    assert [r.path for r in load([tmp_path])[0]] == [run]
+
+
 @pytest.mark.parametrize(
     ("config", "changes"),
     [
@@ -151,7 +188,7 @@ def test_a_run_without_events_has_none(tmp_path: Path) -> None:
 
 def test_reports_import_nothing_that_computes() -> None:
     """Records can be read where nothing can be trained: no module of the folder imports torch or what needs it."""
-    allowed = {"sparcl.errors", "sparcl.published", "sparcl.report"}
+    allowed = {"sparcl.errors", "sparcl.regular", "sparcl.published", "sparcl.report"}
     for file in Path(sparcl.report.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

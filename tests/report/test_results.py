@@ -47,10 +47,12 @@ DENSE = {"sparsifier": "dense", "sparsity": None}
         ((50.0, 53.0, 50.0), (50.0, 50.1, 49.9), 0.0, "holds, within noise", "+1.00 ± 1.00"),
         ((49.5, 49.6, 49.4), (50.0, 50.1, 49.9), 0.0, "missed", "-0.50 ± 0.08"),
         ((49.5, 49.6, 49.4), (50.0, 50.1, 49.9), 1.0, "holds", "-0.50 ± 0.08"),
+        ((51.0, 53.0, 52.0), (50.0, 50.5, 49.5), 0.0, "holds, within noise", "+2.00 ± 0.65"),  # 3.1 errors, p = .06
+        ((52.0, 52.0), (50.0, 50.0), 0.0, "holds", "+2.00 ± 0.00"),
         ((52.0,), (50.0,), 0.0, "holds, within noise", "+2.00"),
     ],
 )
-def test_a_claim_is_clear_beyond_two_standard_errors(
+def test_a_claim_is_clear_where_chance_would_hardly_do_it(
     results: ModuleType,
     tmp_path: Path,
     sparse: tuple[float, ...],
@@ -65,6 +67,30 @@ def test_a_claim_is_clear_beyond_two_standard_errors(
     assert comparison.verdict("class_il") == verdict
     assert comparison.cell("class_il") == cell
     assert comparison.seeds == (len(sparse), len(dense))
+
+
+@pytest.mark.parametrize(
+    ("t", "freedom", "p"),
+    [
+        *((0.0, 3, 1.0), (1.0, 1, 0.5), (12.706, 1, 0.05), (4.303, 2, 0.05), (2.776, 4, 0.05), (-2.776, 4, 0.05)),
+        *((4.604, 4, 0.01), (2.0, 60, 0.05), (2.5, 2, 0.1296), (1.984, 100, 0.05)),
+    ],
+)
+def test_p_is_that_of_the_tables_of_students_t(results: ModuleType, t: float, freedom: float, p: float) -> None:
+    assert results.student(t, freedom) == pytest.approx(p, abs=2e-4)
+
+
+def test_pooled_rows_count_every_run_and_need_every_row(results: ModuleType, tmp_path: Path) -> None:
+    pooled = results.Claim(
+        "pooled", [results.run("derpp", "sparcl", s) for s in (0.75, 0.9)], [results.run("derpp")], 0.0
+    )
+    rows(tmp_path, "dense", DENSE, 50.0, 50.1, 49.9)
+    rows(tmp_path, "sparse", {}, 52.0, 54.0)
+    assert results.compare(pooled, load([tmp_path])[0]).seeds == (0, 0)
+    rows(tmp_path, "denser", {"sparsity": 0.75}, 56.0, 58.0)
+    comparison = results.compare(pooled, load([tmp_path])[0])
+    assert comparison.seeds == (4, 3)
+    assert comparison.difference["class_il"] == pytest.approx(5.0)
 
 
 def test_ablations_do_not_count_as_the_method(results: ModuleType, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,41 @@ def test_an_unwritable_file_is_refused(tmp_path: Path) -> None:
         write([tmp_path / "run"], "csv", tmp_path)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_path_that_is_no_text_is_escaped_in_the_file(tmp_path: Path, form: str) -> None:
+    make_run(tmp_path / os.fsdecode(b"run\xff"))
+    (make_run(tmp_path / os.fsdecode(b"bad\xff"), {"seed": 1}) / "result.json").write_text("{")
+    write([tmp_path], form, tmp_path / "out")
+    text = (tmp_path / "out").read_text(encoding="utf-8")
+    assert "50.0" in text
+    assert form == "csv" or "bad\\udcff" in text
+
+
+def test_what_was_there_stays_whole_until_the_new_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "run")
+    (tmp_path / "page.csv").write_text("the old one")
+    (tmp_path / "link").symlink_to("page.csv")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(ConfigError, match=r"cannot write .*: No space left"):
+            write([tmp_path / "run"], "csv", tmp_path / "page.csv")
+    assert (tmp_path / "page.csv").read_text() == "the old one"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "page.csv", "run"]
+    write([tmp_path / "run"], "csv", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert "50.0" in (tmp_path / "page.csv").read_text()
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    write([tmp_path / "run"], "csv", Path(os.devnull))
+    assert not Path(os.devnull).is_file()
+
+
 def test_no_finished_run_at_all_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no finished run to report: .*absent: no such directory"):
         write([tmp_path / "absent"])
@@ -72,12 +108,14 @@ def test_the_command_reports_and_refuses_in_one_line(tmp_path: Path) -> None:
 def test_a_page_that_the_disk_has_no_room_for_is_not_left_in_half(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, text: str, **_: object) -> int:
-        path.write_bytes(text[:9].encode())
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:9])
         raise OSError(errno.ENOSPC, "No space left on device")
 
     make_run(tmp_path / "run")
-    monkeypatch.setattr(Path, "write_text", full)
+    before = sorted((tmp_path / "run").iterdir())
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(ConfigError, match=r"cannot write .*: No space left"):
         write([tmp_path / "run"], "html", tmp_path / "run" / "report.html")
-    assert not (tmp_path / "run" / "report.html").exists()
+    assert sorted((tmp_path / "run").iterdir()) == before

@@ -121,7 +121,7 @@ def lasting(out: Path) -> dict[str, Any]:
     result = json.loads((out / "result.json").read_text())
     del result["seconds"], result["memory"]["peak_rss_bytes"]
     state = json.loads((newest(out) / files.STATE).read_text())
-    for measured in ("clock", "events", "peak_rss_bytes"):
+    for measured in ("clock", "events", "events_sha256", "peak_rss_bytes"):
         del state["run"][measured]
     happened = [{k: v for k, v in e.items() if k != "seconds"} for e in events(out) if e["event"] != "run.resume"]
     return {

@@ -25,9 +25,29 @@ def test_mutated_files_are_refused_or_loaded_correctly(tmp_path: Path, monkeypat
     found = fuzzing.fuzz(300, seed=7, root=tmp_path)
     assert sum(found.values()) == 300
     kinds = {kind for kind, _ in found}
-    assert len(kinds) == 6
+    assert len(kinds) == 7
     assert all(found[kind, "refused"] for kind in kinds)
     assert sum(found[kind, "loaded"] for kind in kinds) > 10
+
+
+@pytest.mark.parametrize("kind", ["pickled", "pictures", "headers", "network"])
+def test_a_bomb_is_refused_soon_and_without_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("SPARCL_CACHE", "/dev/null/no-cache")
+    bombs = fuzzing.Bombs(tmp_path, fuzzing.Data(tmp_path), fuzzing.Checkpoints(tmp_path))
+    for seed in range(3):
+        load = getattr(bombs, kind)(random.Random(seed))
+        with pytest.raises(SparclError) as caught, fuzzing.limited():
+            load()
+        assert not fuzzing.ran_out(caught.value)
+
+
+def test_an_allocation_that_our_own_limit_stopped_is_no_refusal() -> None:
+    refusal = SparclError("damaged")
+    refusal.__cause__ = MemoryError()
+    assert fuzzing.ran_out(refusal)
+    assert not fuzzing.ran_out(SparclError("damaged"))
 
 
 def test_a_wrong_load_would_be_seen(tmp_path: Path) -> None:
@@ -35,7 +55,7 @@ def test_a_wrong_load_would_be_seen(tmp_path: Path) -> None:
     load = checkpoints.raw(random.Random(0))
     checkpoints.state["settings"]["epochs"] = 99
     (tmp_path / "case").rename(tmp_path / "mutated")
-    checkpoints._copy()
+    checkpoints.copy()
     with pytest.raises(AssertionError, match="another state"):
         load()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparcl import cli
 from sparcl.errors import ConfigError
 from sparcl.learner.accuracy import Accuracy
 from sparcl.run.evaluate import AccuracyMatrix
@@ -145,3 +147,26 @@ def test_forgetting_is_at_least_the_loss_since_learning(rows: list[tuple[float, 
     peaks_when_learned = all(row[j] >= other[j] for j, row in enumerate(rows[:-1]) for other in rows[:-1])
     if peaks_when_learned:
         assert metrics["forgetting"] == pytest.approx(-metrics["backward_transfer"])
+
+
+def test_a_method_without_an_answer_for_classes_to_come_has_no_forward_transfer() -> None:
+    matrix = AccuracyMatrix(3, answers_unseen=False)
+    matrix.set_baseline(BASELINE)
+    for c, t in zip(CLASS_IL, TASK_IL, strict=True):
+        matrix.add(Accuracy(c, t))
+    expected = {scenario: {**by_hand, "forward_transfer": None} for scenario, by_hand in BY_HAND.items()}
+    assert matrix.metrics()["transfer"] == expected
+    assert matrix.metrics()["forward_transfer"] is None
+    assert matrix.metrics()["backward_transfer"] == BY_HAND["class_il"]["backward_transfer"]
+
+
+@pytest.mark.parametrize(("method", "has_one"), [("icarl", False), ("er", True), ("packnet", True)])
+def test_forward_transfer_of_a_run_is_null_for_icarl_alone(tmp_path: Path, method: str, has_one: bool) -> None:
+    size = [] if method == "packnet" else ["--buffer-size", "20"]
+    sparsifier = [*size, "--sparsifier", "dense", "--backend", "reference", "--out", str(tmp_path / "run")]
+    short = ["--limit-per-class", "8", "--epochs", "1", "--width", "4", "--batch-size", "8"]
+    assert cli._main(["run", "seq-digits", "--method", method, *short, *sparsifier]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["forward_transfer"] is not None) == has_one
+    assert (result["transfer"]["task_il"]["forward_transfer"] is not None) == has_one
+    assert result["backward_transfer"] is not None

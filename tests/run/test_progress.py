@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sparcl.run.progress import PlainConsole, spell_out, updates_in_place
+from sparcl.run.console import CommandConsole
+from sparcl.run.progress import spell_out, updates_in_place
 
 RUN = ["-m", "sparcl", "run", "seq-digits", "--epochs", "1", "--limit-per-class", "40", "--width", "4"]
 QUICK = [sys.executable, *RUN, "--threads", "1", "--backend", "reference", "--out"]
@@ -34,7 +35,7 @@ def test_a_line_is_rewritten_only_where_it_can_be(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    console = PlainConsole(file=io.StringIO(), force_terminal=terminal)
+    console = CommandConsole(file=io.StringIO(), force_terminal=terminal)
     assert updates_in_place(console) is expected
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from submitit.core.job_environment import SignalHandler
+from submitit.helpers import DelayedSubmission
+from submitit.slurm.slurm import SlurmJobEnvironment
 
 from sparcl import cli
 from sparcl.errors import ConfigError
@@ -180,14 +183,20 @@ def test_submitit_runs_the_same_jobs(tmp_path: Path) -> None:
     assert run(launcher, [python(tmp_path, "refused", JOBS["refused"])]) == {"refused": "no data here"}
 
 
+def stand_in_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str) -> None:
+    """A machine that has SLURM's commands, of which sbatch runs the given shell script."""
+    for name, script in {"sbatch": sbatch, "srun": "exit 1"}.items():
+        tool = folder / name
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
 @pytest.mark.parametrize(("script", "last"), [("echo one >&2; echo two >&2; exit 1", "two"), ("exit 1", "no reason")])
 def test_what_a_cluster_refuses_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, script: str, last: str
 ) -> None:
-    sbatch = tmp_path / "sbatch"
-    sbatch.write_text(f"#!/bin/sh\n{script}\n")
-    sbatch.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    stand_in_cluster(tmp_path, monkeypatch, script)
     code, _, errors = command(capsys, write(tmp_path, REAL), "--launcher", "slurm", "--out", tmp_path / "out")
     assert (code, len(errors)) == (2, 1)
     assert last in errors[0]
@@ -232,6 +241,23 @@ def test_an_attempt_that_has_no_time_left_stops_its_run_and_queues_again(tmp_pat
     again = attempt.checkpoint()
     assert attempt.process.poll() == -signal.SIGTERM
     assert again.function.job == attempt.job
+
+
+def test_a_run_queues_again_until_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """submitit's own handler of a time-out, over a hundred hours of a job of one hour; it counts down to giving up."""
+    stand_in_cluster(tmp_path, monkeypatch, f"cp $1 {tmp_path}/submitted.sh; echo Submitted batch job 7")
+    monkeypatch.setattr(SlurmJobEnvironment, "_requeue", lambda _, countdown: left.append(countdown))
+    (job,) = launch.Cluster(tmp_path / "work")._submit([python(tmp_path, "job", "pass")])
+    paths, left = job[1].paths, []
+    for _ in range(100):
+        delayed = DelayedSubmission.load(paths.submitted_pickle)
+        handler = SignalHandler(SlurmJobEnvironment(), paths, delayed)
+        handler._start_time -= 3600
+        with pytest.raises(SystemExit):
+            handler.checkpoint_and_try_requeue(signal.SIGUSR2)
+    assert len(left) == 100
+    assert left[0] - left[-1] == 99  # they were time-outs, not preemptions, which do not count
+    assert "#SBATCH --requeue" in (tmp_path / "submitted.sh").read_text().splitlines()
 
 
 @pytest.mark.parametrize(("text", "expected"), [("90", 90), ("1:30:00", 90), ("0:00:01", 1), ("10:00:59", 601)])

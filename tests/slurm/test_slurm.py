@@ -15,6 +15,7 @@ import pytest
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no cluster here; run make test-slurm"),
+    pytest.mark.usefixtures("outer_path"),
 ]
 
 SWEEP = """

@@ -90,6 +90,21 @@ def test_the_least_misclassified_leave_and_counts_start_anew() -> None:
     assert {2, 3} < set(left)  # wrong lately, though others were wrong longer ago
 
 
+def test_mistakes_of_before_the_last_removal_are_forgotten() -> None:
+    ddr = attached(0.8)
+    ddr.begin_task(0, samples=10, epochs=10)
+    for mistakes in range(3):  # 0 and 1 are never wrong, 2 and 3 once, the others three times
+        tell(ddr, torch.arange(10), torch.arange(10) >= (2 if mistakes == 0 else 4))
+    ddr.begin_epoch(1, 1)
+    ddr.begin_step(0)
+    ids = ddr.keep(torch.arange(10))
+    assert ids.tolist() == list(range(2, 10))
+    tell(ddr, ids, ids < 4)  # since then 2 and 3 are wrong once, the others never
+    ddr.begin_epoch(2, 1)
+    ddr.begin_step(0)
+    assert {2, 3} < set(ddr.keep(ids).tolist())
+
+
 def test_misclassifications_are_counted_not_only_noted() -> None:
     ddr = attached(0.8)
     ddr.begin_task(0, samples=5, epochs=10)
@@ -102,21 +117,53 @@ def test_misclassifications_are_counted_not_only_noted() -> None:
     assert ddr.keep(torch.arange(5)).tolist() == [1, 2, 3, 4]
 
 
-def test_forgetting_counts_changes_from_right_to_wrong() -> None:
-    # sample 0 is always wrong (never forgotten), 1 is forgotten once, 2 twice, 3 is always right
-    history = torch.tensor([[1, 0, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
-    left = {}
-    for score in ("forgetting", "misclassified"):
-        ddr = attached(0.5, score)  # half of four samples, all at the last moment
-        ddr.begin_task(0, samples=4, epochs=10)
-        for wrong in history:
-            tell(ddr, torch.arange(4), wrong)
-        ddr.begin_epoch(4, 1)
+def left_of(score: str, history: list[list[int]], share: float = 0.5) -> list[int]:
+    """Who is left of four samples, predicted wrongly where `history` is 1; all that leave go at the last moment."""
+    ddr = attached(share, score)
+    ddr.begin_task(0, samples=4, epochs=10)
+    for wrong in history:
+        tell(ddr, torch.arange(4), torch.tensor(wrong, dtype=torch.bool))
+    ddr.begin_epoch(4, 1)
+    ddr.begin_step(0)
+    return ddr.keep(torch.arange(4)).tolist()
+
+
+def test_forgetting_counts_changes_from_right_to_wrong_and_who_was_never_right_stays() -> None:
+    # sample 0 is always wrong, 1 is forgotten once, 2 twice, 3 is always right
+    history = [[1, 0, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 1, 0]]
+    assert left_of("forgetting", history) == [0, 2]  # the released code scores them 50, 1, 2 and 0
+    assert left_of("misclassified", history)[0] == 0
+    assert 3 not in left_of("misclassified", history)
+
+
+def test_of_samples_that_were_never_right_none_leaves() -> None:
+    assert left_of("forgetting", [[1, 1, 1, 1]] * 3) == [0, 1, 2, 3]
+    assert left_of("forgetting", [[1, 1, 1, 0]] * 3) == [0, 1, 2]
+    assert len(left_of("misclassified", [[1, 1, 1, 1]] * 3)) == 2
+
+
+def test_forgetting_starts_anew_after_each_removal() -> None:
+    """What was right before a removal and wrong ever since was not forgotten since: it was never right since."""
+    ddr = attached(0.8, "forgetting")  # a fifth of the task at each moment
+    ddr.begin_task(0, samples=10, epochs=10)
+    everyone = torch.arange(10)
+    for epoch, histories in enumerate(
+        (
+            [[0] * 10, [0, 0, 1, 1, 1, 1, 1, 1, 1, 1], [0] * 10],  # 0 and 1 are never forgotten
+            [[0, 0, 1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1, 1, 1, 1]] * 2,  # 4 to 9 are forgotten twice
+        )
+    ):
+        ddr.begin_epoch(epoch, 3)
         ddr.begin_step(0)
-        left[score] = ddr.keep(torch.arange(4)).tolist()
-    assert left["forgetting"] == [1, 2]
-    assert 0 in left["misclassified"]
-    assert 3 not in left["misclassified"]
+        for wrong in histories:
+            ids = ddr.keep(everyone)
+            tell(ddr, ids, torch.tensor(wrong, dtype=torch.bool)[ids])
+    assert ddr.keep(everyone).tolist() == list(range(2, 10))
+    ddr.begin_epoch(2, 3)
+    ddr.begin_step(0)
+    left = ddr.keep(everyone).tolist()
+    assert len(left) == 6
+    assert {2, 3} < set(left)  # always wrong since; were "right" of before still known, they would count once and leave
 
 
 def test_samples_not_seen_since_the_last_removal_stay() -> None:
@@ -131,6 +178,23 @@ def test_samples_not_seen_since_the_last_removal_stay() -> None:
         tell(ddr, ids, torch.zeros(10, dtype=torch.bool))
     assert gone == [0, 10, 20, 30, 40, 40, 40, 40, 40, 40]  # 22 are asked for, 10 are known
     assert ddr.keep(torch.arange(100)).tolist() == list(range(40, 100))
+
+
+@pytest.mark.parametrize("score", ["misclassified", "forgetting"])
+def test_what_was_seen_before_the_last_removal_only_is_no_candidate(score: str) -> None:
+    ddr = attached(0.8, score)
+    ddr.begin_task(0, samples=20, epochs=10)
+    tell(ddr, torch.arange(20), torch.zeros(20, dtype=torch.bool))
+    left = []
+    for epoch in (1, 2):
+        ddr.begin_epoch(epoch, 1)
+        ddr.begin_step(0)
+        left.append(len(ddr.keep(torch.arange(20))))
+    assert left == [16, 16]  # nobody was seen between the two: nobody leaves at the second
+    tell(ddr, ids := ddr.keep(torch.arange(20)), torch.zeros(len(ids), dtype=torch.bool))
+    ddr.begin_epoch(3, 1)
+    ddr.begin_step(0)
+    assert len(ddr.keep(torch.arange(20))) == 8  # what is owed is made up for
 
 
 def test_ties_are_decided_by_the_seed_not_by_the_order_of_the_data() -> None:

@@ -13,7 +13,8 @@ from toys import Bag, Net, blobs, own_loop
 from sparcl.errors import ConfigError
 from sparcl.nn.layers import ELEMENTWISE_OPTIMIZERS, elementwise_state
 from sparcl.sparsity import DGM, TDM, Losses, SparCL, Sparsifier, Static
-from sparcl.sparsity.sparsifier import Moments
+from sparcl.sparsity.sparsifier import Moments, draw_free
+from sparcl.sparsity.tdm import UPDATE_MOMENTS
 
 Make = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {
@@ -250,3 +251,52 @@ def test_the_dense_sparsifier_changes_nothing() -> None:
         Sparsifier(), plain, other, blobs(), epochs=2
     )
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("size", "taken", "count"), [(12, 4, 2), (12, 9, 2), (12, 4, 6), (12, 0, 12), (12, 12, 3), (12, 4, 0)]
+)
+def test_newcomers_are_free_different_exact_and_drawn_evenly(size: int, taken: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    free = torch.ones(size, dtype=torch.bool)
+    free[torch.randperm(size, generator=generator)[:taken]] = False
+    drawn, together, draws = torch.zeros(size), torch.zeros(size, size), 4000
+    for _ in range(draws):
+        positions = draw_free(free, count, generator)
+        assert positions.tolist() == sorted(set(positions.tolist()))
+        assert len(positions) == min(count, size - taken)
+        drawn[positions] += 1
+        together[positions[:, None], positions] += 1
+    assert not drawn[~free].any()
+    n, k = size - taken, min(count, size - taken)
+    if 0 < k < n:
+        expected = draws * k / n
+        assert (drawn[free] - expected).abs().max() < 5 * (expected * (1 - k / n)) ** 0.5
+        pairs = together[free][:, free][~torch.eye(n, dtype=torch.bool)]
+        share = k * (k - 1) / (n * (n - 1))
+        assert (pairs - draws * share).abs().max() < 5 * (draws * share * (1 - share)) ** 0.5
+
+
+def test_growth_draws_what_it_needs_and_no_permutation_of_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_options: object) -> None:
+        raise AssertionError("every position was permuted")
+
+    monkeypatch.setattr(torch, "randperm", refuse)
+    positions = draw_free(torch.ones(1 << 20, dtype=torch.bool), 1000, torch.Generator().manual_seed(0))
+    assert len(positions.unique()) == 1000
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 10), (1, 3), (7, 4), (50, 2)])
+def test_a_moment_is_near_just_before_it_is_due(epochs: int, steps: int) -> None:
+    moments = Moments(UPDATE_MOMENTS)
+    moments.begin_task(epochs)
+    due, near = [], []
+    for epoch in range(epochs):
+        moments.begin_epoch(epoch, steps)
+        for step in range(steps):
+            due.append(bool(moments.due(step)))
+            near.append([moments.near(step, window) for window in (1, 4)])
+    assert any(due)
+    for i, answers in enumerate(near):
+        for window, answer in zip((1, 4), answers, strict=True):
+            assert answer == any(due[i + 1 : i + 1 + window])

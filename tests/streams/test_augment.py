@@ -107,3 +107,11 @@ def test_impossible_statistics_are_refused(mean, std):
 def test_samples_that_a_transform_does_not_fit_are_refused_in_one_line(transform, shape, message):
     with pytest.raises(ConfigError, match=message):
         transform.train(torch.zeros(shape), torch.Generator())
+
+
+def test_channels_that_come_last_are_named_with_the_remedy():
+    normalize = Normalize((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
+    with pytest.raises(ConfigError, match=r"means of 3 channels .*\.permute\(0, 3, 1, 2\)"):
+        normalize(torch.zeros(2, 32, 32, 3))
+    with pytest.raises(ConfigError, match=r"one mean for all is needed, or one for each$"):
+        normalize(torch.zeros(2, 1, 32, 32))

@@ -1,9 +1,12 @@
+import warnings
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 from made_data import noise, picture, tree, write_folder, write_tar, write_zip
 
-from sparcl.errors import DataError
+from sparcl.errors import DataError, DataWarning
 from sparcl.streams import folder
 from sparcl.streams.folder import statistics
 
@@ -55,7 +58,53 @@ def test_other_files_are_passed_over(tmp_path):
     junk = ("train/c000/._0.png", "train/c000/notes.txt", "train/.git/x.png", "README.png", "val/c000/1.png")
     write_folder(tmp_path, tree() | dict.fromkeys(junk, b"no image"))
     write_zip(tmp_path / "data.zip", tree() | {"__MACOSX/train/c000/0.png": b"no image"})
-    assert folder(tmp_path).fingerprint == folder(tmp_path / "data.zip").fingerprint
+    with pytest.warns(DataWarning, match=r"1 file\(s\) passed over, the first train/c000/notes\.txt"):
+        one = folder(tmp_path)
+    assert one.fingerprint == folder(tmp_path / "data.zip").fingerprint
+
+
+@pytest.mark.parametrize("pack", [write_folder, write_tar, write_zip])
+def test_files_that_are_passed_over_are_counted_each_time_also_from_the_cache(tmp_path, pack, monkeypatch):
+    monkeypatch.setenv("SPARCL_CACHE", str(tmp_path / "cache"))
+    extra = {"train/c000/more/9.png": picture(1), "test/c001/a.heic": b"", "train/list.csv": b""}
+    pack(tmp_path / "data", tree() | extra)
+    for _ in range(2):
+        with pytest.warns(
+            DataWarning, match=r"data: 3 file\(s\) passed over, the first t.*: only images in train/<class>/"
+        ):
+            stream = folder(tmp_path / "data")
+        assert len(stream[0].train) == 6
+
+
+@pytest.mark.parametrize("pack", [write_tar, write_zip])
+def test_two_trees_in_one_archive_are_refused_by_name(tmp_path, pack):
+    folds = {f"fold{k}/{name}": content for k in (1, 2) for name, content in tree().items()}
+    pack(tmp_path / "data", folds)
+    with pytest.raises(DataError, match=r"two trees, fold1/t\w+/ and fold2/t\w+/"):
+        folder(tmp_path / "data")
+
+
+def test_a_tree_inside_a_tree_is_refused(tmp_path):
+    write_folder(tmp_path, tree() | {"train/old/train/c000/7.png": picture(7)})
+    with pytest.raises(
+        DataError, match=r"two trees, train/ and train/old/train/|two trees, train/old/train/ and train/"
+    ):
+        folder(tmp_path)
+
+
+def test_a_file_that_an_archive_holds_twice_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile's own
+        for name, content in [*tree().items(), ("train/c000/0.png", picture(99))]:
+            archive.writestr(name, content)
+    with pytest.raises(DataError, match=r"train/c000/0\.png is there twice"):
+        folder(tmp_path / "data.zip")
+
+
+@pytest.mark.parametrize("pack", [write_tar, write_zip])
+def test_a_wrapping_folder_may_be_called_as_a_split_is(tmp_path, pack):
+    pack(tmp_path / "data", {f"train/{name}": content for name, content in tree().items()})
+    assert folder(tmp_path / "data").class_names == ("c000", "c001")
 
 
 @pytest.mark.parametrize("where", ["train", "test"])

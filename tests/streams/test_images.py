@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_data import noise, picture
+from made_data import noise, picture, write_zip
 from PIL import Image
 
 from sparcl.errors import ConfigError, DataError, SparclError
+from sparcl.streams import room
+from sparcl.streams.folder import read_tree
 from sparcl.streams.images import ImageSet, as_size, decode
 
 
@@ -104,6 +106,45 @@ def test_a_damaged_byte_is_refused_or_decoded_but_nothing_else(at, value, form):
         return
 
 
+CORNERS = np.array([[0, 60, 60], [120, 180, 180]], dtype=np.uint8).repeat(16, 0).repeat(16, 1)[..., None].repeat(3, 2)
+"""A picture [32, 48, 3] that no turn or mirror leaves as it is."""
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_picture_stands_as_its_exif_says_it_was_taken(form, orientation):
+    image, buffer = Image.fromarray(CORNERS), io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(buffer, form, exif=exif, **({"quality": 100} if form == "JPEG" else {}))
+    found = decode(buffer.getvalue(), "x").astype(int)
+    top_left_goes_to = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
+    assert found.shape == ((32, 48, 3) if orientation < 5 else (48, 32, 3))
+    darkest, lightest = top_left_goes_to[orientation], tuple(-1 - k for k in top_left_goes_to[orientation])
+    assert int(found[darkest][0]) == pytest.approx(0, abs=20)
+    assert int(found[lightest][0]) == pytest.approx(180, abs=20)
+
+
+def test_damaged_exif_beside_whole_pixels_is_passed_over():
+    buffer = io.BytesIO()
+    Image.fromarray(CORNERS).save(buffer, "JPEG", exif=b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff")
+    assert decode(buffer.getvalue(), "x.jpg").shape == CORNERS.shape
+
+
+@pytest.mark.parametrize("most", [65535, 1023])
+def test_a_grey_map_of_more_than_8_bits_is_read_by_its_upper_8(most):
+    levels = np.array([[0, most // 2, most]], dtype=">u2")
+    for content in (b"P5 3 1 %d\n" % most + levels.tobytes(), b"P2 3 1 %d\n0 %d %d\n" % (most, most // 2, most)):
+        assert decode(content, "x.pgm")[0, :, 0].tolist() == [0, 127, 255]
+
+
+def test_32_bits_a_channel_are_refused_for_what_they_are():
+    buffer = io.BytesIO()
+    Image.new("I", (4, 4), 70_000).save(buffer, "TIFF")
+    with pytest.raises(DataError, match="32 bits per channel, 8 or 16 are needed"):
+        decode(buffer.getvalue(), "x.tif")
+
+
 def test_missing_pillow_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(SparclError, match=r"pip install \"sparcl\[images\]\""):
@@ -130,9 +171,27 @@ def test_arrays_are_sorted_by_label_and_file_and_channels_first():
     assert len(images) == 0
 
 
-def test_too_many_decoded_bytes_are_refused(monkeypatch):
-    monkeypatch.setattr("sparcl.streams.images.MAX_DECODED_BYTES", 5000)
+def test_more_than_memory_holds_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr("sparcl.streams.room.memory_left", lambda: 5000)
     images = ImageSet()
     images.add("train", "a", "1.png", picture())
+    monkeypatch.setattr("sparcl.streams.images._to_rgb", None)  # it would be called to decode
     with pytest.raises(DataError, match="resize"):
         images.add("train", "a", "2.png", picture())
+
+
+def test_a_small_archive_of_giant_blank_pictures_is_refused_before_they_are_decoded(tmp_path):
+    """20 kB would become 15 GB, and resized ones an hour of work."""
+    picture_ = io.BytesIO()
+    Image.new("1", (8000, 8000)).save(picture_, "PNG")
+    files = {f"{split}/a/{i}.png": picture_.getvalue() for split in ("train", "test") for i in range(40)}
+    archive = write_zip(tmp_path / "bomb.zip", files)
+    assert archive.stat().st_size < 100_000
+    for size in (None, (8, 8)):
+        with pytest.raises(DataError, match=r"bomb|memory"):
+            read_tree(archive, size, None)
+
+
+def test_what_memory_is_left_is_bounded_by_the_process(monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (0, 0))
+    assert room.memory_left() == 0

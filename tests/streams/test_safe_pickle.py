@@ -3,6 +3,7 @@ import os
 import pickle
 import pickletools
 import struct
+import time
 from collections import OrderedDict
 
 import numpy as np
@@ -92,8 +93,6 @@ DTYPE = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR"
         b"}U\x04data" + ARRAY + b"(K\x01J\xff\xff\xff\xff\x85" + DTYPE + b"\x89C\x01xtbs.",  # a negative size
         b"}U\x04data" + ARRAY + b"(K\x01K\x01\x85K\x05\x89C\x01xtbs.",  # a number in place of a type
         b"}U\x04data" + ARRAY + b"K\x01bs.",  # a state of another form
-        b"Nr" + struct.pack("<I", 2**31) + b".",  # a memo of 2^31 entries
-        b"Np2147483647\n.",
         b"B" + struct.pack("<I", 2**31) + b"x.",  # 2 GB of bytes claimed
         b"\x96" + struct.pack("<Q", 2**40) + b"x.",  # a terabyte of bytearray
         b"\x8a\xff.",
@@ -105,6 +104,11 @@ def test_what_no_cifar_pickle_needs_is_refused(body):
     with pytest.raises(DataError, match=r"^batch is damaged, or no pickle of plain values") as caught:
         safe_pickle.load(b"\x80\x02" + body, "batch")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("body", [b"Nr" + struct.pack("<I", 2**31) + b".", b"Np2147483647\n."])
+def test_a_memo_index_that_no_pickler_writes_allocates_nothing(body):
+    assert safe_pickle.load(b"\x80\x02" + body, "batch") is None
 
 
 def test_a_refused_pickle_leaves_the_next_one_alone():
@@ -135,3 +139,45 @@ def test_damage_is_refused_or_harmless(at, value, cut):
         safe_pickle.load(content, "batch")
         for opcode, argument, _ in pickletools.genops(content):
             assert opcode.name != "GLOBAL" or argument.split()[0] in ("numpy", "numpy._core.multiarray", "_codecs")
+
+
+def shared(build, depth):
+    value = {}
+    for _ in range(depth):
+        value = build(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        shared(lambda d: {b"a": d, b"b": d}, 40),
+        shared(lambda d: {b"a": [d, d]}, 40),
+        {b"a": shared(lambda d: (d, d), 40)},
+        {b"a": shared(lambda d: [d, d], 60)},
+        [[b"x"] * 3000] * 3000,
+    ],
+)
+def test_a_few_bytes_do_not_become_endless_values(value):
+    """Shared parts are counted as often as they are named: 2^40 dicts are 505 bytes of pickle."""
+    before = time.monotonic()
+    with pytest.raises(DataError, match=r"deep|values"):
+        safe_pickle.load(pickle.dumps(value, 2), "batch")
+    assert time.monotonic() - before < 20
+
+
+def test_a_key_that_takes_for_ever_to_hash_is_refused_unhashed():
+    pairs = b"(K\x01K\x02t" + b"q\x00h\x00\x86" * 60  # each a pair of the one before, twice
+    before = time.monotonic()
+    with pytest.raises(DataError):
+        safe_pickle.load(b"\x80\x02}" + pairs + b"K\x01s.", "batch")
+    with pytest.raises(DataError, match="key"):
+        safe_pickle.load(b"\x80\x02}(K\x01K\x02tK\x01s.", "batch")
+    assert time.monotonic() - before < 20
+
+
+def test_the_same_bytes_again_and_again_are_refused():
+    text = b"X" + struct.pack("<I", 1000) + b"a" * 1000 + b"q\x01"
+    call = b"c_codecs\nencode\nq\x000" + text + b"0(" + b"h\x00h\x01\x85R" * 1000 + b"l."
+    with pytest.raises(DataError, match="again and again"):
+        safe_pickle.load(b"\x80\x02" + call, "batch")

@@ -145,16 +145,16 @@ def with_value(index, value):
         (0, with_value((7, 0, 0, 0), np.nan), "training inputs hold NaN or infinite values, the first in sample 7"),
         (2, with_value((0, 0, 1, 0), np.inf), "test inputs hold NaN"),
         (0, lambda a: a.astype(np.float64) * 1e300, "infinite"),
-        (0, lambda a: a.astype(np.int32), "allowed are uint8 and floating point"),
-        (0, lambda a: a.astype(np.complex64), "complex64: allowed are uint8 and floating point"),
-        (0, lambda a: a.astype(object), "object: allowed are uint8 and floating point"),
+        (0, lambda a: a.astype(np.complex64), "complex64: allowed are uint8, other integers and floating point"),
+        (0, lambda a: a.astype(object), "object: allowed are uint8, other integers and floating point"),
         (0, lambda a: a[:0], "non-empty"),
         (0, lambda a: a[:, 0, 0, 0], "non-empty"),
         (1, with_value(3, -1), "training label -1 of sample 3 is out of range: allowed are 0 to 5"),
         (3, with_value(3, 6), "test label 6 of sample 3 is out of range: allowed are 0 to 5"),
         (1, with_value(3, 2**40), "cannot fill"),
         (1, lambda a: np.where(a == 2, 3, a), "class '2' has no training samples"),
-        (3, lambda a: np.where(a == 2, 3, a), "class '2' has no test samples"),
+        (3, lambda a: np.where(a == 2, 3, a), "class '2' has no test samples: every class needs at least one$"),
+        (1, lambda a: a + 1, "class '0' has no training samples: .*; labels start at 0, yours at 1"),
         (1, lambda a: a.astype(np.float32), "integers of shape"),
         (1, lambda a: a.astype(bool), "integers of shape"),
         (1, lambda a: a[:, None], "integers of shape"),
@@ -179,7 +179,7 @@ def test_tasks_of_unequal_size_are_refused_with_the_divisors():
 
 
 def test_a_task_of_one_sample_is_refused():
-    with pytest.raises(DataError, match="task 0 has a single training sample"):
+    with pytest.raises(DataError, match=r"task 1 has 1 training sample\(s\): every task needs 2 or more"):
         stream_of(train=1, classes_per_task=1)
     assert len(stream_of(train=1, classes_per_task=2)) == 3
 

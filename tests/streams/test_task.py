@@ -1,6 +1,6 @@
 import torch
 
-from sparcl.streams import Stream, seq_digits
+from sparcl.streams import Stream, from_arrays, seq_digits
 
 
 def test_a_stream_is_a_sequence_of_tasks():
@@ -20,3 +20,13 @@ def test_merged_is_one_task_with_every_sample_once():
     assert torch.bincount(task.train.labels).tolist() == torch.bincount(task.test.labels).tolist() == [4] * 10
     assert torch.equal(task.train.inputs, torch.cat([t.train.inputs for t in stream]))
     assert (merged.fingerprint, merged.class_names) == (stream.fingerprint, stream.class_names)
+
+
+def test_a_limited_test_split_keeps_the_first_of_each_class_and_another_fingerprint() -> None:
+    labels = torch.tensor([1, 0, 0, 1, 0, 1])
+    stream = from_arrays(torch.rand(6, 3), labels, torch.arange(6.0).view(6, 1).expand(6, 3), labels)
+    limited = stream.limit_test(2)
+    assert limited[0].test.inputs[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert limited[0].test.labels.tolist() == [1, 0, 0, 1]
+    assert len(limited[0].train) == 6
+    assert limited.fingerprint != stream.fingerprint

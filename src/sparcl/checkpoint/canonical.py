@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sparcl.checkpoint import checks
 from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError
+from sparcl.nn import memory
 from sparcl.nn.layers import ELEMENTWISE_OPTIMIZERS, SparseLayer, fresh_state
 
 Layers = Sequence[SparseLayer]
@@ -48,7 +49,7 @@ def capture(model: nn.Module, layers: Layers, optimizer: torch.optim.Optimizer) 
         "optimizer": {
             "kind": type(optimizer).__name__,
             "groups": [
-                {**{k: v for k, v in group.items() if k != "params"}, "params": [names[p] for p in group["params"]]}
+                {**{k: v for k, v in group.items() if k != "params"}, "params": _named(group["params"], names)}
                 for group in optimizer.param_groups
             ],
             "state": state,
@@ -56,10 +57,43 @@ def capture(model: nn.Module, layers: Layers, optimizer: torch.optim.Optimizer) 
     }
 
 
+def _named(parameters: Sequence[nn.Parameter], names: Mapping[nn.Parameter, str]) -> list[str]:
+    if any(p not in names for p in parameters):
+        raise CheckpointError("the optimizer holds a parameter that the model does not have: it cannot be saved")
+    return [names[p] for p in parameters]
+
+
 def parameter_names(model: nn.Module, layers: Layers) -> dict[nn.Parameter, str]:
     """Each parameter's name in the dense model, whatever a compact layer calls its values."""
     sparse = {id(layer.parameter): f"{layer.name}.weight" for layer in layers}
     return {p: sparse.get(id(p), name) for name, p in model.named_parameters()}
+
+
+def strides(model: nn.Module, layers: Layers) -> dict[str, list[int]]:
+    """Strides of the parameters and buffers that do not lie in PyTorch's default order (channels_last), by name."""
+    return memory.unusual_strides(_in_memory(model, layers))
+
+
+def lay_out(model: nn.Module, layers: Layers, saved: Any) -> None:
+    """Give a model's tensors the order in memory that `strides` told, and the default order to all others.
+
+    Raises:
+        CheckpointError: strides of an unknown tensor, or such as leave gaps or overlap.
+    """
+    tensors = _in_memory(model, layers)
+    checks.keys(saved, [name for name in tensors if isinstance(saved, Mapping) and name in saved], "the strides")
+    for name, given in saved.items():
+        shape = tensors[name].shape
+        whole = isinstance(given, list) and all(type(s) is int and 0 <= s <= MAX_INDEX for s in given)
+        if not whole or len(given) != len(shape) or not memory.is_dense(given, shape):
+            raise CheckpointError(f"strides of {name} in the checkpoint are {given!r:.60}, which do not fit its shape")
+    for name, tensor in tensors.items():
+        memory.lay_out(tensor, saved.get(name, memory.usual_strides(tensor.shape)))
+
+
+def _in_memory(model: nn.Module, layers: Layers) -> dict[str, Tensor]:
+    """Parameters and buffers by name, the objects themselves."""
+    return {**{name: p for p, name in parameter_names(model, layers).items()}, **dict(model.named_buffers())}
 
 
 def _dense(model: nn.Module, layers: Layers) -> Iterator[tuple[str, Tensor]]:
@@ -293,4 +327,6 @@ def _set_optimizer(
                 if layer is not None and value.dim() == 1:
                     value = _spread(layer, value, fresh_state(optimizer, parameter, key))
                 value = value.to(like.device).clone()
+                if value.shape == parameter.shape:  # as the optimizer made it: beside the weight, in its order
+                    memory.lay_out(value, parameter.stride())
             optimizer.state[parameter][key] = value

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparcl.errors import CheckpointError, one_line
+from sparcl.errors import CheckpointError, one_line, out_of_memory
 
 
 def keys(value: Any, expected: Collection[str], what: str) -> Mapping[str, Any]:
@@ -64,4 +64,6 @@ def refusing(what: str) -> Iterator[None]:
         OverflowError,
         AssertionError,
     ) as e:
+        if out_of_memory(e):
+            raise  # no fault of the state's
         raise CheckpointError(f"{what} in the checkpoint does not fit: {one_line(e)}") from e

@@ -6,15 +6,13 @@ A file's bytes are safe after `fsync` of the file; that it exists under its name
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
+from sparcl import regular
 from sparcl.errors import CheckpointError
 
 Bytes = bytes | memoryview
@@ -76,37 +74,23 @@ def replace_file(path: Path, parts: Iterable[Bytes]) -> Written:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a flat folder and its files; one that resists (or holds folders) stays."""
+    """Remove a flat folder and its files; one that resists (or holds folders) stays. Of a link, only the link goes."""
     with contextlib.suppress(OSError):
+        if path.is_symlink():
+            os.unlink(path)
+            return
         for name in os.listdir(path):
             os.unlink(path / name)
         os.rmdir(path)
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """A regular file, to be read; where others may have put what lies at `path`.
-
-    Raises:
-        OSError: missing, unreadable, or not a regular file.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe must not hang us
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    return open(descriptor, "rb")
-
-
 def read_file(path: Path, limit: int) -> bytes:
-    """A regular file's content.
+    """The content of a file of ours.
 
     Raises:
-        CheckpointError: missing, unreadable, not a regular file, or larger than `limit` bytes.
+        CheckpointError: missing, unreadable, a link, not a regular file, or larger than `limit` bytes.
     """
     try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limit:
-                raise CheckpointError(f"{path} has {size} bytes; at most {limit} are allowed")
-            return file.read(size)
+        return regular.read(path, limit, ours=True)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sparcl.checkpoint import disk
 from sparcl.checkpoint.tree import State, buffer, flatten, from_json, to_json, unflatten
-from sparcl.errors import CheckpointError, one_line
+from sparcl.errors import CheckpointError, one_line, out_of_memory
 
 FORMAT, VERSION = "sparcl checkpoint", 1
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"
@@ -131,6 +131,8 @@ def _tensors(data: bytes) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError, OverflowError, KeyError) as error:
+        if out_of_memory(error):
+            raise
         raise CheckpointError(f"{TENSORS} is not valid ({one_line(error)})") from None
 
 

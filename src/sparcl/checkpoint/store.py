@@ -95,6 +95,8 @@ class Store:
         damaged: list[str] = []
         for name in ([] if latest is None else [latest]) + others:
             try:
+                if (self.folder / name).is_symlink():
+                    raise CheckpointError(f"checkpoint {self.folder / name} is a link, not a folder")
                 state = files.read(self.folder / name)
             except CheckpointError as error:
                 damaged.append(str(error))
@@ -107,8 +109,13 @@ class Store:
 
     @property
     def empty(self) -> bool:
-        """Whether there is no checkpoint, whole or damaged."""
-        return not self._names()
+        """Whether there is no checkpoint, whole or damaged; where that cannot be seen, there may be."""
+        try:
+            return not any(_NAME.fullmatch(name) for name in os.listdir(self.folder))
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
 
     def _latest(self) -> str | None:
         try:

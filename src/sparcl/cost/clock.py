@@ -13,8 +13,9 @@ class Clock:
     """An observer of a Learner that adds up wall-clock seconds.
 
     `train` runs from a task's beginning to its end, without evaluations; `importance`, a part of it, from a ranking's
-    first forward pass to the event after its last one, so it holds the backward passes and the ranking too; `evaluate`
-    is all evaluation; `total` is the clock's whole life, resumed runs added.
+    beginning to the event after its last pass, so it holds the backward passes, the ranking and what it moves too, or
+    to a pause, where the step goes on; `evaluate` is all evaluation; `total` is the clock's whole life, resumed runs
+    added.
 
     Args:
         now: where the time comes from, in seconds.
@@ -29,7 +30,7 @@ class Clock:
     def __call__(self, event: str, figures: Mapping[str, Any]) -> None:
         """Observe an event of the Learner."""
         del figures
-        if not event.startswith("importance."):
+        if event == "importance.pause" or not event.startswith("importance."):
             self._stop("importance")
         match event:
             case "task.begin":

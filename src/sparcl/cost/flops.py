@@ -60,6 +60,8 @@ class Costs:
     """Backward pass of an importance gradient: weight gradients at all active weights of the prunable layers."""
     ranked: int
     """Of that, the weight gradients."""
+    frozen: int
+    """Weight gradients at the active weights that are not updated, which only a step that is ranked by computes."""
     paper_backward: int
     """An input gradient for every layer, the first included, and weight gradients at the updated weights."""
 
@@ -67,11 +69,12 @@ class Costs:
 class Ledger:
     """An observer of a Learner that counts FLOPs in the two conventions of the field.
 
-    *executed*: every multiply-add of every pass that training asks for: forward; input gradients, except where none
-    is needed; weight gradients at the updated weights only; replay with its backward pass; the passes that rank
-    weights and gradients; what a method computes when a task begins or ends. Neither evaluation is counted nor the
-    batch that a model answers before each task to show that it fits. These are the sparse operations, which the
-    native backend performs; the reference backend multiplies by zeros instead and is charged the same, so that a
+    *executed*: every multiply-add of every pass that training asks for: forward; input gradients, except where none is
+    needed; weight gradients at the updated weights only; replay with its backward pass; the passes that rank weights
+    and gradients (for RigL and SNIP, which rank all positions: the pass over a fresh batch, and each prunable layer
+    once more with all its weights); what a method computes when a task begins or ends. Neither evaluation is counted
+    nor the batch that a model answers before each task to show that it fits. These are the sparse operations, which
+    the native backend performs; the reference backend multiplies by zeros instead and is charged the same, so that a
     run's figure does not depend on where it was computed.
 
     *paper* (SparCL, table 1): for the task's batch a forward pass, an input gradient of every layer and a weight
@@ -98,6 +101,7 @@ class Ledger:
         self._step_dense = 0
         self._batch = 0  # samples of the task's first step: what every step of a dense host takes
         self._missing_steps = 0  # of this epoch, as a dense host would run it
+        self._dense_last = 0  # samples of the last of them
         self._last_step_dense = 0
         self.main = self.watch(model, layers)
 
@@ -136,9 +140,13 @@ class Ledger:
 
     def __call__(self, event: str, figures: Mapping[str, Any]) -> None:
         """Observe an event of the Learner."""
-        if "dense_gradient_samples" in figures:  # counted at the active weights of the mask of that time, so far
-            rest = self.main.dense.ranked - self.main.costs.ranked
+        if "dense_gradient_samples" in figures:  # a forward and a backward pass with the active weights are counted
+            # gradients at all weights come in their place, from one more forward pass of each layer with all of them
+            rest = self.main.dense.ranked - self.main.costs.ranked + self.main.dense.ranked
             self.phases["importance"] += figures["dense_gradient_samples"] * rest
+        if event == "importance.passed":
+            costs = self.main.costs
+            self.phases["importance"] += figures["extra"] * costs.importance + figures["samples"] * costs.frozen
         if not event.startswith(UNCHANGED):
             self.main.forget()
         match event:
@@ -151,9 +159,11 @@ class Ledger:
             case "evaluate.begin" | "evaluate.end":
                 self._evaluating = event == "evaluate.begin"
             case "epoch.begin":
-                self._missing_steps = figures["dense_steps"]
+                self._missing_steps, self._dense_last = figures["dense_steps"], figures["dense_last"]
             case "epoch.end":
                 self.dense += max(self._missing_steps, 0) * self._last_step_dense
+                if self._missing_steps > 0:
+                    self.dense -= (self._batch - self._dense_last) * self._dense_sample
                 self._missing_steps = 0
             case "task.begin" | "task.end":
                 self._in_task, self._batch = event == "task.begin", 0
@@ -167,14 +177,18 @@ class Ledger:
         self.paper += samples * self.main.costs.paper_backward
 
     def _end_step(self) -> None:
-        """The dense host's step takes a full batch also where removal has left less than one."""
+        """The dense host's step takes a full batch also where removal has left less than one, but for its last."""
         assert self._step_samples is not None
-        full = self.main.dense.forward + self.main.dense.backward
-        short = (self._batch - self._step_samples) * full
-        self.dense += short
-        self._last_step_dense = self._step_dense + short
+        dense_samples = self._dense_last if self._missing_steps == 1 else self._batch
+        self.dense += (dense_samples - self._step_samples) * self._dense_sample
+        self._last_step_dense = self._step_dense + (self._batch - self._step_samples) * self._dense_sample
         self._missing_steps -= 1
         self._step_samples = None
+
+    @property
+    def _dense_sample(self) -> int:
+        """Of one sample of the task in a step of the dense host."""
+        return self.main.dense.forward + self.main.dense.backward
 
     @property
     def executed(self) -> int:
@@ -196,6 +210,7 @@ class Ledger:
             "in_task": int(self._in_task),
             "batch": self._batch,
             "missing_steps": self._missing_steps,
+            "dense_last": self._dense_last,
             "last_step_dense": self._last_step_dense,
         }
 
@@ -206,6 +221,7 @@ class Ledger:
         self.samples_seen, self.samples_removed = int(state["samples_seen"]), int(state["samples_removed"])
         self._in_task, self._batch = bool(state["in_task"]), int(state["batch"])
         self._missing_steps, self._last_step_dense = int(state["missing_steps"]), int(state["last_step_dense"])
+        self._dense_last = int(state["dense_last"])
         self.main.forget()
 
 
@@ -240,16 +256,17 @@ def counts(layers: Sequence[SparseLayer]) -> Counts:
 
 def costs(calls: Sequence[Call], counts: Counts) -> Costs:
     """FLOPs of one sample with `counts` active and updated weights."""
-    forward = backward = importance = ranked = paper_backward = 0
+    forward = backward = importance = ranked = frozen = paper_backward = 0
     for call in calls:
         active, updated = counts.get(call.name, (call.weights, call.weights))
         one, grad = 2 * call.positions * active, 2 * call.positions * updated
         forward += one
         backward += one * call.passes_on + grad * call.trained
         ranked += one * call.ranked
+        frozen += (one - grad) * call.trained
         importance += one * call.ranks_below + one * call.ranked
         paper_backward += one + grad
-    return Costs(forward, backward, importance, ranked, paper_backward)
+    return Costs(forward, backward, importance, ranked, frozen, paper_backward)
 
 
 def calls(model: nn.Module, layers: Sequence[SparseLayer], input_shape: tuple[int, ...]) -> list[Call]:

@@ -11,6 +11,7 @@ from sparcl.cost.flops import Counts, Ledger
 from sparcl.cost.probe import Passes, TaskPasses, probe
 from sparcl.errors import ConfigError
 from sparcl.methods.method import Method
+from sparcl.sparsity.collected import Budget
 from sparcl.sparsity.ddr import DDR, REMOVAL_MOMENTS
 from sparcl.sparsity.dgm import DGM
 from sparcl.sparsity.set import SET
@@ -18,6 +19,7 @@ from sparcl.sparsity.sparcl import SparCL
 from sparcl.sparsity.sparsifier import Moments, Sparsifier
 from sparcl.sparsity.static import Static
 from sparcl.sparsity.tdm import TDM, UPDATE_MOMENTS
+from sparcl.streams.batches import last, steps
 
 FORESEEABLE: tuple[type[Sparsifier], ...] = (Sparsifier, SparCL, TDM, DGM, DDR, Static, SET)
 """Sparsifiers that a forecast knows the ranking passes of."""
@@ -33,12 +35,13 @@ def plan(
     epochs: int,
     batch_size: int = 32,
     replay_batch_size: int | None = None,
+    drop_last: bool | None = None,
 ) -> dict[str, int]:
     """FLOPs of training on tasks of `samples` training samples each: `executed`, `paper` and `dense` (see `Ledger`).
 
     Equal to what the run's own ledger counts, but where DDR removes samples in the middle of an epoch (tasks whose
-    number of epochs is no multiple of ten): how many of them that epoch has left is a matter of chance. The objects
-    are used up: make others for training.
+    number of epochs is no multiple of ten): how many of them that epoch has left is a matter of chance; and but where
+    DDR ranks by forgetting and too few samples were ever right. The objects are used up: make others for training.
 
     Raises:
         ConfigError: a sparsifier whose passes are not foreseen.
@@ -54,7 +57,8 @@ def plan(
         batch_size=batch_size,
         replay_batch_size=replay_batch_size or batch_size,
     )
-    forecast = Forecast(model, sparsifier, input_shape, epochs, batch_size)
+    drop_last = sparsifier.drops_last if drop_last is None else drop_last
+    forecast = Forecast(model, sparsifier, input_shape, epochs, batch_size, drop_last)
     for index, (count, per_task) in enumerate(zip(samples, passes, strict=True)):
         forecast.task(index, count, per_task)
     return forecast.ledger.totals()
@@ -64,13 +68,21 @@ class Forecast:
     """Plays a run's events and passes to a ledger, with the numbers of weights and samples that are planned."""
 
     def __init__(
-        self, model: nn.Module, sparsifier: Sparsifier, input_shape: tuple[int, ...], epochs: int, batch_size: int
+        self,
+        model: nn.Module,
+        sparsifier: Sparsifier,
+        input_shape: tuple[int, ...],
+        epochs: int,
+        batch_size: int,
+        drop_last: bool,
     ) -> None:
         self.ledger = Ledger(model, sparsifier.layers, input_shape)
         self.ledger.main.counts = self._counts
-        self.epochs, self.batch_size = epochs, batch_size
+        self.epochs, self.batch_size, self.drop_last = epochs, batch_size, drop_last
         self.layers, self.block = sparsifier.layers, sparsifier.pattern.block
         self.tdm, self.dgm, self.ddr = _parts(sparsifier)
+        self.by_steps = any(part is not None and part.ranking == "step" for part in (self.tdm, self.dgm))
+        self.budget = Budget()
         self.target = [len(layer.index) // self.block for layer in self.layers]
         self._set_units(self.target)
 
@@ -92,6 +104,8 @@ class Forecast:
         self.passes, self.removal = passes, _Removal(self.ddr, samples, self.epochs)
         self.updates, self.iteration, self.steps_made = Moments(UPDATE_MOMENTS), 0, 0
         self.updates.begin_task(self.epochs)
+        self.budget.begin_task()
+        self.owed, self.ready = True, False
         self.ledger("task.begin", {})
         self._run(passes.begin)
         if self.tdm is not None and index > 0:
@@ -106,44 +120,75 @@ class Forecast:
         self.ledger("task.end", {})
 
     def _epoch(self, epoch: int, samples: int) -> None:
-        kept = self.removal.kept
-        batch = min(self.batch_size, kept)
-        steps = kept // batch
-        self.updates.begin_epoch(epoch, steps)
-        self.removal.begin_epoch(epoch, steps)
-        self.ledger("epoch.begin", {"steps": steps, "dense_steps": samples // min(self.batch_size, samples)})
-        length, cursor, step = kept, 0, 0
-        while cursor + batch <= length:
-            self._rank(step)
+        length, cursor, step = self.removal.kept, 0, 0
+        planned, batch, _ = steps(length, self.batch_size, self.drop_last)
+        self.updates.begin_epoch(epoch, planned)
+        self.removal.begin_epoch(epoch, planned)
+        dense_steps, dense_batch, dense_last = steps(samples, self.batch_size, self.drop_last)
+        self.ledger("epoch.begin", {"steps": planned, "dense_steps": dense_steps, "dense_last": dense_last})
+        while last(length - cursor, batch, self.drop_last):
+            asked = self._rank(step)
             length -= self.removal.begin_step(step, cursor, length - cursor)
-            if cursor + batch > length:
-                break  # a removal at this very step left less than a batch
-            self.ledger("step.begin", {"samples": batch})
+            now = last(length - cursor, batch, self.drop_last)
+            if not now:
+                break  # a removal at this very step left too few
+            self.ledger("step.begin", {"samples": now})
             full = self._at(self.passes.steps)
-            short = min(self.batch_size, samples) - batch  # the task's own batch comes first
-            self._run([(full[0][0] - short, full[0][1]), *full[1:]])
+            run = [(full[0][0] - (dense_batch - now), full[0][1]), *full[1:]]  # the task's own batch comes first
+            self._run(run)
+            if asked and self.budget.allows():
+                self._read(run, now)
+            self.budget.steps += 1
             self.ledger("step.end", {})
             self.steps_made += 1
-            cursor, step = cursor + batch, step + 1
+            cursor, step = cursor + now, step + 1
         self.removal.end_epoch(cursor)
         self.ledger("epoch.end", {})
 
-    def _rank(self, step: int) -> None:
-        """What TDM and DGM compute before a step."""
+    def _read(self, passes: Passes, batch: int) -> None:
+        """The step's gradients are taken apart: L~'s pass back and, where it has remembered samples, theirs."""
+        samples, first = sum(n for n, grad in passes if grad), passes[0][0]
+        extra = first * (1 + (first > batch))
+        self.ledger("importance.passed", {"extra": extra, "samples": samples})
+        self.budget.pay(extra, samples)
+        self.ready = self.owed
+
+    def _rank(self, step: int) -> bool:
+        """What TDM and DGM compute before a step, and whether they ask for its gradients."""
+        if self.by_steps:
+            return self._rank_by_steps(step)
         if self.tdm is not None and self.updates.due(step) and self.tdm.sparsity > 0:
             self._update_masks()
         if self.dgm is None or self.dgm.frozen == 0:
-            return
+            return False
         stale = not self._chosen and any(round(self.dgm.frozen * units) for units in self.units)
         if self.iteration % self.dgm.interval == 0 or stale:
             self._importance(1)
             self._chosen = True
             self.ledger("dgm.choose", {})
         self.iteration += 1
+        return False
+
+    def _rank_by_steps(self, step: int) -> bool:
+        asked = False
+        if self.tdm is not None and self.tdm.sparsity > 0:
+            if self.updates.due(step):
+                self._set_units(self.target)
+            near = not self.budget.reads or self.updates.near(step, self.tdm.batches)
+            asked = bool(self.tdm.alpha or self.tdm.beta) and near
+        if self.dgm is None or self.dgm.frozen == 0:
+            return asked
+        stale = not self._chosen and any(round(self.dgm.frozen * units) for units in self.units)
+        if self.ready or (stale and self.budget.reads):
+            self._chosen, self.owed, self.ready = True, self.owed and not self.ready, False
+            self.ledger("dgm.choose", {})
+        self.iteration += 1
+        self.owed = self.owed or self.iteration % self.dgm.interval == 0
+        return asked or self.owed
 
     def _update_masks(self) -> None:
         assert self.tdm is not None
-        if self.tdm.alpha or self.tdm.beta:
+        if (self.tdm.alpha or self.tdm.beta) and not self.by_steps:
             self._importance(self.tdm.batches)
         self._set_units(self.target)
 

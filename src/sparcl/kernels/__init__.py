@@ -15,7 +15,10 @@ _native: Any = None
 try:
     _native = import_module("sparcl.kernels._native")
 except ImportError as error:
-    _reason = f"the compiled part of sparcl is missing ({error})"
+    _reason = (
+        f"the compiled part of sparcl is missing ({error}); where there are a C++17 compiler and Python's headers "
+        "(on Debian g++ and python3-dev), installing sparcl-edge again builds it"
+    )
 else:
     _reason = ""
 

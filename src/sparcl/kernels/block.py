@@ -54,10 +54,19 @@ def residual_chain(x: Tensor, blocks: Sequence[Block], stem: ConvNorm | None = N
     check(x, "the input")
     stages = [stage for block in ((stem,), *blocks) for stage in block if stage is not None]
     parameters = [tensor for stage in stages for tensor in stage[1:4]]
+    if not all(tensor is None or tensor.is_contiguous() for tensor in parameters):  # `model.to(memory_format=...)`
+        blocks = [Block(_contiguous(a), _contiguous(b), c and _contiguous(c)) for a, b, c in blocks]
+        return residual_chain(x, blocks, stem and _contiguous(stem), pool)
     chain = (stem, blocks, pool)
     keep = torch.is_grad_enabled()
     y: Tensor = _Chain.apply(chain, keep, recipe_of(x), x, *parameters)  # type: ignore[no-untyped-call]
     return y
+
+
+def _contiguous(stage: ConvNorm) -> ConvNorm:
+    """The stage with parameters that the kernels can read as they lie in memory."""
+    weight, bias = (tensor if tensor is None else tensor.contiguous() for tensor in (stage.weight, stage.bias))
+    return stage._replace(values=stage.values.contiguous(), weight=weight, bias=bias)
 
 
 class _Chain(torch.autograd.Function):

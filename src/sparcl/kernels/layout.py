@@ -23,7 +23,7 @@ from sparcl.kernels import _native
 def is_batch_last(x: Tensor) -> bool:
     """Whether the kernels can read `x` as it is: float32 [N, C, H, W] or [N, F] on the CPU, batch-last in memory.
 
-    Strides of axes of size 1 are ignored.
+    Strides of axes of size 1 are ignored. A tensor with PyTorch's negative bit is not what its memory says.
     """
     return bool(_native.is_activation(x))
 
@@ -42,6 +42,7 @@ def repacked(x: Tensor) -> Tensor:
     """`x` [N, C, H, W] or [N, F] in batch-last memory; itself where it already is. Not differentiable."""
     if _native.is_activation(x):
         return x
+    x = x.resolve_neg()  # some of PyTorch's tensors are negated in name only: the kernels read memory
     if not x.is_contiguous():
         return x.movedim(0, -1).contiguous().movedim(-1, 0)
     y: Tensor = _native.batch_last(x, torch.get_num_threads())

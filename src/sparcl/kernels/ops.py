@@ -68,6 +68,7 @@ def sparse_conv2d(x: Tensor, values: Tensor, plan: Any, bias: Tensor | None = No
     """
     check(x, "the input")
     recipe = recipe_of(x)
+    values, bias = values.contiguous(), bias if bias is None else bias.contiguous()
     y: Tensor = _SparseConv2d.apply(x, values, bias, plan, recipe)  # type: ignore[no-untyped-call]
     return y
 
@@ -251,6 +252,9 @@ class _Pool(torch.autograd.Function):
                 y = _native.max_pool(x, size, stride, padding, threads)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        except TypeError:  # nanobind takes no number that does not fit an int
+            sizes = f"{tuple(size)}, stride {tuple(stride)}, padding {tuple(padding or (0, 0))}"
+            raise ConfigError(f"pooling: sizes must be whole numbers below 2^31: window {sizes}") from None
         ctx.save_for_backward(None if padding is None else x)
         ctx.shape, ctx.window = x.shape, (size, stride, padding)
         return y

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from sparcl.learner.refusals import check_columns
 from sparcl.methods.method import Method
 from sparcl.streams.task import Task
 
@@ -21,22 +22,35 @@ Confusion = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy on each of several tasks, percent; `class_il` is None for a method that needs the task identity.
+    """Accuracy on each of several tasks, percent; `class_il` is None for a method that needs the task identity,
+    `task_il` where a class is in two of the tasks.
 
-    `confusion` is over all of these tasks, in Class-IL (in Task-IL for such a method); None above 256 classes.
+    `confusion` is over all of these tasks, in Class-IL (in Task-IL for a method that needs the task identity);
+    None above 256 classes.
     """
 
     class_il: tuple[float, ...] | None
-    task_il: tuple[float, ...]
+    task_il: tuple[float, ...] | None
     confusion: Confusion | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        mean = sum(self.task_il) / len(self.task_il)
-        head = "" if self.class_il is None else f"Class-IL {sum(self.class_il) / len(self.class_il):.2f} %, "
-        return f"{head}Task-IL {mean:.2f} % (mean of {len(self.task_il)} tasks)"
+        scenarios = {"Class-IL": self.class_il, "Task-IL": self.task_il}
+        told = [f"{name} {sum(v) / len(v):.2f} %" for name, v in scenarios.items() if v is not None]
+        tasks = next((len(v) for v in scenarios.values() if v is not None), 0)
+        return f"{', '.join(told)} (mean of {tasks} tasks)"
 
 
-def accuracy_on(
+def measure(tasks: Sequence[Task], method: Method, device: torch.device, before_batch: Callable[[], None]) -> Accuracy:
+    """Accuracy on the test samples of tasks, at least one; the model is in eval mode."""
+    found = [_accuracy_on(task, method, device, before_batch) for task in tasks]
+    class_il, task_il, confusions = zip(*found, strict=True)
+    confusion = tuple(map(tuple, sum(confusions).tolist())) or None
+    columns = [k for task in tasks for k in task.classes]  # a class of two tasks leaves Task-IL without a meaning
+    own = task_il if len(set(columns)) == len(columns) else None
+    return Accuracy(class_il if "class-il" in method.scenarios else None, own, confusion)
+
+
+def _accuracy_on(
     task: Task, method: Method, device: torch.device, before_batch: Callable[[], None]
 ) -> tuple[float, float, Tensor]:
     """Class-IL and Task-IL accuracy, percent, on a task's test samples; the model is in eval mode.
@@ -45,6 +59,7 @@ def accuracy_on(
     (row) was taken for each (column) in the scenario of `Accuracy.confusion`: int64 [C, C], or [0, 0] above 256
     classes.
     """
+    assert task.test is not None
     own = torch.tensor(task.classes, device=device)
     right_class = right_task = 0
     pairs: list[Tensor] = []
@@ -54,6 +69,7 @@ def accuracy_on(
         inputs = task.transform.test(task.test.inputs[start : start + BATCH].to(device))
         labels = task.test.labels[start : start + BATCH].to(device)
         logits = method.predict(inputs, task)
+        check_columns(task, logits.shape[1])
         of_all, of_own = logits.argmax(1), own[logits[:, own].argmax(1)]
         right_class += int((of_all == labels).sum())
         right_task += int((of_own == labels).sum())

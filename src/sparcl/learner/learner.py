@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,17 +24,27 @@ from sparcl import seeds
 from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError
-from sparcl.learner import refusals, saving
-from sparcl.learner.accuracy import Accuracy, accuracy_on
+from sparcl.learner import apart, refusals, saving
+from sparcl.learner.accuracy import Accuracy, measure
+from sparcl.learner.asked import Asked
+from sparcl.learner.backend import give_to_backend
 from sparcl.learner.budget import Budget, check_pace
+from sparcl.learner.chance import ChanceWatch
+from sparcl.learner.classes import Classes
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position
+from sparcl.learner.prediction import Prediction, predict
+from sparcl.learner.trained import Trained
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
-from sparcl.nn import auto, convert
-from sparcl.sparsity.importance import Losses
+from sparcl.methods.respond import evaluating
+from sparcl.nn import memory
 from sparcl.sparsity.sparsifier import Sparsifier
-from sparcl.streams.task import Task
+from sparcl.streams.augment import Transform
+from sparcl.streams.batches import steps as steps_of_epoch
+from sparcl.streams.checked import checked, checked_test
+from sparcl.streams.split import ArrayLike
+from sparcl.streams.task import Name, Task
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 Observer = Callable[[str, dict[str, Any]], None]
@@ -56,13 +67,18 @@ class Learner:
         epochs, steps, seconds: the budget of each task, one of them: passes over it, steps, or seconds of training
             (mask updates counted, evaluation and checkpoints not); default: one epoch.
         pace: what a budget of seconds came to before (`Learner.pace`): the same steps, and so the same bits.
-        batch_size: samples of the task a step; the last partial batch of an epoch is left out (published).
+        batch_size: samples of the task a step.
+        drop_last: whether an epoch leaves out its last batch where that has fewer samples; default, as each source has
+            it: no without a sparsifier (Mammoth's hosts), yes under one (the released SparCL code, rivals included). A
+            last batch of one sample is left out always: it has no batch statistics.
         replay_batch_size: samples drawn from the buffer at a time; default: `batch_size`.
         seed: of every random draw that the Learner makes (the model's initial weights are the caller's).
         device: where to train.
         backend: `reference` (dense × mask, any device), `native` (compact, CPU) or `auto`: native where the model is
             pruned on a CPU that has the compiled part, less the layers that are faster dense.
         layer_choice: what `auto` measured before (`Learner.layer_choice`): "native" or "dense" by layer name.
+        classes: names of the model's columns, in order: the head then grows with every class that `make_task` brings;
+            () for a head that starts without columns. None: the number of columns is fixed.
         input_shape: of one sample, so that `auto` measures layers as they will be used.
         observers: told of every event.
         checkpoint_dir: where to save while learning; None: only when `save` is called.
@@ -87,29 +103,43 @@ class Learner:
         pace: Sequence[Sequence[int]] = (),
         batch_size: int = 32,
         replay_batch_size: int | None = None,
+        drop_last: bool | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
         backend: str = "auto",
         layer_choice: Mapping[str, str] | None = None,
         input_shape: tuple[int, ...] | None = None,
+        classes: Sequence[Name] | None = None,
         observers: Sequence[Observer] = (),
         checkpoint_dir: str | Path | None = None,
         checkpoint_every: int | str = "60s",
     ) -> None:
         refusals.check_settings(batch_size, replay_batch_size, lr)
+        refusals.check_model(model)
         self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.recipes = saving.recipes(model, self.method, self.sparsifier)
         self.device = torch.device(device)
-        self.model = model.to(self.device)
+        self.model = model.to(self.device).eval()  # training mode is for `learn` alone
+        memory.own_memory(self.model)
         self.budget, self.batch_size, self.seed = Budget.of(epochs, steps, seconds), batch_size, seed
         check_pace(pace)
         self.pace = [list(steps) for steps in pace]
-        self.layer_choice = dict(layer_choice or {})
-        self.backend = self._convert(backend, input_shape)
+        self.classes = Classes(self.model, self.method, classes)
+        self.transform: Transform | None = None
+        self.backend, self.layer_choice = give_to_backend(
+            self.model,
+            self.sparsifier,
+            self.device,
+            backend,
+            batch_size=batch_size,
+            layer_choice=layer_choice or {},
+            input_shape=input_shape,
+        )
         self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
         self.settings["budget"] = {self.budget.kind: self.budget.amount}
         self.settings["replay_batch_size"] = replay_batch_size or batch_size
+        self.drop_last = self.settings["drop_last"] = self.sparsifier.drops_last if drop_last is None else drop_last
         self.observers = list(observers)
         self._checkpointer: Checkpointer | None = None
         if checkpoint_dir is not None:
@@ -118,7 +148,9 @@ class Learner:
         make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay))
         self.optimizer = make(list(self.model.parameters()))
         refusals.check_optimizer(self.optimizer)
+        self.trained = Trained(self.model, self.optimizer)
         self.sparsifier.attach(self.model, self.optimizer, seed)
+        self.classes.check_dense(self.sparsifier.layers)
         self.sparsifier.notify = self.tell
         self.generators = seeds.Generators(seed, self.device)
         self.method.attach(
@@ -129,24 +161,22 @@ class Learner:
                 device=self.device,
                 replay_batch_size=replay_batch_size or batch_size,
                 mask_gradients=self.sparsifier.mask_gradients,
+                read_replay=self._read_replay,
             )
         )
         self.tasks: list[Task] = []
         self.position: Position | None = None
         self.learned = self.steps = 0
-        self._midway = False
-        self.watch_loss = LossWatch()
+        self._midway = self._learning = False
+        self.watch_loss, self.watch_chance = LossWatch(), ChanceWatch()
+        self._parts: apart.Parts | None = None  # of a step whose gradients are ranked by
 
-    def _convert(self, backend: str, input_shape: tuple[int, ...] | None) -> str:
-        """Give the model to the backend that will compute it, before the optimizer takes its parameters."""
-        sparsifier, batch = self.sparsifier, self.batch_size
-        chosen = auto.select_backend(backend, self.model, self.device, prunes=sparsifier.prunes)
-        if chosen == "native":
-            if backend == "auto" and not self.layer_choice:
-                densities, block = sparsifier.densities, sparsifier.pattern.block
-                self.layer_choice = auto.measure(self.model, sparsifier.prunable, densities, block, batch, input_shape)
-            convert.to_native(self.model, sparsifier.prunable, self.layer_choice)
-        return chosen
+    def __repr__(self) -> str:
+        kind, weights = type(self.model).__name__, sum(p.numel() for p in self.model.parameters())
+        made = f"{kind} of {weights:,} weights, method {self.method.name}, sparsifier {self.sparsifier.name}"
+        where = f", inside task {self.position.task + 1}" if self.position is not None else ""
+        done = f"{self.learned} task(s) learned{where}, {self.steps:,} steps"
+        return f"<Learner: {made},\n  backend {self.backend} on {self.device};\n  {done}>"
 
     def tell(self, event: str, figures: dict[str, Any]) -> None:
         """Pass an event on to the observers."""
@@ -160,20 +190,48 @@ class Learner:
     def learn(self, task: Task) -> None:
         """Learn one task; where a loaded state stands inside it, go on from there.
 
+        The model is in training mode meanwhile, and in evaluation mode before and after. A task of your own is cast and
+        checked as `streams.from_arrays` does it. PyTorch's global generators are the Learner's own until this returns,
+        for its observers too; the caller's are then as they were.
+
         Raises:
             TrainingError: the loss became NaN or infinite (names task, epoch and step).
             DataError: the task cannot be trained on.
+            ConfigError: it is not the next, or the model and its optimizer no longer fit each other or the task.
             CheckpointError: a loaded state stands inside a task with other data; or a checkpoint cannot be written.
         """
-        refusals.check_task(task, self.learned)
+        refusals.check_trained(self.optimizer)
+        if (misfit := self._misfit()) is not None:
+            raise ConfigError(misfit)
+        task, new = self.classes.bind(task, self.learned)
+        task = checked(task)
+        refusals.check_turn(task, self.learned)
+        self.classes.extend(new, self.optimizer, self.generators.head)
+        self._learning = True
+        try:
+            with self.generators.lent():
+                self._learn(task)
+        finally:
+            self._learning = False
+            self.model.eval()
+        self.tell("task.end", {"task": task.index})
+
+    def _misfit(self) -> str | None:
+        """What of the model has changed so that it would not train as it seems, in one line."""
+        by_parameter = self.method.name if self.method.by_parameter else ""
+        return self.trained.misfit(self.model, self.optimizer, self.sparsifier.layers, by_parameter=by_parameter)
+
+    def _learn(self, task: Task) -> None:
+        """Learn a task that is well formed and the next one."""
         self._enter(task)
         position = self.position
         assert position is not None
         while not self.budget.over(position):
             self._begin_epoch(position)
-            while self._another(position):
+            while position.upcoming(self.drop_last) and not self.budget.over(position):
                 self._step(position)
             self.watch_loss.settle(position)
+            self.watch_chance.end_epoch(position)
             position.epoch, position.step, position.cursor, position.order = position.epoch + 1, 0, 0, None
             self.tell("epoch.end", {"task": position.task, "epoch": position.epoch - 1})
         with self._under_way():
@@ -181,32 +239,36 @@ class Learner:
             self.method.end_task(self.task)
         if self.budget.kind == "seconds" and not position.replayed:
             self.pace.append(position.pace)
+        if not position.learned:
+            figures = {"task": task.index, "accuracy": position.accuracy, "chance": self.watch_chance.most}
+            self.tell("learner.chance", figures)
         self.position = None
         self.learned += 1
-        self.tell("task.end", {"task": task.index})
-
-    def _another(self, position: Position) -> bool:
-        """Whether this epoch has another batch, and the budget another step."""
-        left = position.order is not None and position.cursor + position.batch <= len(position.order)
-        return left and not self.budget.over(position)
 
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
         if self.method.buffer is not None:
             self.method.buffer.check_inputs(task.train.inputs)
-        self.task = task
+        if self.position is None:
+            fits = (self.model, self.method, task, self.device, self.batch_size)
+            refusals.check_fit(*fits, grows=self.classes.grows)
+            self.method.check_task(task)
+        else:
+            saving.check_task(self.position, task, self.sparsifier)
+        self.task, self.transform = task, task.transform
+        self.classes.note(task)
+        self.watch_chance.begin_task(task)
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
         self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
-        losses = Losses(self._task_importance, self._replay_importance, self._objective)
+        asked = (self._assemble, self.generators.importance, len(task.train), self.batch_size, self.tell)
+        losses = Asked(self.method, self.sparsifier, *asked).losses()
         if self.position is not None:
-            saving.check_task(self.position, task, self.sparsifier)
             self.sparsifier.resume_task(losses)
             self.method.resume_task(task)
             return
-        refusals.check_fit(self.model, self.method, task, self.device, self.batch_size)
         self.tell("task.begin", {"task": task.index, "classes": list(task.classes), "samples": len(task.train)})
         self.model.train()
-        torch.manual_seed(seeds.derive(self.seed, f"torch/{task.index}"))  # what a model draws itself: dropout
+        seeds.seed_torch(seeds.derive(self.seed, f"torch/{task.index}"), self.device)  # what a model draws: dropout
         started = time.perf_counter()
         with self._under_way():
             self.method.begin_task(task)
@@ -222,58 +284,65 @@ class Learner:
         if position.order is not None:
             return
         drawn = torch.randperm(len(self.task.train), generator=self.generators.order)
-        position.plan(self.sparsifier.keep(drawn), self.batch_size)
+        position.plan(self.sparsifier.keep(drawn), self.batch_size, self.drop_last)
         self.sparsifier.begin_epoch(position.epoch, position.planned_steps)
         # what a dense host would make of the epoch; under the other budgets it makes as many steps as this one
-        dense_steps = len(self.task.train) // min(self.batch_size, len(self.task.train))
+        dense_steps, _, dense_last = steps_of_epoch(len(self.task.train), self.batch_size, self.drop_last)
         figures = {"task": position.task, "epoch": position.epoch, "steps": position.planned_steps}
-        self.tell("epoch.begin", {**figures, "dense_steps": dense_steps if self.budget.kind == "epochs" else 0})
+        dense = {"dense_steps": dense_steps if self.budget.kind == "epochs" else 0, "dense_last": dense_last}
+        self.tell("epoch.begin", {**figures, **dense})
 
     def _step(self, position: Position) -> None:
-        """One step, unless a removal at this very step has left less than a batch of this epoch."""
+        """One step, unless a removal at this very step has left too few samples of this epoch."""
         started = time.perf_counter()
         with self._under_way():
-            if (loss := self._train(position)) is None:
+            if (done := self._train(position)) is None:
                 return
+            loss, samples = done
             self.budget.note(position, time.perf_counter() - started)
-            position.cursor += position.batch
+            position.cursor += samples
             position.step += 1
             self.steps += 1
         figures = {"task": position.task, "epoch": position.epoch, "step": position.step}
-        done = {"steps": position.planned_steps, "samples": position.batch, "loss": loss.detach()}
-        done["spent"] = self.budget.spent(position)
-        self.tell("step.end", {**figures, **done})
+        figures |= {"steps": position.planned_steps, "samples": samples}
+        self.tell("step.end", {**figures, "loss": loss.detach(), "spent": self.budget.spent(position)})
 
-    def _train(self, position: Position) -> Tensor | None:
-        """Masks move, forward, backward, optimizer, memory: the loss, or None where no batch is left."""
+    def _train(self, position: Position) -> tuple[Tensor, int] | None:
+        """Masks move, forward, backward, optimizer, memory: the loss and its samples; None where no batch is left."""
         self._begin_step(position)
         self.method.begin_step(self.budget.spent(position))
         assert position.order is not None
-        ids = position.order[position.cursor : position.cursor + position.batch]
-        if len(ids) < position.batch:
+        if not (samples := position.upcoming(self.drop_last)):
             return None
+        ids = position.order[position.cursor : position.cursor + samples]
         batch = self._assemble(ids)
         self.tell("step.begin", {"samples": len(ids)})
-        loss, logits = self.method.loss(batch)
-        self.watch_loss(loss, position)
-        self.sparsifier.after_forward(ids, logits, batch.labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.method.after_backward(batch)
+        wanted = self.sparsifier.wants_gradients()
+        parts = self._parts = apart.Parts(self.sparsifier.layers, self.tell) if wanted else None
+        with apart.cut(self.model, parts):
+            loss, logits = self.method.loss(batch)
+            self.watch_loss(loss, position)
+            self.watch_chance(logits, batch.labels)
+            self.sparsifier.after_forward(ids, logits, batch.labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            if parts is None:
+                loss.backward()  # type: ignore[no-untyped-call]
+            else:
+                parts.backward(loss, len(ids), lambda logits: self.method.single_head_loss(logits, batch))
+            self.method.after_backward(batch)
+        if parts is not None:
+            parts.finish(self.sparsifier)
         self.sparsifier.after_backward()  # it has the last word on what moves
         self.optimizer.step()
         self.sparsifier.after_step()
         self.method.after_step(batch, logits)
-        return loss
+        return loss, samples
 
     def _begin_step(self, position: Position) -> None:
         removed = self.sparsifier.removed
         self.sparsifier.begin_step(position.step, self.budget.schedule(position))
-        if self.sparsifier.removed != removed and position.order is not None:
-            done, rest = position.order[: position.cursor], position.order[position.cursor :]
-            position.order = torch.cat([done, self.sparsifier.keep(rest)])
-            if position.cursor == 0:  # a small task may now be less than the batch that the epoch began with
-                position.plan(position.order, self.batch_size)
+        if self.sparsifier.removed != removed:
+            position.shorten(self.sparsifier.keep, self.batch_size, self.drop_last)
 
     def _assemble(self, ids: Tensor) -> Batch:
         """The batch of the samples `ids` (int64 [N], on the CPU)."""
@@ -293,56 +362,64 @@ class Learner:
         finally:
             self._midway = False
 
-    # --- importance ---------------------------------------------------------------------------------------------
-
-    def _task_importance(self) -> Tensor:
-        """L~(D_t) on a fresh batch of the samples still in the task."""
-        with self._importance():
-            return self.method.task_importance_loss(self._fresh_batch())
-
-    def _replay_importance(self) -> Tensor | None:
-        """L(M) on a fresh batch of the buffer."""
-        with self._importance():
-            return self.method.replay_importance_loss()
-
-    def _objective(self) -> Tensor:
-        """What the method trains on, on a fresh batch of the task (and of the buffer)."""
-        with self._importance():
-            return self.method.loss(self._fresh_batch())[0]
-
-    def _fresh_batch(self) -> Batch:
-        drawn = torch.randperm(len(self.task.train), generator=self.generators.importance)
-        return self._assemble(self.sparsifier.keep(drawn)[: self.batch_size])
-
-    @contextlib.contextmanager
-    def _importance(self) -> Iterator[None]:
-        """The forward passes in here are asked for by the sparsifier, not by the method: counted apart."""
-        self.tell("importance.begin", {})
-        try:
-            yield
-        finally:
-            self.tell("importance.end", {})
+    def _read_replay(self, backward: Callable[[], None]) -> None:
+        """Send a method's L(M) back, and read it where the step's gradients are ranked by."""
+        if self._parts is None:
+            backward()
+        else:
+            self._parts.read_after(backward)
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(self, tasks: Sequence[Task] | None = None) -> Accuracy:
-        """Accuracy on the test samples of `tasks` (default: those learned so far), in percent."""
-        if tasks is None and len(self.tasks) < self.learned:
+        """Accuracy on the test samples of `tasks` (default: those learned so far), in percent.
+
+        The model stays in evaluation mode, unless an observer asks in the middle of a task. A model that draws while it
+        is evaluated draws the same each time, and nobody else's generator moves.
+
+        Raises:
+            ConfigError: there is no task to evaluate on, or it has classes that the model has no logits for.
+            DataError: a task has no test samples, or they are not allowed.
+        """
+        begun = self.learned + (self.position is not None)
+        known = [task for task in self.tasks if task.index < begun]  # the last one given may have been refused
+        if tasks is None and len(known) < begun:
             raise ConfigError("name the tasks to evaluate on: those before the loaded state were never given")
-        tasks = self.tasks if tasks is None else tasks
+        tasks = [checked_test(task) for task in (known if tasks is None else tasks)]
         if not tasks:
             raise ConfigError("nothing to evaluate: learn a task first, or name the tasks")
         self.tell("evaluate.begin", {})
         self.model.eval()
         try:
-            found = [accuracy_on(t, self.method, self.device, lambda: self.tell("evaluate.batch", {})) for t in tasks]
-            class_il, task_il, confusions = zip(*found, strict=True)
+            with self.generators.aside(seeds.derive(self.seed, "evaluate")):
+                return measure(tasks, self.method, self.device, partial(self.tell, "evaluate.batch", {}))
         finally:
-            self.model.train()
+            self.model.train(self._learning)
             self.tell("evaluate.end", {})
-        confusion = tuple(map(tuple, sum(confusions).tolist())) or None
-        return Accuracy(class_il if "class-il" in self.method.scenarios else None, task_il, confusion)
+
+    def predict(self, inputs: ArrayLike, task: int | None = None) -> Prediction:
+        """Answers to inputs as stored, [N, ...]; the transform of the tests goes first.
+
+        Args:
+            task: index of the task that they are of; needed by a method that answers with its knowledge (Task-IL).
+
+        Raises:
+            ConfigError: nothing is learned yet, or the task is not named where it must be, or not known.
+            DataError: the inputs are not those that the network takes.
+        """
+        if self.transform is None:
+            raise ConfigError("nothing to predict with: learn a task first")
+        if task is None and "class-il" not in self.method.scenarios:
+            raise ConfigError(
+                f"method {self.method.name} answers for one task: predict(x, task=0 to {self.learned - 1})"
+            )
+        if task is not None and not 0 <= task < len(self.classes.of_tasks):
+            raise ConfigError(f"task {task} is not known; allowed are 0 to {len(self.classes.of_tasks) - 1}")
+        columns = None if task is None else self.classes.of_tasks[task]
+        index = max(self.learned - 1, 0) if task is None else task
+        with evaluating(self.model):
+            return predict(self.method, inputs, self.transform, self.classes.names, columns, index, self.device)
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -407,12 +484,16 @@ class Learner:
         """All of it: settings, weights, masks, optimizer, memory, generators, position.
 
         Raises:
-            CheckpointError: asked for in the middle of a step, or while a task begins or ends.
+            CheckpointError: asked for in the middle of a step, or while a task begins or ends; or the model and its
+                optimizer no longer fit each other.
         """
         if self._midway:
             raise CheckpointError(f"nothing can be saved in the middle of a step; save at {', '.join(SAFE)}")
+        if (misfit := self._misfit()) is not None:
+            raise CheckpointError(f"this state cannot be saved: {misfit}")
         if self.position is not None:
             self.watch_loss.settle(self.position)
+            self.watch_chance.settle(self.position)
             if self.position.data is None:
                 self.position.data = saving.fingerprint(self.task.train.inputs, self.task.train.labels)
         return saving.capture(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from sparcl.checkpoint import checks
 from sparcl.errors import CheckpointError
+from sparcl.streams.batches import last, steps
 
 
 @dataclass
@@ -27,12 +29,28 @@ class Position:
     seconds: float = 0.0  # of training, in the task
     pace: list[int] = field(default_factory=list)  # after how many steps each part of a budget of seconds was spent
     replayed: bool = False  # whether the pace is that of an earlier run
+    right: int = 0  # of this epoch's samples so far, predicted rightly among the task's classes
+    accuracy: float = 0.0  # of the last whole epoch, so counted
+    learned: bool = False  # whether an epoch was better than guessing (`ChanceWatch`)
     data: str | None = None  # fingerprint of the task's samples, once a checkpoint has asked for it
 
-    def plan(self, order: Tensor, batch_size: int) -> None:
+    def plan(self, order: Tensor, batch_size: int, drop_last: bool) -> None:
         """The epoch goes through `order`, int64, `batch_size` samples a step, or all of it where it is less."""
-        self.order, self.batch = order, min(batch_size, len(order))
-        self.planned_steps = len(order) // self.batch
+        self.order = order
+        self.planned_steps, self.batch, _ = steps(len(order), batch_size, drop_last)
+
+    def upcoming(self, drop_last: bool) -> int:
+        """Samples of the next step; 0 where the epoch has none left."""
+        left = 0 if self.order is None else len(self.order) - self.cursor
+        return last(left, self.batch, drop_last)
+
+    def shorten(self, keep: Callable[[Tensor], Tensor], batch_size: int, drop_last: bool) -> None:
+        """Samples have left the task: go through those of the rest that `keep` leaves."""
+        if self.order is None:
+            return
+        self.order = torch.cat([self.order[: self.cursor], keep(self.order[self.cursor :])])
+        if self.cursor == 0:  # a small task may now be less than the batch that the epoch began with
+            self.plan(self.order, batch_size, drop_last)
 
     def check(self, learned: int, epochs: int | None) -> None:
         """Refuse a loaded position that training could never have reached."""
@@ -41,15 +59,17 @@ class Position:
         if self.data is not None and not isinstance(self.data, str):
             raise CheckpointError("the position in the checkpoint has no fingerprint of the data")
         checks.integer(self.epoch, "epoch", most=1 << 40 if epochs is None else epochs)
-        for name in ("step", "cursor", "planned_steps", "done"):
+        if not isinstance(self.learned, bool) or not isinstance(self.accuracy, float):
+            raise CheckpointError("the position in the checkpoint does not say what was learned")
+        for name in ("step", "cursor", "planned_steps", "done", "right"):
             checks.integer(getattr(self, name), name)
         checks.integer(self.batch, "batch", 0 if self.order is None else 1)
         if not isinstance(self.seconds, float) or not 0 <= self.seconds < math.inf:
             raise CheckpointError("the position in the checkpoint has no seconds")
         if not isinstance(self.pace, list) or len(self.pace) > 1000:
             raise CheckpointError("the position in the checkpoint has no pace")
-        for steps in self.pace:
-            checks.integer(steps, "a step of the pace")
+        for number in self.pace:
+            checks.integer(number, "a step of the pace")
         if self.order is not None:
             checks.within(checks.tensor(self.order, "order", torch.int64, (None,)), "order", 0, 1 << 40)
             checks.integer(self.cursor, "cursor", most=len(self.order))

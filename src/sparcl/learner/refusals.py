@@ -9,10 +9,12 @@ import inspect
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from sparcl.errors import ConfigError, DataError, one_line
+from sparcl.errors import LARGEST, ConfigError, one_line
 from sparcl.methods.method import Method
 from sparcl.methods.respond import answers_by_classifier, evaluating
+from sparcl.streams.augment import channels_hint
 from sparcl.streams.task import Task
 
 
@@ -21,8 +23,8 @@ def check_settings(batch_size: int, replay_batch_size: int | None, lr: float) ->
     for label, value in (("batch size", batch_size), ("replay batch size", replay_batch_size)):
         if value is not None and value < 2:
             raise ConfigError(f"{label} {value} is not allowed: batch statistics need 2 samples or more")
-    if not lr > 0:
-        raise ConfigError(f"learning rate {lr} is not allowed; use a number above 0")
+    if not 0 < lr <= LARGEST:
+        raise ConfigError(f"learning rate {lr} is not allowed; use a number above 0, at most {LARGEST:.2g}")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
@@ -36,35 +38,57 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def check_task(task: Task, learned: int) -> None:
-    """Raise DataError or ConfigError unless the task can be trained on and is the next one."""
-    if len(task.train) < 2:
-        raise DataError(f"task {task.index + 1} has {len(task.train)} training sample(s); a task needs 2 or more")
+def check_model(model: nn.Module) -> None:
+    """Raise ConfigError if there is nothing to train, or not yet."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
+        raise ConfigError(
+            f"{lazy[0]} of the model has no shape yet (a lazy module): run one batch through the model first"
+        )
+    if not any(True for _ in model.parameters()):
+        raise ConfigError("the model has no parameters: there is nothing to train")
+
+
+def check_trained(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ConfigError if everything that the optimizer holds is frozen."""
+    if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
+        raise ConfigError("nothing is trained: requires_grad is False of every parameter that the optimizer holds")
+
+
+def check_turn(task: Task, learned: int) -> None:
+    """Raise ConfigError unless the task is the next one."""
     if task.index != learned:
         raise ConfigError(f"task {task.index + 1} was given, but task {learned + 1} is the next to learn")
 
 
 @torch.no_grad()
-def check_fit(model: nn.Module, method: Method, task: Task, device: torch.device, batch_size: int) -> None:
+def check_fit(
+    model: nn.Module, method: Method, task: Task, device: torch.device, batch_size: int, *, grows: bool = False
+) -> None:
     """Let the model answer a first batch of the task, evaluating, and look whether it can be trained on that.
 
     Raises:
         ConfigError: the transform or the model does not take the task's inputs, the answer is not logits [N, C] with
             a column for each of the task's classes, or the method does not find the model's classifier.
-        DataError: a label without a column.
     """
     raw = task.train.inputs[:batch_size].to(device)
     inputs = task.transform.train(raw, torch.Generator())
     with evaluating(model):
         try:
             logits = model(inputs)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, ConfigError) as error:
             given = f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape)}"
-            raise ConfigError(f"the model does not take the task's inputs, {given}: {one_line(error)}") from error
+            hint = channels_hint(inputs)
+            raise ConfigError(f"the model does not take the task's inputs, {given}: {one_line(error)}{hint}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
         answer = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ConfigError(f"the model answers a batch of {len(inputs)} with {answer}; logits [N, C] are needed")
-    _check_columns(task, logits.shape[1])
+    check_columns(task, logits.shape[1])
+    remembered = None if method.buffer is None else method.buffer.logits
+    if remembered is not None and remembered.shape[1] != logits.shape[1] and not grows:
+        raise ConfigError(
+            f"the model answers with {logits.shape[1]} logits, but the buffer remembers {remembered.shape[1]} each"
+        )
     if method.uses_classifier and not answers_by_classifier(model, inputs):
         raise ConfigError(
             f"method {method.name} takes the last convolution or linear layer for the one that makes the logits, and"
@@ -72,15 +96,10 @@ def check_fit(model: nn.Module, method: Method, task: Task, device: torch.device
         )
 
 
-def _check_columns(task: Task, columns: int) -> None:
+def check_columns(task: Task, columns: int) -> None:
+    """Raise ConfigError unless there is a logit for each of the task's classes."""
     if max(task.classes) >= columns:
         raise ConfigError(
             f"the model answers with {columns} logits, but task {task.index + 1} has class {max(task.classes)}:"
             " one for each class of the whole stream is needed"
         )
-    for what, samples in (("training", task.train), ("test", task.test)):
-        wrong = samples.labels[(samples.labels < 0) | (samples.labels >= columns)]
-        if len(wrong):
-            raise DataError(
-                f"{what} label {int(wrong[0])} of task {task.index + 1} is out of range: allowed are 0 to {columns - 1}"
-            )

@@ -14,10 +14,12 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from sparcl import seeds
 from sparcl.checkpoint import canonical, checks, tree
 from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError, TrainingError
 from sparcl.learner.budget import KINDS, Budget, check_amount, check_pace
+from sparcl.learner.classes import Classes, check_state
 from sparcl.learner.position import Position
 from sparcl.methods import METHODS, Method
 from sparcl.methods.method import RehearsalMethod
@@ -29,15 +31,19 @@ from sparcl.recorded import Recorded, misfit
 from sparcl.seeds import Generators
 from sparcl.sparsity import DDR, DGM, SPARSIFIERS, TDM, Sparsifier
 from sparcl.sparsity.patterns import Pattern
+from sparcl.streams.augment import Transform
 from sparcl.streams.task import Task
 
 RUN = "run"
 """What `sparcl run` adds to the parts of a state."""
 
 PARTS = ("settings", "model", "layers", "optimizer", "learner")
-SETTINGS = ("batch_size", "replay_batch_size", "seed")
+COUNTS = ("batch_size", "replay_batch_size", "seed")
+SETTINGS = (*COUNTS, "drop_last")
 LIMITS = (*SETTINGS, "budget")
 MADE_FROM = ("model", "method", "sparsifier")
+STRIDES = "strides"
+"""Of the tensors that lie in memory in another order than the default one: PyTorch's results depend on it."""
 
 KNOWN: dict[str, dict[str, Callable[..., Any]]] = {
     "model": {kind.__name__: kind for kind in (ResNet, ConvNet, MLP)},
@@ -58,8 +64,11 @@ class Saved(Protocol):
     generators: Generators
     settings: dict[str, Any]
     recipes: dict[str, Any]
+    backend: str
     budget: Budget
     pace: list[list[int]]
+    classes: Classes
+    transform: Transform | None
     learned: int
     steps: int
     position: Position | None
@@ -81,7 +90,11 @@ def capture(learner: Saved) -> State:
         TrainingError: weights or statistics are NaN or infinite; such a state is no place to go on from.
     """
     state: State = {
-        "settings": {**learner.settings, "made_from": learner.recipes},
+        "settings": {
+            **learner.settings,
+            "made_from": learner.recipes,
+            STRIDES: canonical.strides(learner.model, learner.sparsifier.layers),
+        },
         **canonical.capture(learner.model, learner.sparsifier.layers, learner.optimizer),
         "learner": _progress(learner),
     }
@@ -99,30 +112,49 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
         CheckpointError: it is another's, or not well formed.
     """
     checks.keys(state, PARTS, "the state")
+    settings = _settings(state)
     for name, value in learner.settings.items():
-        if (saved := checks.keys(state["settings"], [*LIMITS, "made_from"], "settings")[name]) != value:
+        if (saved := settings[name]) != value:
             raise CheckpointError(f"{name.replace('_', ' ')} is {value} here, but {saved!r:.40} in the checkpoint")
     for part in MADE_FROM:
         saved, ours = state["settings"]["made_from"][part], learner.recipes[part]
         if saved is not None and ours is not None and (where := tree.difference(saved, ours)) is not None:
             raise CheckpointError(f"the checkpoint was made with another {part}: its {where} differs")
+    with checks.refusing("the classes"):
+        learner.classes.restore(state["learner"]["classes"], learner.optimizer)
+    if learner.backend == "reference" and STRIDES in settings:  # native has one order for all
+        canonical.lay_out(learner.model, learner.sparsifier.layers, settings[STRIDES])
     with checks.refusing("the state of the model and its optimizer"):
         canonical.restore(learner.model, learner.sparsifier.layers, learner.optimizer, state, _fits(learner))
     with checks.refusing("the state of the method and the sparsifier"):
         _go_on(learner, state["learner"])
         again = capture(learner)
+        again["learner"].pop("frozen", None)  # what is passed in may have more that is frozen
+        saved = {**state, "learner": {k: v for k, v in state["learner"].items() if k != "frozen"}}
     for part in PARTS[1:]:
-        if (where := tree.difference(_portable(state[part]), _portable(again[part]), part)) is not None:
+        if (where := tree.difference(_portable(saved[part]), _portable(again[part]), part)) is not None:
             raise CheckpointError(f"the checkpoint does not fit: {where} was not taken as it is")
+
+
+def _settings(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings in a state; one of an earlier version does not tell how tensors lay in memory."""
+    settings = state["settings"]
+    told = [STRIDES] if isinstance(settings, Mapping) and STRIDES in settings else []
+    return checks.keys(settings, [*LIMITS, "made_from", *told], "settings")
 
 
 def _progress(learner: Saved) -> State:
     """What is needed to go on to the same bits beside the weights, masks and optimizer state."""
     position = learner.position
+    names = canonical.parameter_names(learner.model, learner.sparsifier.layers)
+    frozen = [name for p, name in names.items() if not p.requires_grad]
     return {
+        **({"frozen": frozen} if frozen else {}),
         "learned": learner.learned,
         "steps": learner.steps,
         "pace": learner.pace,
+        "classes": learner.classes.state_dict(),
+        "transform": None if learner.transform is None else learner.transform.settings(),
         "position": None if position is None else dict(vars(position)),
         "method": learner.method.state_dict(),
         "sparsifier": learner.sparsifier.state_dict(),
@@ -137,6 +169,8 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
         raise CheckpointError("the pace in the checkpoint is no list of lists")
     check_pace(pace, CheckpointError)
     learner.pace = [list(steps) for steps in pace]
+    learner.transform = None if state["transform"] is None else Transform.of(state["transform"])
+    _freeze(learner, state.get("frozen", []))
     learner.learned = checks.integer(state["learned"], "learned")
     learner.steps = checks.integer(state["steps"], "steps")
     learner.position = None if state["position"] is None else Position(**state["position"])
@@ -148,6 +182,16 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
     learner.generators.load_state_dict(state["generators"])
 
 
+def _freeze(learner: Saved, frozen: object) -> None:
+    """Freeze the parameters of these names; what else is frozen stays so."""
+    names = canonical.parameter_names(learner.model, learner.sparsifier.layers)
+    by_name = {name: parameter for parameter, name in names.items()}
+    for name in frozen if isinstance(frozen, list) else [frozen]:
+        if not isinstance(name, str) or name not in by_name:
+            raise CheckpointError(f"the checkpoint has frozen the unknown parameter {name!r:.80}")
+        by_name[name].requires_grad_(False)
+
+
 def _check_memory(learner: Saved) -> None:
     """What the buffer remembers must be of the classes that the model has, as far as that is known without its use."""
     buffer = learner.method.buffer
@@ -156,6 +200,8 @@ def _check_memory(learner: Saved) -> None:
     if isinstance(learner.method, RehearsalMethod) and learner.method.stores_logits and buffer.logits is None:
         raise CheckpointError("the buffer in the checkpoint lacks 'logits'")
     columns = None if buffer.logits is None else buffer.logits.shape[1]
+    if learner.classes.grows:  # what was remembered before a class came has no column for it
+        columns = None if columns is None else max(columns, len(learner.classes.names))
     if learner.recipes["model"] is not None:  # one of ours, whose last layer is the classifier
         classes = getattr(classifier(learner.model), "out_features", columns)
         if columns not in (None, classes):
@@ -213,7 +259,8 @@ def make(
         CheckpointError: a part is not one of ours, or was made with values that cannot be stored.
     """
     state.pop(RUN, None)
-    settings = checks.keys(checks.keys(state, PARTS, "the state")["settings"], [*LIMITS, "made_from"], "settings")
+    checks.keys(state, PARTS, "the state")
+    settings = _settings(state)
     given = dict(zip(MADE_FROM, (model, method, sparsifier), strict=True))
     recipes = checks.keys(settings["made_from"], MADE_FROM, "settings")
     for part, recipe in recipes.items():
@@ -221,11 +268,22 @@ def make(
             raise CheckpointError(
                 f"the checkpoint does not say how its {part} was made: pass Learner.load(..., {part}=...)"
             )
+    if model is None:
+        _check_model(recipes["model"], state)
     made = tuple(
         _made(part, recipes[part], 0) if part_given is None else part_given for part, part_given in given.items()
     )
-    numbers = {name: checks.integer(settings[name], name) for name in SETTINGS}
-    return cast(Any, made), {**numbers, **_budget(settings["budget"])}
+    if not isinstance(drop_last := settings["drop_last"], bool):
+        raise CheckpointError(f"drop_last in the checkpoint is {drop_last!r:.40}, not true or false")
+    counts = {name: checks.integer(settings[name], name) for name in COUNTS}
+    more = {**_budget(settings["budget"]), **_growth(state), "drop_last": drop_last}
+    return cast(Any, made), {**counts, **more}
+
+
+def _growth(state: State) -> dict[str, Any]:
+    """The head of a Learner that grows is made without columns, and grows as it is restored."""
+    check_state(classes := checks.keys(state, PARTS, "the state")["learner"]["classes"])
+    return {"classes": ()} if classes["grows"] else {}
 
 
 def _budget(saved: Any) -> dict[str, float]:
@@ -240,6 +298,13 @@ def _budget(saved: Any) -> dict[str, float]:
 
 
 def _made(part: str, recipe: Any, depth: int) -> Any:
+    kind, arguments = _call(part, recipe, depth)
+    with checks.refusing(f"the {part}"), seeds.given_back():  # a model draws weights, which are not kept
+        return kind(**arguments)
+
+
+def _call(part: str, recipe: Any, depth: int) -> tuple[type[Any], dict[str, Any]]:
+    """The class and the arguments that a recipe names."""
     checks.keys(recipe, ("kind", "arguments"), f"the {part}")
     if not isinstance(recipe["kind"], str) or recipe["kind"] not in KNOWN[part] or depth > 2:
         raise CheckpointError(f"the checkpoint names an unknown {part}; allowed: {', '.join(KNOWN[part])}")
@@ -250,17 +315,48 @@ def _made(part: str, recipe: Any, depth: int) -> Any:
     kind = cast(type[Any], KNOWN[part][recipe["kind"]])
     if (name := misfit(kind, arguments)) is not None:
         raise CheckpointError(f"the {part}'s {name} in the checkpoint is {arguments[name]!r:.40}, of a wrong type")
-    if part == "model":
-        _check_size(arguments)
-    with checks.refusing(f"the {part}"):
-        return kind(**arguments)
+    return kind, arguments
 
 
 MAX_WIDTH = 1 << 14
+MOST_SPARSE = 10_000
+"""Weights of a layer for one that is active: the dense form is made, whatever the file holds of it."""
+
+
+def _check_model(recipe: Any, state: State) -> None:
+    """A network is allocated before its weights are put in: it must be as large as the tensors that are there.
+
+    It is made without memory first, and every weight and statistic of it looked up in the state.
+
+    Raises:
+        CheckpointError: it is larger, smaller, or of other shapes.
+    """
+    kind, arguments = _call("model", recipe, 0)
+    _check_size(arguments)
+    with checks.refusing("the model"), torch.device("meta"):
+        made = kind(**arguments)
+    empty = made.state_dict()
+    classes = state["learner"]["classes"]
+    check_state(classes)
+    if classes["grows"]:  # a head that grew has a row for each name
+        head = next(name for name, module in made.named_modules() if module is classifier(made))
+        for name in (f"{head}.weight", f"{head}.bias"):
+            empty[name] = empty[name].new_empty((len(classes["names"]), *empty[name].shape[1:]))
+    dense, layers = (checks.keys(state[part], state[part], "the model's state") for part in ("model", "layers"))
+    for name, tensor in empty.items():
+        layer = layers.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        if layer is None:
+            if name not in dense:
+                raise CheckpointError(f"the model's state in the checkpoint lacks {name!r}")
+            checks.tensor(dense[name], name, tensor.dtype, tuple(tensor.shape))
+            continue
+        values = checks.tensor(checks.keys(layer, layer, name).get("values"), name, tensor.dtype, (None,))
+        if tensor.numel() > MOST_SPARSE * max(len(values), 1):
+            raise CheckpointError(f"{name} in the checkpoint has {len(values)} of {tensor.numel()} weights: too few")
 
 
 def _check_size(arguments: Mapping[str, Any]) -> None:
-    """A network is allocated before its weights are compared: what a stranger may ask for is bounded."""
+    """Sizes that can be multiplied, and a number of layers that can be looked through."""
     for name, value in arguments.items():
         for number in value if isinstance(value, tuple) else (value,):
             checks.integer(number, f"the model's {name}", 0, MAX_WIDTH)

@@ -18,6 +18,7 @@ class AGEM(TaskShares):
     """
 
     name = "agem"
+    grows = True
     replays_alone = True
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -33,7 +34,7 @@ class AGEM(TaskShares):
         parameters = [p for p in self.host.model.parameters() if p.grad is not None]
         g = [p.grad for p in parameters if p.grad is not None]
         self.host.model.zero_grad(set_to_none=True)
-        reference.backward()  # type: ignore[no-untyped-call]
+        self.host.read_replay(reference.backward)
         self.host.mask_gradients()
         g_ref = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for p, projected in zip(parameters, project(g, g_ref), strict=True):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparcl.errors import ConfigError
-from sparcl.methods.buffer import ReservoirBuffer
+from sparcl.methods.buffer import ReservoirBuffer, widened
 from sparcl.methods.method import Batch, RehearsalMethod
 from sparcl.methods.respond import logits_of
 from sparcl.streams.task import Task
@@ -48,7 +48,7 @@ class BalancedBuffer(ReservoirBuffer):
         filled = len(self)
         arrived = {"inputs": inputs, "labels": labels, "logits": logits, "groups": groups}
         joined = {
-            name: new if getattr(self, name) is None else torch.cat([getattr(self, name)[:filled], new])
+            name: new if getattr(self, name) is None else torch.cat([widened(getattr(self, name)[:filled], new), new])
             for name, new in arrived.items()
             if new is not None
         }
@@ -56,7 +56,7 @@ class BalancedBuffer(ReservoirBuffer):
         kept = torch.cat([places[: self.share(len(of_group))] for places in of_group])
         self.seen = len(kept)
         for name, tensor in joined.items():
-            setattr(self, name, self._with_room(tensor[kept]))
+            setattr(self, name, self._with_room(tensor[kept].contiguous()))
 
 
 class TaskShares(RehearsalMethod):

@@ -54,7 +54,7 @@ class ReservoirBuffer:
         for name, offered in {"inputs": inputs, "labels": labels, "logits": logits}.items():
             if offered is not None:
                 held = getattr(self, name)
-                stored = self._with_room(offered[:0] if held is None else held)
+                stored = self._with_room(offered[:0] if held is None else widened(held, offered))
                 stored[into] = offered[origin]
                 setattr(self, name, stored)
 
@@ -125,3 +125,10 @@ class ReservoirBuffer:
         for name in self.FIELDS:
             stored = state.get(name)
             setattr(self, name, None if stored is None else self._with_room(stored.to(device, copy=True)))
+
+
+def widened(held: Tensor, offered: Tensor) -> Tensor:
+    """Logits held, with NaN in the columns of classes that came later; all else as it is."""
+    if held.dim() != 2 or not held.is_floating_point() or held.shape[1] >= offered.shape[1]:
+        return held
+    return torch.nn.functional.pad(held, (0, offered.shape[1] - held.shape[1]), value=float("nan"))

@@ -18,6 +18,7 @@ class DER(RehearsalMethod):
     """
 
     name = "der"
+    grows = True
     stores_logits = True
     replays_alone = True
 
@@ -37,8 +38,17 @@ class DER(RehearsalMethod):
         """MSE, over all logits, between present and stored answers on a buffer batch."""
         if (replay := self.replay()) is None or replay.logits is None:
             return None
-        return F.mse_loss(self.host.model(replay.inputs), replay.logits)
+        return squared_distance(self.host.model(replay.inputs), replay.logits)
 
     def replay_importance_loss(self) -> Tensor | None:
         distance = self.logit_distance()
         return None if distance is None else self.alpha * distance
+
+
+def squared_distance(logits: Tensor, stored: Tensor) -> Tensor:
+    """MSE over the columns that the stored logits [N, C'] had: those of later classes are missing, or NaN."""
+    missing = stored.isnan()
+    if logits.shape == stored.shape and not bool(missing.any()):
+        return F.mse_loss(logits, stored)
+    known = ~missing
+    return F.mse_loss(logits[:, : stored.shape[1]][known], stored[known])

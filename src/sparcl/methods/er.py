@@ -13,6 +13,7 @@ class ER(RehearsalMethod):
     """L(D_t ∪ M): the task's batch and the replay batch concatenated, one forward, one mean cross-entropy."""
 
     name = "er"
+    grows = True
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         replay = self.replay()

@@ -13,6 +13,7 @@ class ERACE(RehearsalMethod):
     """L(D_t), over the classes that are in the batch only, + L(M), over all classes; two forward passes."""
 
     name = "er-ace"
+    grows = True
     replays_alone = True
 
     def __init__(self, buffer_size: int = 200) -> None:

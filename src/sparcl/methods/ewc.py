@@ -29,6 +29,7 @@ class EWC(Method):
 
     name = "ewc"
     masks = "fixed"
+    by_parameter = True
 
     def __init__(self, *, strength: float = 10.0, gamma: float = 1.0, single_head: bool = False) -> None:
         super().__init__(single_head=single_head)
@@ -58,19 +59,20 @@ class EWC(Method):
         """Mean over the task's training samples of p(y|x)·(∂ log p(y|x)/∂θ)², a tensor for each parameter."""
         parameters = self._parameters()
         total = [torch.zeros_like(p) for p in parameters]
+        into_of = {p: into for p, into in zip(parameters, total, strict=True) if p.requires_grad}  # frozen: none
         inputs, labels = task.train.inputs, task.train.labels.tolist()
         with evaluating(self.host.model):
             for n, label in enumerate(labels):
                 sample = task.transform.test(inputs[n : n + 1].to(self.host.device))
                 log_p = self.host.model(sample).log_softmax(dim=1)[0, label]
-                gradients = torch.autograd.grad(log_p, parameters, allow_unused=True)
-                for into, g in zip(total, gradients, strict=True):
+                gradients = torch.autograd.grad(log_p, list(into_of), allow_unused=True)
+                for into, g in zip(into_of.values(), gradients, strict=True):
                     if g is not None:  # a parameter that the answer does not depend on carries no information
                         into += log_p.detach().exp() * g.square()
         return [t / len(labels) for t in total]
 
     def _parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.host.model.parameters() if p.requires_grad]
+        return list(self.host.model.parameters())
 
     def state_dict(self) -> dict[str, Any]:
         parts = {"fisher": self.fisher, "anchor": self.anchor}

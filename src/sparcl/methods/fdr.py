@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ class FDR(TaskShares):
     """
 
     name = "fdr"
+    grows = True
     stores_logits = True
     replays_alone = True
 
@@ -40,6 +43,10 @@ class FDR(TaskShares):
     def replay_importance_loss(self) -> Tensor | None:
         if (replay := self.replay()) is None or replay.logits is None:
             return None
-        moved = self.host.model(replay.inputs).softmax(dim=1) - replay.logits.softmax(dim=1)
+        logits, stored = self.host.model(replay.inputs)[:, : replay.logits.shape[1]], replay.logits
+        later = stored.isnan()  # columns of classes that came after the answer
+        moved = logits.masked_fill(later, -math.inf).softmax(dim=1) - stored.masked_fill(later, -math.inf).softmax(
+            dim=1
+        )
         distance: Tensor = torch.linalg.vector_norm(moved, dim=1).mean()
         return self.alpha * distance

@@ -11,6 +11,7 @@ class Finetune(Method):
     """L(D_t) and nothing else."""
 
     name = "finetune"
+    grows = True
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self.host.model(batch.inputs)

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparcl.checkpoint import checks
+from sparcl.errors import ConfigError
 from sparcl.methods.balanced import BalancedBuffer
 from sparcl.methods.method import Batch, RehearsalMethod, only
 from sparcl.methods.respond import check_answers, classifier_inputs, features_of, loaded_answers, logits_of
@@ -28,6 +29,8 @@ class ICaRL(RehearsalMethod):
 
     name = "icarl"
     uses_classifier = True
+    answers_need = "the mean feature of each class's exemplars, the nearest of which answers"
+    answers_unseen = False
 
     def __init__(self, buffer_size: int = 200) -> None:
         super().__init__(buffer_size)
@@ -40,6 +43,13 @@ class ICaRL(RehearsalMethod):
     def check_stream(self, tasks: int, classes: int) -> None:
         del tasks
         self.buffer.share(classes)
+
+    def check_task(self, task: Task) -> None:
+        if again := [k for k in task.classes if k in self.old]:
+            raise ConfigError(
+                f"class {again[0]} of task {task.index + 1} was learned in an earlier task, and method {self.name}"
+                " chooses the exemplars of a class once: bring new classes"
+            )
 
     def begin_task(self, task: Task) -> None:
         self.seen = [*self.old, *task.classes]
@@ -93,18 +103,29 @@ class ICaRL(RehearsalMethod):
         self.buffer.logits = logits_of(model, self.buffer.inputs[: len(self.buffer)], task, device)
         self.old, self.recorded, self._means = self.seen, None, None
 
-    @torch.no_grad()
     def predict(self, inputs: Tensor, task: Task) -> Tensor:
         """Minus the squared distance to each class's mean of exemplars; before there are any, the logits."""
-        with classifier_inputs(self.host.model) as seen:
-            logits: Tensor = self.host.model(inputs)
+        return self.answer(self.host.model, inputs, self.answer_state(task))
+
+    def answer_state(self, task: Task) -> dict[str, Tensor]:
+        """`means` [S, D] float32, L2-normalised, and the `classes` [S] int64 that they are of."""
         if not self.old:
-            return logits
+            return {}
         if self._means is None:
             self._means = self._class_means(task)
+        return {"means": self._means, "classes": torch.tensor(self.old, device=self._means.device)}
+
+    @classmethod
+    @torch.no_grad()
+    def answer(cls, model: nn.Module, inputs: Tensor, state: Mapping[str, Tensor], task: int | None = None) -> Tensor:
+        del task
+        with classifier_inputs(model) as seen:
+            logits: Tensor = model(inputs)
+        if not state:
+            return logits
         features = F.normalize(seen[-1].flatten(1), dim=1)
         scores = torch.full_like(logits, float("-inf"))
-        scores[:, self.old] = -torch.cdist(features, self._means).square()
+        scores[:, state["classes"]] = -torch.cdist(features, state["means"]).square()
         return scores
 
     def _class_means(self, task: Task) -> Tensor:

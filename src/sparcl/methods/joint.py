@@ -11,6 +11,7 @@ class Joint(Finetune):
     """Fine-tuning on one task that holds all: give it `stream.merged()`; it is evaluated on the tasks apart."""
 
     name = "joint"
+    grows = False
     learns_all_at_once = True
 
     def begin_task(self, task: Task) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparcl.checkpoint import checks
 from sparcl.errors import ConfigError
-from sparcl.methods.method import Batch, Host, check_not_negative
+from sparcl.methods.method import Batch, check_not_negative
 from sparcl.methods.partition import LEARN_SHARE, PartitionMethod
 from sparcl.sparsity.importance import lowest
 from sparcl.streams.task import Task
@@ -45,9 +45,10 @@ class LPS(PartitionMethod):
         self.admm: dict[str, dict[str, Tensor]] = {}  # by letter of the legend, then by parameter
         self.parts: dict[str, dict[str, Tensor]] = {}  # by task: bool, the older tasks' weights that it uses
 
-    def attach(self, host: Host) -> None:
-        super().attach(host)
-        self.keys = {i: str(i) for i in self.divided}
+    @property
+    def keys(self) -> dict[int, str]:
+        """What a divided parameter is called in `admm` and `parts`."""
+        return {i: str(i) for i in self.divided}
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
@@ -81,6 +82,8 @@ class LPS(PartitionMethod):
             distance = torch.where(free, self.parameters[i] - a["Z"][k] + a["U"][k], a["m"][k] - a["Y"][k] + a["K"][k])
             terms.append(distance.square().sum())
         rho = self.rho * 10.0 ** (self.round // ROUNDS)
+        if not terms:  # all that could be divided is frozen
+            return torch.zeros((), device=self.host.device)
         return rho / 2 * torch.stack(terms).sum()
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class LwF(Method):
         return loss, logits
 
     def end_task(self, task: Task) -> None:
-        self.old, self.recorded = [*self.old, *task.classes], None
+        self.old, self.recorded = list(dict.fromkeys((*self.old, *task.classes))), None  # a class may return
 
     def state_dict(self) -> dict[str, Any]:
         return {"old": self.old, **({} if self.recorded is None else {"recorded": self.recorded})}

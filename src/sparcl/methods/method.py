@@ -53,6 +53,8 @@ class Host:
         device: where the training tensors live.
         replay_batch_size: samples drawn from the buffer at a time.
         mask_gradients: clears the parameters' gradients where the sparsifier lets nothing move.
+        read_replay: calls what it is given, the backward pass of L(M) where a method makes one of its own after the
+            step's (`after_backward`), so that its gradient can be ranked by.
     """
 
     model: nn.Module
@@ -61,6 +63,7 @@ class Host:
     device: torch.device
     replay_batch_size: int
     mask_gradients: Callable[[], None] = lambda: None
+    read_replay: Callable[[Callable[[], None]], None] = lambda backward: backward()
 
 
 class Method(Recorded, ABC):
@@ -77,8 +80,17 @@ class Method(Recorded, ABC):
     """Whether the method is given all tasks as one (joint)."""
     masks: ClassVar[str] = "moving"
     """Sparsity that the method works under: `moving` masks, `fixed` ones only, or `none` (it prunes itself)."""
+    grows: ClassVar[bool] = False
+    """Whether the method follows a head that grows with new classes."""
+    answers_unseen: ClassVar[bool] = True
+    """Whether it has an answer for classes that no task has brought yet; without one there is no forward transfer."""
+    by_parameter: ClassVar[bool] = False
+    """Whether something is remembered of each parameter: none may then be added or exchanged."""
     uses_classifier: ClassVar[bool] = False
     """Whether the method looks for the layer that makes the logits: the last one that the model defines."""
+
+    answers_need: ClassVar[str | None] = None
+    """What an answer needs beside the network's weights, in words; None where these alone give it."""
 
     def __init__(self, *, single_head: bool = False) -> None:
         self.single_head = single_head
@@ -108,6 +120,9 @@ class Method(Recorded, ABC):
             raise ConfigError(f"this {self.name} belongs to another Learner: make a new one for each")
         self.host = host
 
+    def check_task(self, task: Task) -> None:
+        """Raise ConfigError if a task that is about to begin cannot be learned, before any work."""
+
     def begin_task(self, task: Task) -> None:
         """A task begins; its samples are at hand."""
 
@@ -119,7 +134,11 @@ class Method(Recorded, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The objective of one step, a scalar, and the logits [N, C] of the task's batch."""
+        """The objective of one step, a scalar, and the logits [N, C] of the task's batch.
+
+        The model is called as a whole, and the task's batch comes first: what is not among the first N samples of the
+        first call is remembered (`apart.py` ranks by the two).
+        """
 
     def after_backward(self, batch: Batch) -> None:
         """Gradients are there, the optimizer has not yet moved; the sparsifier clears what must not move after this."""
@@ -136,9 +155,39 @@ class Method(Recorded, ABC):
         logits: Tensor = self.host.model(inputs)
         return logits
 
+    def answer_state(self, task: Task) -> dict[str, Tensor]:
+        """What `answer` needs beside the weights as they are now, by name; nothing where these alone give it.
+
+        Args:
+            task: any of the stream: its transform normalises what is remembered.
+        """
+        del task
+        return {}
+
+    @classmethod
+    def answer(cls, model: nn.Module, inputs: Tensor, state: Mapping[str, Tensor], task: int | None = None) -> Tensor:
+        """As `predict`, but without a Learner: from a plain network with its final weights, evaluating.
+
+        Args:
+            model: dense, as it was before any training, its state dict loaded.
+            inputs: [N, ...], normalised.
+            state: of `answer_state`.
+            task: index from 0, for a Task-IL method; its classes are then the columns to look at.
+
+        Returns:
+            Logits [N, C].
+        """
+        del state, task
+        logits: Tensor = model(inputs)
+        return logits
+
     def task_importance_loss(self, batch: Batch) -> Tensor:
         """L~(D_t), the single-head cross-entropy that importance is asked of."""
-        return F.cross_entropy(only(self.host.model(batch.inputs), batch.task.classes), batch.labels)
+        return self.single_head_loss(self.host.model(batch.inputs), batch)
+
+    def single_head_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """L~(D_t) of logits [N, C] that the batch was answered with."""
+        return F.cross_entropy(only(logits, batch.task.classes), batch.labels)
 
     def replay_importance_loss(self) -> Tensor | None:
         """L(M), the method's loss on its buffer; None while there is nothing to rehearse."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparcl.checkpoint import checks
 from sparcl.errors import ConfigError
@@ -33,13 +33,18 @@ class PartitionMethod(Method):
     statistics, are each task's own (ours: the papers go on from a trained network with the first task's; a ResNet-18
     trained from scratch ended in NaN a few steps into the second task).
 
+    A weight that is frozen (`requires_grad_(False)`) when the first task begins is divided by nobody and serves all
+    tasks as it is; one that is frozen later keeps its parts and changes no more.
+
     Args:
         pruned: share of the free weights of each layer that a task leaves to those after it.
     """
 
     scenarios: ClassVar[tuple[str, ...]] = ("task-il",)
     masks = "none"
+    by_parameter = True
     uses_classifier = True
+    answers_need = "the number of the task: the weights that answer for it, and its own BatchNorm statistics"
 
     def __init__(self, *, pruned: float = 0.75) -> None:
         super().__init__(single_head=True)
@@ -56,11 +61,16 @@ class PartitionMethod(Method):
         weights = {id(m.weight) for m in model.modules() if is_weighted(m) and m is not head}
         self.names = [name for name, _ in model.named_parameters()]
         self.parameters = list(model.parameters())
-        self.divided = [i for i, p in enumerate(self.parameters) if id(p) in weights]
+        self.divisible = [i for i, p in enumerate(self.parameters) if id(p) in weights]
+        self._divide()
         self.head = [i for i, p in enumerate(self.parameters) if id(p) in of_head]
         self.owner = [torch.zeros_like(p, dtype=torch.int16) for p in self.parameters]
         self.statistics: dict[str, dict[str, Tensor]] = {}  # by task: the buffers that it ended with, by name
         self._before: list[Tensor] = []
+
+    def _divide(self) -> None:
+        """Divide what is trained; a frozen weight stays whole."""
+        self.divided = [i for i in self.divisible if self.parameters[i].requires_grad]
 
     @abstractmethod
     def used(self, i: int, t: int) -> Tensor:
@@ -70,7 +80,24 @@ class PartitionMethod(Method):
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits [N, C] of the network as the present task trains it."""
 
+    def check_task(self, task: Task) -> None:
+        for i in self.head if self.present else ():
+            for k in task.classes:
+                if int(owner := self.owner[i][k].max()):
+                    raise ConfigError(
+                        f"class {k} of task {task.index + 1} was learned in task {owner}, and method {self.name}"
+                        " answers for a class by one task only: bring new classes"
+                    )
+        for i in self.divisible if self.present else ():
+            if i not in self.divided and self.parameters[i].requires_grad:
+                raise ConfigError(
+                    f"{self.names[i]} was frozen when the first task began, so method {self.name} gives it to no task"
+                    " and it would never train: leave it frozen"
+                )
+
     def begin_task(self, task: Task) -> None:
+        if not self.present:
+            self._divide()
         self.present, self.packed = task.index + 1, False
         for i, owner in enumerate(self.owner):
             if i in self.head:
@@ -117,6 +144,8 @@ class PartitionMethod(Method):
         """Keep the largest free weights of each layer for the present task; set the others to 0, free for the next."""
         for i in self.divided:
             weight, owner = self.parameters[i], self.owner[i]
+            if not weight.requires_grad:
+                continue  # frozen since: what is free of it stays free
             owner[self.largest_free(i, weight)] = self.present
             weight.masked_fill_(owner == 0, 0.0)
         self.packed = True
@@ -134,17 +163,44 @@ class PartitionMethod(Method):
         """Logits of the task's own part, other classes at -inf; of the network in training while it has none."""
         if task.index + 1 > self.present or (task.index + 1 == self.present and not self.packed):
             return only(self.forward(inputs), task.classes)
-        part = {self.names[i]: self.parameters[i].masked_fill(~self.used(i, task.index), 0.0) for i in self.divided}
-        statistics = self.statistics.get(str(task.index), {})
-        logits: Tensor = torch.func.functional_call(self.host.model, {**part, **statistics}, (inputs,))
-        return only(logits, task.classes)
+        return only(self.answer(self.host.model, inputs, self._part(task.index), task.index), task.classes)
+
+    def _part(self, t: int) -> dict[str, Tensor]:
+        """What answers for the packed task t: `task-t.mask.NAME` bool, of a weight; `task-t.buffer.NAME`, a buffer."""
+        masks = {f"task-{t}.mask.{self.names[i]}": self.used(i, t) for i in self.divided}
+        return masks | {f"task-{t}.buffer.{k}": value for k, value in self.statistics.get(str(t), {}).items()}
+
+    def answer_state(self, task: Task) -> dict[str, Tensor]:
+        """The parts of all tasks that are learned: see `_part`."""
+        del task
+        return {name: tensor for t in self.statistics for name, tensor in self._part(int(t)).items()}
+
+    @classmethod
+    @torch.no_grad()
+    def answer(cls, model: nn.Module, inputs: Tensor, state: Mapping[str, Tensor], task: int | None = None) -> Tensor:
+        part = {k.removeprefix(f"task-{task}."): v for k, v in state.items() if k.startswith(f"task-{task}.")}
+        if not part:
+            learned = sorted({k.partition(".")[0] for k in state}) or ["none"]
+            raise ConfigError(f"method {cls.name} answers for one of its tasks: {', '.join(learned)}")
+        weights = dict(model.named_parameters())
+        replaced = {}
+        for key, tensor in part.items():
+            kind, _, name = key.partition(".")
+            replaced[name] = weights[name].masked_fill(~tensor, 0.0) if kind == "mask" else tensor
+        logits: Tensor = torch.func.functional_call(model, replaced, (inputs,))
+        return logits
 
     def state_dict(self) -> dict[str, Any]:
         owner = {str(i): owner for i, owner in enumerate(self.owner)}
-        return {"present": self.present, "packed": self.packed, "owner": owner, "statistics": self.statistics}
+        whole = [i for i in self.divisible if i not in self.divided]
+        state = {"present": self.present, "packed": self.packed, "owner": owner, "statistics": self.statistics}
+        return {**state, "whole": whole} if whole and self.present else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.present, self.packed = checks.integer(state["present"], "the task's number"), bool(state["packed"])
+        whole = [checks.integer(i, "a weight left whole") for i in state.get("whole", ())]
+        if self.present:
+            self.divided = [i for i in self.divisible if i not in whole]
         self.owner = [
             checks.tensor(state["owner"][str(i)], "a weight's task", torch.int16, tuple(p.shape)).to(p.device)
             for i, p in enumerate(self.parameters)

@@ -23,6 +23,7 @@ from sparcl.errors import ConfigError
 from sparcl.kernels import ops
 from sparcl.kernels.allocator import return_freed_memory
 from sparcl.nn.layers import elementwise_state, fresh_state
+from sparcl.nn.positions import common
 
 BLOCKS = (4, 2)
 """Output channels that the kernels take together where they share their positions, the best first."""
@@ -56,7 +57,8 @@ class CompactLayer(nn.Module, ABC):
         self.register_buffer("weight_index", torch.arange(weight.numel(), dtype=torch.int32))
         self.bias = dense.bias
         self._chosen: Tensor | None = None
-        self._frozen: Tensor | None = None  # bool [K]
+        self._kept: Tensor | None = None  # int32 [K]: all ones for the chosen, zero for the frozen
+        self._computes_frozen = False
         self._plan: Any = None
 
     # --- SparseLayer --------------------------------------------------------------------------------------------
@@ -88,14 +90,11 @@ class CompactLayer(nn.Module, ABC):
         """
         if len(index) > 0 and not 0 <= int(index[0]) <= int(index[-1]) < math.prod(self.shape):
             raise ConfigError(f"layer {self.name}: active positions must lie in 0..{math.prod(self.shape) - 1}")
-        new, old = index.to(torch.int32), self.weight_index
-        at = torch.searchsorted(old, new).clamp_(max=max(len(old) - 1, 0))
-        survives = old[at] == new if len(old) else torch.zeros(len(new), dtype=torch.bool)
-        origin = at[survives]
+        stays, stayed = common(self.index, index, math.prod(self.shape))
 
         def moved(tensor: Tensor, fresh: float) -> Tensor:
-            result = torch.full((len(new),), fresh, dtype=tensor.dtype)
-            result[survives] = tensor[origin]
+            result = torch.full((len(index),), fresh, dtype=tensor.dtype)
+            result[stayed] = tensor[stays]
             return result
 
         states = {} if optimizer is None else elementwise_state(optimizer, self.values)
@@ -103,7 +102,7 @@ class CompactLayer(nn.Module, ABC):
             assert optimizer is not None
             optimizer.state[self.values][key] = moved(state, fresh_state(optimizer, self.values, key))
         _replace(self.values, moved(self.values, 0.0))
-        self.weight_index = new.clone()
+        self.weight_index = index.to(torch.int32, copy=True)
         self._plan = None
         self.set_chosen(None)
 
@@ -112,18 +111,28 @@ class CompactLayer(nn.Module, ABC):
         if chosen is not None and bool(chosen.all()):
             chosen = None
         self._chosen = chosen
-        self._frozen = None if chosen is None else ~chosen
+        self._kept = None if chosen is None else chosen.to(torch.int32).neg_()
+        self._tell_plan()
+
+    def compute_frozen(self, on: bool) -> None:
+        """Whether the gradient of what is not chosen is computed all the same, until `mask_gradient` clears it."""
+        if on != self._computes_frozen:
+            self._computes_frozen = on
+            self._tell_plan()
+
+    def _tell_plan(self) -> None:
         if self._plan is not None:
+            chosen = None if self._computes_frozen else self._chosen
             self._plan.set_chosen(None if chosen is None else chosen.to(torch.uint8))
 
     def frozen_entries(self) -> Tensor | None:
         """Places in `values` of the active weights that are not chosen; None when there is none."""
-        return None if self._frozen is None else self._frozen.nonzero().squeeze(1)
+        return None if self._chosen is None else (~self._chosen).nonzero().squeeze(1)
 
     def mask_gradient(self) -> None:
         """Clear the gradient of what is not chosen: not computed by the kernel, but a method may have added to it."""
-        if self._frozen is not None and self.values.grad is not None:
-            self.values.grad.masked_fill_(self._frozen, 0.0)
+        if self._kept is not None and self.values.grad is not None:
+            self.values.grad.view(torch.int32).bitwise_and_(self._kept)  # ten times faster than `masked_fill_`
 
     def dense_gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
         """∂L/∂W, of W's shape, at every position, active or not, from one call's input and gradient at its output."""
@@ -152,7 +161,7 @@ class CompactLayer(nn.Module, ABC):
         if self._plan is None:
             return_freed_memory()
             self._plan = self._make_plan()
-            self.set_chosen(self._chosen)
+            self._tell_plan()
         return self._plan
 
     @abstractmethod

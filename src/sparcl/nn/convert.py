@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sparcl import kernels
 from sparcl.errors import ConfigError
+from sparcl.nn import memory
 from sparcl.nn.compact import BatchLastConv2d, CompactConv2d, CompactLayer, CompactLinear, has_kernel
 from sparcl.nn.layers import Prunable, is_watched, prunable_names
 from sparcl.nn.norm import (
@@ -53,6 +54,7 @@ def to_native(model: nn.Module, prunable: Prunable = None, choice: Mapping[str, 
     check_choice(choice or {}, names)
     compact = {name for name in names if (choice or {}).get(name, "native") == "native"}
     _check_parameters(model)
+    memory.make_contiguous(model)  # the kernels go by it
     shared = _shared_parameters(model)
     for name, module in list(model.named_modules()):
         if not name or name.startswith("parametrizations") or is_watched(module):

@@ -50,6 +50,9 @@ class SparseLayer(Protocol):
     def set_chosen(self, chosen: Tensor | None) -> None:
         """Choose which active weights, bool [K], are updated from now on (None: all)."""
 
+    def compute_frozen(self, on: bool) -> None:
+        """Whether the gradient of what is not chosen is computed all the same, until `mask_gradient` clears it."""
+
     def frozen_entries(self) -> Tensor | None:
         """Flat positions in `parameter` of the active weights that are not chosen; None when there is none."""
 
@@ -111,6 +114,9 @@ class MaskedLayer:
             self._frozen = self._index[~chosen.to(self._index.device)]
             trainable[self._frozen] = False
         self._trainable = None if bool(trainable.all()) else trainable.view(self.shape)
+
+    def compute_frozen(self, on: bool) -> None:
+        """Nothing: a dense weight's gradient is computed everywhere."""
 
     def frozen_entries(self) -> Tensor | None:
         return self._frozen
@@ -182,13 +188,33 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
         names = [name for name in candidates if any(fnmatch.fnmatchcase(name, p) for p in prunable)]
         for pattern in prunable:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in candidates):
-                raise ConfigError(f"prunable layer {pattern!r} matches none of: {', '.join(candidates)}")
+                raise ConfigError(_no_match(model, pattern, list(candidates)))
     if not names:
         raise ConfigError(
             "the model has no prunable layer: it needs a Conv2d or Linear layer beside the first and the last"
-            f" (found: {', '.join(candidates) or 'none'}), or name the layers with `prunable`"
+            f" (found: {', '.join(candidates) or 'none'}{_other_layers(model)})"
+            + (", or name layers of these with `prunable`" if candidates else "")
         )
     return names
+
+
+def _no_match(model: nn.Module, pattern: str, candidates: list[str]) -> str:
+    """Why a pattern of `prunable` names nothing that can be pruned."""
+    for name, module in model.named_modules():
+        if name and fnmatch.fnmatchcase(name, pattern) and next(module.parameters(), None) is not None:
+            allowed = f"only Conv2d and Linear layers can be pruned, here: {', '.join(candidates) or 'none'}"
+            return f"prunable layer {pattern!r} is a {type(module).__name__}: {allowed}"
+    return f"prunable layer {pattern!r} matches none of: {', '.join(candidates) or 'no Conv2d or Linear layer'}"
+
+
+def _other_layers(model: nn.Module) -> str:
+    """Kinds of layers with a weight matrix that cannot be pruned, for those who look for theirs in a message."""
+    own = {type(m).__name__: None for m in model.modules() if not is_weighted(m) and _has_matrix(m)}
+    return f"; not prunable: {', '.join(own)}" if own else ""
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return any(p.dim() > 1 for p in module.parameters(recurse=False))
 
 
 def is_weighted(module: nn.Module) -> bool:

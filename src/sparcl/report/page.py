@@ -33,7 +33,7 @@ def page(groups: Sequence[Group], problems: Sequence[Problem]) -> str:
         ConfigError: jinja2 is missing.
     """
     if importlib.util.find_spec("jinja2") is None:
-        raise ConfigError("format html needs jinja2: pip install 'sparcl[report]'")
+        raise ConfigError("format html needs jinja2: pip install 'sparcl-edge[report]'")
     import jinja2
     from markupsafe import Markup
 

@@ -6,15 +6,19 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparcl import regular
 from sparcl.errors import one_line
 from sparcl.report.events import parse
 
 RESULT, CONFIG, EVENTS = "result.json", "config.toml", "events.jsonl"
+
+LIMITS = {RESULT: 64 << 20, CONFIG: 16 << 20, EVENTS: 16 << 20}
+"""Bytes of a file (of events.jsonl: of a line) that may be read."""
 
 REQUIRED: dict[str, tuple[str, ...]] = {
     "": ("benchmark", "method", "sparsifier", "seed", "class_il", "task_il", "forgetting"),
@@ -52,6 +56,12 @@ class Record:
     def seed(self) -> int:
         return int(self.result["seed"])
 
+    @property
+    def data(self) -> str | None:
+        """Fingerprint of the stream that was learned; None where the result does not name it."""
+        held = self.result.get("data")
+        return None if held is None else str(held["fingerprint"])
+
     def figure(self, section: str, name: str) -> float | None:
         """A number of result.json, or None where it was not measured."""
         holder = self.result[section] if section else self.result
@@ -63,9 +73,9 @@ class Record:
         if not os.path.isfile(self.path / EVENTS):  # a pipe would be waited for
             return
         try:
-            with (self.path / EVENTS).open(encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    event = parse(line)
+            with regular.open_regular(self.path / EVENTS, ours=True) as file:
+                while line := file.readline(LIMITS[EVENTS]):
+                    event = parse(line.decode("utf-8", "replace"))
                     if event is not None and isinstance(event.get("event"), str):
                         yield event
         except OSError:
@@ -86,7 +96,8 @@ class Problem:
 def load(places: Iterable[Path]) -> tuple[list[Record], list[Problem]]:
     """The finished runs at `places` (run directories, or folders that hold some, however deep), and what went wrong.
 
-    A run that repeats another's settings and seed is left out of the records, and said to be: no seed counts twice.
+    A run that repeats another's settings and seed on the same data is left out of the records, and said to be: no seed
+    counts twice. An older result, which names no data, may be of any.
     """
     records: list[Record] = []
     problems: list[Problem] = []
@@ -99,20 +110,30 @@ def load(places: Iterable[Path]) -> tuple[list[Record], list[Problem]]:
         if not found:
             problems.append(Problem(place, f"holds no run (no {CONFIG} or {RESULT})"))
         directories.update(dict.fromkeys(found))
-    seen: dict[str, Path] = {}
     for directory in directories:
         read = read_run(directory)
         if isinstance(read, Problem):
             problems.append(read)
-            continue
-        told = {k: v for k, v in read.config.items() if k not in INCIDENTAL}
-        identity = json.dumps({**told, "seed": read.seed}, sort_keys=True, default=str)
-        if identity in seen:
-            problems.append(Problem(directory, f"same settings and seed as {seen[identity]}; counted once"))
         else:
-            seen[identity] = directory
             records.append(read)
-    return records, problems
+    repeated = list(_repeated(records))
+    again = {problem.path for problem in repeated}
+    return [r for r in records if r.path not in again], problems + repeated
+
+
+def _repeated(records: Sequence[Record]) -> Iterator[Problem]:
+    """Runs that another one repeats; those that name their data come first, so that the order of places is nothing."""
+    seen: dict[str, dict[str | None, Path]] = {}
+    for record in sorted(records, key=lambda r: r.data is None):
+        told = {k: v for k, v in record.config.items() if k not in INCIDENTAL}
+        alike = seen.setdefault(json.dumps({**told, "seed": record.seed}, sort_keys=True, default=str), {})
+        other = alike.get(record.data)
+        if other is None and record.data is None:
+            other = next(iter(alike.values()), None)
+        if other is None:
+            alike[record.data] = record.path
+        else:
+            yield Problem(record.path, f"same settings, seed and data as {other}; counted once")
 
 
 def _run_directories(place: Path) -> Iterator[Path]:
@@ -126,13 +147,13 @@ def _run_directories(place: Path) -> Iterator[Path]:
 def read_run(directory: Path) -> Record | Problem:
     """The record in a run directory, or why there is none."""
     config_file, result_file = directory / CONFIG, directory / RESULT
-    if not result_file.exists():
+    if not os.path.lexists(result_file):
         return Problem(directory, f"not finished (no {RESULT}); go on with --resume")
     for file in (config_file, result_file):
         if file.exists() and not file.is_file():  # a pipe would be waited for
             return Problem(directory, f"{file.name} is not a regular file")
     try:
-        config = tomllib.loads(config_file.read_text(encoding="utf-8"))
+        config = tomllib.loads(_text(config_file))
     except FileNotFoundError:
         return Problem(directory, f"no {CONFIG}")
     except (OSError, ValueError, RecursionError) as error:
@@ -141,7 +162,7 @@ def read_run(directory: Path) -> Record | Problem:
         if name in config and not (type(config[name]) in of_type and _is_number(config[name])):
             return Problem(directory, f"{CONFIG} is damaged: {name} is not a number")
     try:
-        text = result_file.read_text(encoding="utf-8")
+        text = _text(result_file)
     except (OSError, ValueError) as error:
         return Problem(directory, f"{RESULT} cannot be read: {one_line(error)}")
     result = parse(text)
@@ -151,6 +172,10 @@ def read_run(directory: Path) -> Record | Problem:
     if fault:
         return Problem(directory, f"{RESULT} is damaged: {fault}")
     return Record(directory, _looked_at(config, result["sparsifier"]), result)
+
+
+def _text(file: Path) -> str:
+    return regular.read(file, LIMITS[file.name], ours=True).decode("utf-8-sig")
 
 
 def _looked_at(config: Mapping[str, Any], sparsifier: str) -> Mapping[str, Any]:
@@ -178,6 +203,9 @@ def _fault(result: Mapping[str, Any]) -> str | None:
                     return f"{label} is not a whole number"
             elif value is not None and not _is_number(value):
                 return f"{label} is not a number"
+    data = result.get("data")
+    if data is not None and not (isinstance(data, dict) and isinstance(data.get("fingerprint"), str)):
+        return "data.fingerprint is not a name"
     return None
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparcl import published
+from sparcl.report import neutral
 from sparcl.report.records import INCIDENTAL, Record
 
 FORMATS = ("table", "markdown", "csv", "html")
@@ -30,6 +31,7 @@ OF_METHOD = (
     "sample_removal",
     "ddr_score",
     "importance",
+    "ranking",
     "block_size",
     "distribution",
     "prunable",
@@ -75,6 +77,9 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float | None, float | None
     return mean, spread if spread is None or math.isfinite(spread) else None
 
 
+Settings = tuple[tuple[str, Any], ...]
+
+
 @dataclass(frozen=True)
 class Group:
     """Runs that differ in their seed alone."""
@@ -85,7 +90,7 @@ class Group:
     sparsity: float
     pattern: str
     buffer: int | None
-    settings: tuple[tuple[str, Any], ...]
+    settings: Settings
     """What else tells this group from others of the report."""
     usual: frozenset[str]
     """Those of the settings that hold the value of most groups alike in the rest: said once, below the table."""
@@ -169,14 +174,29 @@ def group(records: Sequence[Record]) -> list[Group]:
     groups: list[Group] = []
     for base, members in by_base.items():
         telling = [k for k in keys if _varies(members if k in OF_METHOD else by_stream[base[0]], k)]
-        split: dict[str, list[Record]] = {}
-        for record in members:
-            split.setdefault(repr([(k, record.config.get(k)) for k in sorted(telling)]), []).append(record)
-        rows = [tuple((k, alike[0].config.get(k)) for k in sorted(telling)) for alike in split.values()]
-        for settings, alike in zip(rows, split.values(), strict=True):
+        split = list(_alike(members, sorted(telling)))
+        rows = [settings for settings, _ in split]
+        for settings, alike in split:
             usual = frozenset(k for k, value in settings if sum((k, value) in row for row in rows) * 2 > len(rows) > 2)
             groups.append(Group(*base, settings, usual, tuple(sorted(alike, key=lambda r: r.seed))))
     return sorted(groups, key=_order)
+
+
+def _alike(records: Sequence[Record], telling: Sequence[str]) -> Iterator[tuple[Settings, list[Record]]]:
+    """Records with the same values of the settings `telling`, those values first; apart where the data is another."""
+    split: dict[str, list[Record]] = {}
+    for record in records:
+        split.setdefault(repr([record.config.get(k) for k in telling]), []).append(record)
+    for alike in split.values():
+        settings = tuple((k, alike[0].config.get(k)) for k in telling)
+        by_data: dict[str | None, list[Record]] = {}
+        for record in alike:
+            by_data.setdefault(record.data, []).append(record)
+        if len(by_data.keys() - {None}) < 2:
+            yield settings, alike
+            continue
+        for data, of_data in by_data.items():
+            yield (*settings, ("data", None if data is None else data[:8])), of_data
 
 
 _BASE_KEYS = ("stream", "method", "sparsifier", "sparsity", "pattern", "buffer_size")
@@ -307,12 +327,12 @@ def as_table(groups: Sequence[Group]) -> Table:
     same = [c for c in shown if c.text or c.heading == "buffer"]
     same = [c for c in same if len(groups) > 1 and len({c.cell(g) for g in groups}) == 1]
     title = ", ".join(f"{c.heading} {c.cell(groups[0])}" for c in same)
-    table = Table(title=Text(title) if title else None)
+    table = Table(title=Text(neutral.line(title)) if title else None)
     kept = [c for c in shown if c not in same]
     for column in kept:
         table.add_column(column.heading, justify="left" if column.text else "right")
     for g in groups:
-        table.add_row(*(Text(c.cell(g)) for c in kept))
+        table.add_row(*(Text(neutral.line(c.cell(g))) for c in kept))
     return table
 
 
@@ -322,13 +342,9 @@ def as_markdown(groups: Sequence[Group]) -> str:
     lines = [
         "| " + " | ".join(c.heading for c in shown) + " |",
         "|" + "|".join("---" if c.text else "---:" for c in shown) + "|",
-        *("| " + " | ".join(_escape(c.cell(g)) for c in shown) + " |" for g in groups),
+        *("| " + " | ".join(neutral.markdown(c.cell(g)) for c in shown) + " |" for g in groups),
     ]
-    return "\n".join([*lines, "", *(f"{note}\n" for note in notes(groups))]).rstrip("\n") + "\n"
-
-
-def _escape(text: str) -> str:
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    return "\n".join([*lines, "", *(f"{neutral.markdown(note)}\n" for note in notes(groups))]).rstrip("\n") + "\n"
 
 
 FIGURES = (
@@ -356,9 +372,7 @@ def as_csv(groups: Sequence[Group]) -> str:
         stats = [g.stat(section, key) for _, section, key in FIGURES]
         row = g.published
         values = [v for name in ("class_il", "task_il") for v in (getattr(row, name, None) or (None, None))]
-        writer.writerow(
-            [g.stream, g.method, g.sparsifier, g.sparsity, g.pattern, g.buffer, g.settings_text, len(g.records)]
-            + [v for s in stats for v in (s.mean, s.std)]
-            + [*values, g.published_flops]
-        )
+        named = [g.stream, g.method, g.sparsifier, g.sparsity, g.pattern, g.buffer, g.settings_text, len(g.records)]
+        cells = [*named, *(v for s in stats for v in (s.mean, s.std)), *values, g.published_flops]
+        writer.writerow([neutral.csv_cell(cell) for cell in cells])
     return out.getvalue()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sparcl.errors import ConfigError
+from sparcl.report import neutral
 from sparcl.report.records import Problem, load
 from sparcl.report.tables import FORMATS, Group, as_csv, as_markdown, as_table, group, notes
 
@@ -52,16 +55,33 @@ def write(places: Sequence[Path], form: str = "table", out: Path | None = None) 
     if out is None:
         sys.stdout.write(text)
         return
-    new = not out.exists()
+    write_text(out, text)
+
+
+def write_text(out: Path, text: str) -> None:
+    """Write a whole file, folders included, or leave what was there as it was; a name that is no text is escaped.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    content = text.encode("utf-8", "backslashreplace")
+    place = Path(os.path.realpath(out))  # a link stays a link
+    beside = place.with_name(f".sparcl-{os.getpid()}.tmp")
     try:
-        if not out.parent.is_dir():
-            out.parent.mkdir(parents=True)
-        out.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name may be half a letter
+        if not place.parent.is_dir():
+            place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists() and not place.is_file():  # a device or a pipe: there is nothing to replace
+            place.write_bytes(content)
+            return
+        beside.write_bytes(content)
+        if place.exists():
+            shutil.copymode(place, beside)
+        os.replace(beside, place)
     except OSError as error:
-        if new:
-            with contextlib.suppress(OSError):  # half a page is none
-                out.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {out}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def _for_terminal(groups: Sequence[Group], problems: Sequence[Problem], *, to_file: bool) -> str:
@@ -71,20 +91,20 @@ def _for_terminal(groups: Sequence[Group], problems: Sequence[Problem], *, to_fi
     with console.capture() as capture:
         console.print(as_table(groups))
         for note in notes(groups):
-            console.print(note, markup=False, highlight=False)
+            console.print(neutral.terminal(note), markup=False, highlight=False)
         if problems:
             console.print(f"\nleft out ({len(problems)}):", highlight=False)
         for problem in problems:
-            console.print(f"  {problem}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"  {neutral.line(str(problem))}", markup=False, highlight=False, soft_wrap=True)
     return capture.get()
 
 
 def _markdown_problems(problems: Sequence[Problem]) -> str:
     if not problems:
         return ""
-    return "\n".join(["", f"Left out ({len(problems)}):", "", *(f"- {p}" for p in problems), ""])
+    return "\n".join(["", f"Left out ({len(problems)}):", "", *(f"- {neutral.markdown(str(p))}" for p in problems), ""])
 
 
 def _print_problems(problems: Sequence[Problem]) -> None:
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        print(f"left out: {neutral.line(str(problem))}", file=sys.stderr)

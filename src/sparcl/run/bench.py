@@ -26,7 +26,7 @@ from torch import nn
 from sparcl import kernels
 from sparcl.cost.flops import Profile
 from sparcl.errors import ConfigError
-from sparcl.nn import build, convert
+from sparcl.nn import DEFAULT_WIDTH, build, convert
 from sparcl.run.experiment import MOST, MOST_THREADS, MOST_WIDTH, check_range
 from sparcl.sparsity.patterns import make_pattern
 from sparcl.sparsity.static import Static
@@ -134,9 +134,9 @@ def peak_bytes(side: Side) -> int | None:
 def measure_all(
     *,
     model: str,
-    width: int,
+    width: int | None,
     batch: int,
-    threads: int,
+    threads: int | None,
     sparsities: Sequence[float],
     patterns: Sequence[str],
     block_size: int,
@@ -148,6 +148,8 @@ def measure_all(
     Raises:
         ConfigError: the compiled part is missing, or a value that is not allowed.
     """
+    width = DEFAULT_WIDTH.get(model, 1) if width is None else width  # an unknown model is refused below
+    threads = torch.get_num_threads() if threads is None else threads
     _check(model, width, batch, threads, sparsities)
     for pattern in patterns:
         make_pattern(pattern, block_size)

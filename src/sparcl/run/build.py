@@ -25,7 +25,7 @@ SETTINGS = ("buffer_size", "single_head")
 
 def stream(experiment: Experiment, progress: Progress | None = None) -> Stream:
     """Load the experiment's stream (as it arrives: joint trains on `.merged()` of it)."""
-    return streams.load(
+    loaded = streams.load(
         experiment.stream,
         Path(experiment.data) if experiment.data is not None else None,
         classes_per_task=experiment.classes_per_task,
@@ -34,6 +34,7 @@ def stream(experiment: Experiment, progress: Progress | None = None) -> Stream:
         resize=experiment.resize,
         progress=progress,
     )
+    return loaded if (most := experiment.limit_test_per_class) is None else loaded.limit_test(most)
 
 
 def method(experiment: Experiment) -> Method:
@@ -74,13 +75,17 @@ def sparsifier(experiment: Experiment) -> Sparsifier:
             distribution=experiment.distribution,
             prunable=experiment.prunable,
             ddr_score=experiment.ddr_score or "misclassified",
+            ranking=experiment.ranking or "step",
             use_gradients=experiment.importance != "magnitude",
+            first_mask=experiment.first_mask or "random",
         )
+    given = {} if experiment.first_mask is None else {"first_mask": experiment.first_mask}
     return SPARSIFIERS[experiment.sparsifier](
         experiment.sparsity,
         pattern=make_pattern(experiment.pattern, experiment.block_size),
         distribution=experiment.distribution,
         prunable=experiment.prunable,
+        **given,
     )
 
 
@@ -104,8 +109,9 @@ def learner(experiment: Experiment, stream: Stream) -> Learner:
     assert experiment.lr is not None
     the_method, the_sparsifier = method(experiment), sparsifier(experiment)
     the_method.check_stream(len(stream), stream.n_classes)
-    torch.manual_seed(seeds.derive(experiment.seed, "model"))
-    model = nn.build(experiment.model, stream.n_classes, stream.input_shape, experiment.width)
+    with seeds.given_back():
+        seeds.seed_torch(seeds.derive(experiment.seed, "model"))
+        model = nn.build(experiment.model, stream.n_classes, stream.input_shape, experiment.width)
     return Learner(
         model,
         the_method,
@@ -117,6 +123,7 @@ def learner(experiment: Experiment, stream: Stream) -> Learner:
         seconds=experiment.max_seconds,
         pace=experiment.pace,
         batch_size=experiment.batch_size,
+        drop_last=experiment.drop_last,
         seed=experiment.seed,
         device=device(experiment.device),
         backend=experiment.backend,

@@ -21,10 +21,12 @@ class AccuracyMatrix:
 
     Args:
         tasks: T.
+        answers_unseen: whether the method answers for classes it has not seen (`Method.answers_unseen`); where it does
+            not, what R holds of tasks to come is the share of some class, and forward transfer is None.
     """
 
-    def __init__(self, tasks: int) -> None:
-        self.tasks = tasks
+    def __init__(self, tasks: int, *, answers_unseen: bool = True) -> None:
+        self.tasks, self.answers_unseen = tasks, answers_unseen
         self._rows: list[Accuracy] = []
         self._baseline: Accuracy | None = None
         self._confusion: Confusion | None = None
@@ -49,8 +51,9 @@ class AccuracyMatrix:
         self._confusion = accuracy.confusion
 
     def _checked(self, accuracy: Accuracy) -> Accuracy:
-        if len(accuracy.task_il) != self.tasks:
-            raise ConfigError(f"an accuracy for each of {self.tasks} tasks is needed, {len(accuracy.task_il)} given")
+        if accuracy.task_il is None or len(accuracy.task_il) != self.tasks:
+            given = 0 if accuracy.task_il is None else len(accuracy.task_il)
+            raise ConfigError(f"an accuracy for each of {self.tasks} tasks is needed, {given} given")
         return accuracy
 
     def rows(self) -> dict[str, Any]:
@@ -85,10 +88,11 @@ class AccuracyMatrix:
         baseline = getattr(self._baseline, scenario, None)
         if matrix is None or self.tasks < 2 or len(matrix) < self.tasks:
             return dict.fromkeys(("forgetting", "backward_transfer", "forward_transfer"))
+        before = baseline if self.answers_unseen else None
         return {
             "forgetting": forgetting(matrix),
             "backward_transfer": backward_transfer(matrix),
-            "forward_transfer": None if baseline is None else forward_transfer(matrix, list(baseline)),
+            "forward_transfer": None if before is None else forward_transfer(matrix, list(before)),
         }
 
     def per_class(self, names: Sequence[str]) -> dict[str, Any] | None:

@@ -11,27 +11,30 @@ import dataclasses
 import json
 import math
 import re
-import sys
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparcl import methods
-from sparcl.errors import ConfigError, one_line
+from sparcl import methods, regular
+from sparcl.errors import LARGEST, ConfigError, one_line
 from sparcl.learner.budget import check_pace
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
 from sparcl.nn import DEFAULT_WIDTH, MODELS
 from sparcl.nn.auto import BACKENDS
-from sparcl.sparsity import SPARSIFIERS
+from sparcl.sparsity import SPARSIFIERS, find
+from sparcl.sparsity.collected import RANKINGS
 from sparcl.sparsity.patterns import DISTRIBUTIONS, PATTERNS
-from sparcl.sparsity.static import DEFAULT_SPARSITY
+from sparcl.sparsity.static import DEFAULT_SPARSITY, FIRST_MASKS
 from sparcl.streams import STREAMS
 
 DEVICES = ("auto", "cpu", "cuda")
 MOST = 2**31 - 1
 """Of whatever is counted: what PyTorch takes as a size anywhere."""
+MAX_TOML = 16 << 20
+"""Bytes of a configuration."""
+
 MOST_WIDTH = 2**16
 MOST_THREADS = 1024
 """Those of the native engine."""
@@ -71,6 +74,7 @@ class Experiment:
     classes_per_task: int | None = None
     class_order_seed: int | None = None
     limit_per_class: int | None = None
+    limit_test_per_class: int | None = None
     resize: int | None = None
     # how it is learned
     scenario: str | None = None
@@ -84,6 +88,7 @@ class Experiment:
     steps: int | None = None
     max_seconds: float | None = None
     batch_size: int = 32
+    drop_last: bool | None = None
     model: str | None = None
     width: int | None = None
     # what is computed at all
@@ -92,10 +97,12 @@ class Experiment:
     block_size: int = 4
     distribution: str = "uniform"
     prunable: tuple[str, ...] | None = None
+    first_mask: str | None = None
     gradient_sparsity: float | None = None
     sample_removal: float | None = None
     ddr_score: str | None = None
     importance: str | None = None
+    ranking: str | None = None
     # with what
     seed: int = 0
     threads: int | None = None
@@ -115,7 +122,9 @@ class Experiment:
             ("model", self.model, (None, *MODELS)),
             ("pattern", self.pattern, PATTERNS),
             ("sparsity distribution", self.distribution, DISTRIBUTIONS),
+            ("first mask", self.first_mask, (None, *FIRST_MASKS)),
             ("importance", self.importance, (None, *IMPORTANCES)),
+            ("ranking", self.ranking, (None, *RANKINGS)),
         ):
             if value not in allowed:
                 names = ", ".join(name for name in allowed if name is not None)
@@ -128,6 +137,7 @@ class Experiment:
             ("width", self.width, 1, MOST_WIDTH),
             ("threads", self.threads, 1, MOST_THREADS),
             ("limit per class", self.limit_per_class, 1, MOST),
+            ("limit test per class", self.limit_test_per_class, 1, MOST),
             ("classes per task", self.classes_per_task, 1, MOST),
             ("resize", self.resize, 1, MOST),
             ("seed", self.seed, 0, 2**63 - 1),
@@ -139,13 +149,17 @@ class Experiment:
         if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
             raise ConfigError(f"max seconds {self.max_seconds} is not allowed; use a number above 0")
         check_pace(self.pace)
-        if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ConfigError(f"learning rate {self.lr} is not allowed; use a number above 0")
-        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"weight decay {self.weight_decay} is not allowed; use 0 or more")
+        if self.lr is not None and not 0 < self.lr <= LARGEST:
+            raise ConfigError(
+                f"learning rate {self.lr:.6g} is not allowed; use a number above 0, at most {LARGEST:.2g}"
+            )
+        if self.weight_decay is not None and not 0 <= self.weight_decay <= LARGEST:
+            raise ConfigError(
+                f"weight decay {self.weight_decay:.6g} is not allowed; use 0 or more, at most {LARGEST:.2g}"
+            )
         for option, setting in self.method_options.items():
-            if not abs(setting) <= sys.float_info.max:  # NaN, infinity, and what is longer than any float
-                raise ConfigError(f"method option {option} is not a finite number")
+            if not abs(setting) <= LARGEST:  # NaN, infinity, and what float32 does not hold
+                raise ConfigError(f"method option {option} is not a finite number of at most {LARGEST:.2g}")
         self._check_combination()
 
     def _check_combination(self) -> None:
@@ -173,7 +187,9 @@ class Experiment:
             raise ConfigError(f"{told} goes with a sparsifier; dense has none (leave it out{otherwise})")
         if self.pattern != "block" and "block_size" in unusual:
             raise ConfigError(f"block size {self.block_size} goes with pattern block, not {self.pattern}")
-        only_sparcl = ("gradient_sparsity", "sample_removal", "ddr_score", "importance")
+        if self.sparsifier == "snip" and self.first_mask is not None:
+            raise ConfigError("first mask goes with another sparsifier: snip's comes from gradients (leave it out)")
+        only_sparcl = ("gradient_sparsity", "sample_removal", "ddr_score", "importance", "ranking")
         given = [name for name in only_sparcl if getattr(self, name) is not None]
         if self.sparsifier != "sparcl" and given:
             raise ConfigError(f"{given[0].replace('_', ' ')} is SparCL's alone; sparsifier {self.sparsifier} has none")
@@ -208,11 +224,14 @@ class Experiment:
             model=model,
             width=self.width or DEFAULT_WIDTH[model],
             sparsity=(DEFAULT_SPARSITY if self.sparsity is None else self.sparsity) if sparse else None,
+            drop_last=find(self.sparsifier).drops_last if self.drop_last is None else self.drop_last,
             prunable=self.prunable if sparse else None,
+            first_mask=self.first_mask or "random" if sparse and self.sparsifier != "snip" else None,
             gradient_sparsity=_default(self.gradient_sparsity, 0.2) if sparcl else None,
             sample_removal=_default(self.sample_removal, 0.3 if by_epochs else 0.0) if sparcl else None,
             ddr_score=self.ddr_score or "misclassified" if sparcl else None,
             importance=self.importance or "cwi" if sparcl else None,
+            ranking=self.ranking or "step" if sparcl else None,
         )
 
     @property
@@ -261,7 +280,7 @@ OF_LAYER_CHOICE = (
 )
 """Settings that the timing of the layers depends on: with another value of one, a `layer_choice` says nothing."""
 
-OF_SPARSE = ("pattern", "block_size", "distribution", "prunable")
+OF_SPARSE = ("pattern", "block_size", "distribution", "prunable", "first_mask")
 """Settings that a dense network has no use for."""
 
 
@@ -294,8 +313,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: it is missing, unreadable or not TOML (one line, with the place).
     """
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(
+            regular.read(path, MAX_TOML).decode("utf-8-sig")
+        )  # an editor may have put a byte-order mark
     except FileNotFoundError:
         raise ConfigError(f"configuration {path} does not exist") from None
     except ValueError as error:  # TOML's own, of the encoding, of a number with thousands of digits

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from sparcl import regular
 from sparcl.errors import ConfigError
 
 LAUNCHERS = ("local", "slurm")
+MOST_SAID = 1 << 16
+"""Bytes from the end of what a job said that may hold its reason."""
+
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
 """How long a run that is asked to stop has to save its checkpoint."""
+ENDLESS = sys.maxsize
+"""How often a job may run out of time and queue again: submitit would give up at the fourth time."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,12 @@ class Job:
         if code < 0:
             known = {int(s): s.name for s in signal.Signals}
             return f"killed by {known.get(-code, f'signal {-code}')}"
-        lines = self.errors.read_text(encoding="utf-8", errors="replace").splitlines()
+        try:
+            with regular.open_regular(self.errors, ours=True) as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - MOST_SAID))
+                lines = file.read(MOST_SAID).decode("utf-8", "replace").splitlines()
+        except OSError:
+            lines = []
         said = [line.strip() for line in lines if line.strip()]
         return said[-1].removeprefix("sparcl: ")[:500] if said else f"exit code {code}, see {self.log}"
 
@@ -123,16 +135,18 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 @contextlib.contextmanager
 def _terminated_as_interrupt() -> Any:
-    """SIGTERM ends the sweep as Ctrl-C does, with exit code 143, so that its runs are asked to stop."""
+    """SIGTERM and SIGHUP end the sweep as Ctrl-C does, with 143 and 129, so that its runs are asked to stop."""
 
-    def leave(_signal: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]  # nohup ignores one
+    before = {number: signal.signal(number, leave) for number in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Attempt:
@@ -166,7 +180,7 @@ class Cluster:
         folder: for submitit's own files; every node must see it under the same path.
         at_once: jobs side by side; None: as many as the cluster gives.
         partition: where to queue; None: the cluster's default.
-        minutes: of a job, until it saves itself and queues again.
+        minutes: of a job, until it saves itself and queues again, until the run is done.
         memory: of a job, as `4G`; None: the cluster's default.
         cluster: submitit's name of the executor; `local` runs the jobs here.
     """
@@ -182,7 +196,7 @@ class Cluster:
         cluster: str = "slurm",
     ) -> None:
         if importlib.util.find_spec("submitit") is None:
-            raise ConfigError("launcher slurm needs submitit: pip install 'sparcl[sweep]'")
+            raise ConfigError("launcher slurm needs submitit: pip install 'sparcl-edge[sweep]'")
         if memory is not None and not re.fullmatch(r"\d+[KMGT]?", memory):
             raise ConfigError(f"memory {memory!r} is not allowed; use a whole number and K, M, G or T, e.g. 4G")
         if at_once is not None and at_once < 1:
@@ -192,10 +206,15 @@ class Cluster:
         self.at_once = at_once
         self.threads: int | None = 1
         try:
-            self.executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+            self.executor = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=ENDLESS)
         except RuntimeError:
             raise ConfigError("launcher slurm found no SLURM here (no sbatch); use --launcher local") from None
-        slurm = {"slurm_partition": partition, "slurm_mem": memory, "slurm_array_parallelism": at_once}
+        slurm = {
+            "slurm_partition": partition,
+            "slurm_mem": memory,
+            "slurm_array_parallelism": at_once,
+            "slurm_additional_parameters": {"requeue": True},  # where the cluster's default is not to queue again
+        }
         self.executor.update_parameters(
             name="sparcl", timeout_min=minutes, **{k: v for k, v in slurm.items() if v is not None}
         )

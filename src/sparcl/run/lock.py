@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sparcl import regular
+from sparcl.checkpoint import disk
 from sparcl.errors import CheckpointError
 
 LOCK = ".lock"
@@ -21,15 +24,15 @@ def locked(directory: Path) -> Iterator[list[Path]]:
         CheckpointError: another process holds it, or it cannot be made.
     """
     made: list[Path] = []
+    new = not os.path.lexists(directory / LOCK)
     try:
-        absent = [folder for folder in directory.parents if not folder.exists()]
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        made = [directory, *absent] if _make(directory) else []
-        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        for folder in reversed([directory, *directory.parents]):
+            if _make(folder):
+                made.insert(0, folder)
+        descriptor = regular.open_to_change(directory / LOCK)
     except OSError as error:
-        for folder in made:
-            os.rmdir(folder)
-        raise CheckpointError(f"run directory {directory} cannot be used: {error.strerror}") from None
+        _unmake(made)
+        raise _unusable(directory, error) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,16 +41,37 @@ def locked(directory: Path) -> Iterator[list[Path]]:
         except OSError:
             holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
             raise CheckpointError(f"run directory {directory} is in use by another process ({holder})") from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+            for folder in made:
+                disk.sync_folder(folder.parent)  # that there is a run at all must outlast a power cut, too
+        except OSError as error:  # a full disk
+            if new:
+                os.unlink(directory / LOCK)
+            _unmake(made)
+            raise _unusable(directory, error) from None
         yield made
     finally:
         os.close(descriptor)  # which drops the lock
 
 
 def _make(directory: Path) -> bool:
+    if directory.is_dir():
+        return False
     try:
         os.mkdir(directory)
     except FileExistsError:
         return False
     return True
+
+
+def _unmake(made: list[Path]) -> None:
+    with contextlib.suppress(OSError):  # another run may have moved in beside it
+        for folder in made:
+            os.rmdir(folder)
+
+
+def _unusable(directory: Path, error: OSError) -> CheckpointError:
+    of = "" if error.filename is None or Path(error.filename) == directory else f"{Path(error.filename).name}: "
+    return CheckpointError(f"run directory {directory} cannot be used: {of}{error.strerror}")

@@ -20,23 +20,6 @@ LINE_INTERVAL = 10.0
 """Seconds between two lines where there is no terminal to update in place."""
 
 
-class PlainConsole(Console):
-    """Where a command speaks: text as it is, for a path may hold what rich takes for markup.
-
-    A reader that goes away (`sparcl run ... | head`) does not end the work: the rest goes unsaid.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(markup=False, emoji=False, **options)
-
-    def on_broken_pipe(self) -> None:
-        """Rich would end the process."""
-        self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # what is still buffered must not fail at exit either
-        os.close(nowhere)
-
-
 def updates_in_place(console: Console) -> bool:
     """Whether a line can be rewritten: in a terminal that moves its cursor, and not in a notebook's output."""
     in_notebook = console.is_jupyter or "JPY_PARENT_PID" in os.environ
@@ -92,6 +75,8 @@ class Progress:
             self._task = figures["task"]
         elif event == "step.end":
             self._show(figures)
+        elif event == "learner.chance":
+            self.console.print(not_learned(figures), highlight=False, soft_wrap=True)
 
     def _where(self, figures: dict[str, Any]) -> str:
         """How far the budget is spent; of epochs also the step within one."""
@@ -115,6 +100,14 @@ class Progress:
             self._live.update(Text(line))
         else:
             self.console.print(line, highlight=False)
+
+
+def not_learned(figures: dict[str, Any]) -> str:
+    """What `learner.chance` says, for people."""
+    return (
+        f"task {figures['task'] + 1} was not learned: in its last epoch {figures['accuracy']:.0%} of its samples were"
+        f" right, guessing gives {figures['chance']:.0%}; try more epochs, another learning rate or less sparsity"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
 import re
+import stat
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from sparcl import regular
 from sparcl.checkpoint import disk
 from sparcl.errors import CheckpointError, one_line
 from sparcl.run.lock import LOCK
 from sparcl.run.trackers import Trackers
 
-RECORDED = ("task.", "epoch.", "tdm.", "dgm.", "ddr.", "run.", "static.", "set.", "snip.", "rigl.")
+RECORDED = ("task.", "epoch.", "tdm.", "dgm.", "ddr.", "run.", "static.", "set.", "snip.", "rigl.", "learner.")
 """Events that go into events.jsonl, by the start of their names; those of every step do not, nor those inside an
 evaluation, which a run stopped there begins anew: the run writes one `evaluate` at its end."""
+
+MAX_RESULT = 64 << 20
+MAX_EVENTS = 4 << 30
+"""Bytes of result.json and of events.jsonl: larger ones are no run's."""
 
 
 class RunDirectory:
@@ -33,6 +42,7 @@ class RunDirectory:
         self.path = path
         self.config, self.events = path / "config.toml", path / "events.jsonl"
         self.result, self.model = path / "result.json", path / "model.safetensors"
+        self.answers, self.readme = path / "answers.safetensors", path / "README.md"
         self.samples, self.page = path / "samples.json", path / "report.html"
         self.checkpoints = path / "checkpoint"
         try:
@@ -41,6 +51,40 @@ class RunDirectory:
             raise CheckpointError(f"run directory {path} cannot be used: {error.strerror}") from None
         if is_file:
             raise CheckpointError(f"run directory {path} is a file; name a directory with --out")
+        self._check_names()
+        self._lock: os.stat_result | None = None
+
+    def _check_names(self) -> None:
+        """Refuse what no run leaves behind: a link would lead out of the directory, a named pipe never answer."""
+        own = (self.config, self.events, self.result, self.model, self.path / LOCK)
+        for name, kind, fits in (
+            *((name, "regular file", stat.S_ISREG) for name in own),
+            (self.checkpoints, "folder", stat.S_ISDIR),
+        ):
+            with contextlib.suppress(OSError):  # missing
+                if not fits(os.lstat(name).st_mode):
+                    raise CheckpointError(f"{name} is not a {kind}, as a run leaves it: move it away")
+
+    def seize(self) -> None:
+        """Note that the directory is ours: it is locked."""
+        self._lock = os.stat(self.path / LOCK)
+
+    @property
+    def ours(self) -> bool:
+        """Whether the directory that was seized is still there."""
+        try:
+            return self._lock is not None and os.path.samestat(self._lock, os.stat(self.path / LOCK))
+        except OSError:
+            return False
+
+    def check_ours(self) -> None:
+        """Refuse to write into a directory that was removed under the run, or is another's by now.
+
+        Raises:
+            CheckpointError: it was.
+        """
+        if not self.ours:
+            raise CheckpointError(f"run directory {self.path} was removed while the run went on: it ends here")
 
     @property
     def used(self) -> bool:
@@ -49,15 +93,23 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        return self.result.exists()
+        return os.path.lexists(self.result)
 
     def read_result(self) -> dict[str, Any]:
         """The result of a finished run."""
         try:
-            result: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+            result: dict[str, Any] = json.loads(regular.read(self.result, MAX_RESULT, ours=True).decode("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.result} is damaged ({one_line(error)}): remove it and --resume") from None
         return result
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The length of events.jsonl in bytes and its SHA-256 (hex; None where an older checkpoint does not say)."""
+
+    size: int
+    sha256: str | None
 
 
 class EventLog:
@@ -65,27 +117,54 @@ class EventLog:
 
     Args:
         path: the file.
-        keep: bytes of it that belong to the checkpoint that the run goes on from; what was written after it goes,
-            notes of earlier resumes excepted.
+        keep: what of it belongs to the checkpoint that the run goes on from; what was written after it goes, notes of
+            earlier resumes excepted.
         elapsed: seconds that the run had taken by then.
 
     Attributes:
         kept: what the file held when it was opened, as far as it was kept.
+        changed: whether that is not what the checkpoint knew: shortened, or edited.
         follower: told of every line that is written.
+
+    Raises:
+        CheckpointError: the file is a link, not a regular file, or larger than any run's.
     """
 
-    def __init__(self, path: Path, keep: int = 0, elapsed: float = 0.0) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        with open(self._descriptor, "rb", closefd=False) as file:
-            content = file.read()
-        kept = content[: content[:keep].rfind(b"\n") + 1]
-        os.ftruncate(self._descriptor, len(kept))
-        resumes = [line for line in content[len(kept) :].splitlines(keepends=True) if _is_resume(line)]
-        disk.write_all(self._descriptor, b"".join(resumes))
+    def __init__(self, path: Path, keep: Extent | None = None, elapsed: float = 0.0) -> None:
+        self.path = path
+        try:
+            self._descriptor = regular.open_to_change(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be used: {error.strerror}") from None
+        keep = keep or Extent(0, hashlib.sha256().hexdigest())
+        try:
+            content = self._content()
+            kept = content[: content[: keep.size].rfind(b"\n") + 1]
+            self._digest, self._size = hashlib.sha256(kept), len(kept)
+            self.changed = len(kept) != keep.size or keep.sha256 not in (None, self._digest.hexdigest())
+            os.ftruncate(self._descriptor, len(kept))
+            os.lseek(self._descriptor, 0, os.SEEK_END)
+            for line in content[len(kept) :].splitlines(keepends=True):
+                if _is_resume(line):
+                    self._append(line)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
         self._started = time.monotonic() - elapsed
         self.position = {"task": 0, "epoch": 0, "step": 0}
         self.kept = kept
         self.follower: Trackers | None = None
+
+    def _content(self) -> bytes:
+        if (size := os.fstat(self._descriptor).st_size) > MAX_EVENTS:
+            raise CheckpointError(f"{self.path} has {size} bytes; at most {MAX_EVENTS} are allowed")
+        with open(self._descriptor, "rb", closefd=False) as file:
+            return file.read(size)
+
+    def _append(self, line: bytes) -> None:
+        disk.write_all(self._descriptor, line)
+        self._digest.update(line)
+        self._size += len(line)
 
     def __call__(self, event: str, figures: dict[str, Any]) -> None:
         """Observe: keep the position, write what is recorded."""
@@ -102,14 +181,22 @@ class EventLog:
         """Append one line; it reaches the file system at once."""
         line = {"event": event, **self.position, **figures, "seconds": round(time.monotonic() - self._started, 3)}
         text = json.dumps(line, default=_plain) + "\n"
-        disk.write_all(self._descriptor, text.encode())
+        self._append(text.encode())
         if self.follower is not None:
             self.follower(json.loads(text))
 
-    def sync(self) -> int:
-        """Make what was written safe; returns the length of the file, for the checkpoint."""
+    def sync(self) -> Extent:
+        """Make what was written safe; returns what the file holds, for the checkpoint.
+
+        Raises:
+            CheckpointError: the file was removed or shortened, or another put in its place.
+        """
         os.fsync(self._descriptor)
-        return os.fstat(self._descriptor).st_size
+        status = os.fstat(self._descriptor)
+        there = os.path.lexists(self.path) and os.path.samestat(status, os.lstat(self.path))
+        if not there or status.st_size != self._size:
+            raise CheckpointError(f"{self.path} was removed or changed while the run went on: it ends here")
+        return Extent(self._size, self._digest.hexdigest())
 
     def close(self) -> None:
         """No more lines; whoever follows is told."""

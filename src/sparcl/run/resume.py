@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+import sparcl
+from sparcl import kernels
 from sparcl.checkpoint import Loaded, checks
 from sparcl.errors import CheckpointError, SparclError
 from sparcl.learner import Learner
 from sparcl.run.experiment import Experiment
+from sparcl.run.record import Extent
 from sparcl.streams.task import Stream
 
 PARTS = (
     *("experiment", "fingerprint", "ledger", "clock", "matrix"),
-    *("events", "position", "losses", "masks", "peak_rss_bytes", "computed_with"),
+    *("events", "events_sha256", "position", "losses", "masks", "peak_rss_bytes", "computed_with"),
 )
+
+COMPUTED_WITH = {
+    "threads": "threads",
+    "torch": "PyTorch",
+    "torch_isa": "PyTorch's instruction set",
+    "isa": "the engine's instruction set",
+    "cpu": "CPU",
+    "sparcl": "sparcl",
+    "numpy": "NumPy",
+}
+"""What the bits of a run depend on beside its settings, and what it is called. Checkpoints of before know two of it."""
 
 MAY_DIFFER = ("data", "layer_choice", "pace")
 """Settings that may change: where the data lies (what it is may not), and what the checkpoint itself decides."""
@@ -31,8 +48,38 @@ def settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def computed_with() -> dict[str, Any]:
-    """What the bits of a run depend on beside its settings."""
-    return {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    """What the bits of a run depend on beside its settings: as in `environment` of result.json."""
+    return {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torch_isa": torch.backends.cpu.get_cpu_capability(),
+        "isa": kernels.isa() if kernels.available() else None,
+        "cpu": _cpu_name(),
+        "sparcl": sparcl.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def changes(was: Mapping[str, Any]) -> str | None:
+    """What computes otherwise now than what a checkpoint was computed with, in words; None: nothing that it knows."""
+    now = computed_with()
+    told = [f"{COMPUTED_WITH[k]} {was[k]} -> {now[k]}" for k in now if k in was and was[k] != now[k]]
+    return ", ".join(told) or None
+
+
+def extent(part: Mapping[str, Any]) -> Extent:
+    """What events.jsonl held when the checkpoint was made."""
+    return Extent(part["events"], part["events_sha256"])
 
 
 def run_part(loaded: Loaded) -> Mapping[str, Any]:
@@ -44,11 +91,18 @@ def run_part(loaded: Loaded) -> Mapping[str, Any]:
     part = loaded.state.get("run")
     if part is None:
         raise CheckpointError(f"checkpoint {loaded.name} is of a Learner alone; only `sparcl run` goes on from its own")
+    if isinstance(part, dict):
+        part.setdefault("events_sha256", None)  # as before it was kept
     checks.keys(part, PARTS, "the run")
     checks.integer(part["events"], "the length of events.jsonl")
+    if not isinstance(part["events_sha256"], str | None):
+        raise CheckpointError("the checksum of events.jsonl in the checkpoint is none")
     for name, value in checks.keys(part["position"], ("task", "epoch", "step"), "the position of events").items():
         checks.integer(value, f"the {name} of events")
-    checks.keys(part["computed_with"], ("threads", "torch"), "what the run was computed with")
+    known = part["computed_with"]
+    for name in checks.keys(known, known if isinstance(known, dict) else (), "what the run was computed with"):
+        if name not in COMPUTED_WITH:
+            raise CheckpointError(f"what the run was computed with in the checkpoint has the unknown {name!r:.80}")
     return checks.keys(part, PARTS, "the run")
 
 

@@ -14,27 +14,36 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
-import sparcl
 from sparcl import kernels
-from sparcl.checkpoint import Checkpointer, Interval, Loaded, Store, checks, disk
-from sparcl.checkpoint.files import safetensors_parts
+from sparcl.checkpoint import Checkpointer, Interval, Loaded, Store, checks
 from sparcl.cost.clock import Clock
 from sparcl.cost.flops import Ledger
 from sparcl.cost.memory import memory, peak_rss_bytes
 from sparcl.errors import CheckpointError, ConfigError, Stopped, one_line
 from sparcl.learner import Learner
-from sparcl.nn.convert import backends, dense_state_dict
+from sparcl.nn.convert import backends
 from sparcl.report import write as write_report
-from sparcl.run import build, trackers
+from sparcl.run import build, final, trackers
+from sparcl.run.console import deserted
 from sparcl.run.evaluate import AccuracyMatrix
 from sparcl.run.experiment import Experiment, read_toml
 from sparcl.run.lock import locked
 from sparcl.run.observers import LossCurve, MaskTrace, SampleTrace
 from sparcl.run.progress import Progress, summary
 from sparcl.run.record import EventLog, RunDirectory, as_json, write_atomically
-from sparcl.run.resume import check_data, check_labels, check_same, computed_with, resumed, run_part, settings
+from sparcl.run.resume import (
+    changes,
+    check_data,
+    check_labels,
+    check_same,
+    computed_with,
+    extent,
+    resumed,
+    run_part,
+    settings,
+)
 from sparcl.run.signals import StopRequest
 from sparcl.run.trackers import Trackers
 from sparcl.streams.task import Stream
@@ -65,7 +74,11 @@ def execute(
         check_same(experiment, settings(ran), str(directory.config))
         console.print(f"{directory.path} is finished; nothing to do", highlight=False)
         return directory.read_result()
-    with locked(directory.path) as made, _nothing_left_behind(directory, made), StopRequest() as stop:
+    with (
+        locked(directory.path) as made,
+        _nothing_left_behind(directory, made),
+        StopRequest(lambda: deserted(console)) as stop,
+    ):
         if directory.used and not resume:
             raise ConfigError(
                 f"run directory {directory.path} is in use: add --resume to go on, or choose another --out"
@@ -76,7 +89,8 @@ def execute(
             experiment = resumed(experiment, part)
         if experiment.threads is not None:
             torch.set_num_threads(experiment.threads)
-        stream = build.stream(experiment, _reading(console))
+        stream = build.stream(experiment, _reading(console, stop))
+        stop.check()
         if part is not None:
             check_data(stream, part)
         run = Run(experiment, stream, directory, console, every, stop, track)
@@ -107,7 +121,7 @@ class Run:
         self.training_stream = stream.merged() if self.learner.method.learns_all_at_once else stream
         self.ledger = Ledger(self.learner.model, self.learner.sparsifier.layers, stream.input_shape)
         self.clock = Clock()
-        self.matrix = AccuracyMatrix(len(stream))
+        self.matrix = AccuracyMatrix(len(stream), answers_unseen=self.learner.method.answers_unseen)
         self.progress = Progress(console, len(self.training_stream), self.learner)
         self.stop, self.store = stop, Store(directory.checkpoints)
         self.losses = LossCurve(self._note)
@@ -126,9 +140,10 @@ class Run:
             self.console.print(f"{line}; using {loaded.name}", highlight=False, soft_wrap=True)
         self.loaded, self.store = loaded, Store(self.directory.checkpoints, loaded.name)
         part = run_part(loaded)
-        if (was := part["computed_with"]) != (now := computed_with()):
-            changed = ", ".join(f"{name} {was[name]} -> {now[name]}" for name in now if was[name] != now[name])
-            self.console.print(f"{changed}: the last bits may differ from the run's so far", highlight=False)
+        if changed := changes(part["computed_with"]):
+            self.console.print(
+                f"{changed}: the last bits may differ from the run's so far", highlight=False, soft_wrap=True
+            )
         self.learner.restore({name: value for name, value in loaded.state.items() if name != "run"})
         check_labels(self.learner, self.stream)
         with checks.refusing("what the run has counted"):
@@ -153,12 +168,12 @@ class Run:
             with self.progress:
                 self._learn()
             result = self.result()
-            self._save_model()
+            final.save(self.directory, self.learner, self.stream, self.experiment)
             self._record_pace()
             self.log.write("run.end", {"class_il": result["class_il"], "task_il": result["task_il"]})
-        except Stopped:
-            name = self._checkpoint().name
-            self.console.print(f"stopped; {name} is saved: go on with --resume", highlight=False)
+        except Stopped as stopped:
+            stopped.saved = self._checkpoint().name
+            self.console.print(f"stopped; {stopped.saved} is saved: go on with --resume", highlight=False)
             raise
         finally:
             self.log.close()
@@ -188,11 +203,19 @@ class Run:
             log = EventLog(self.directory.events)
         else:
             part = run_part(self.loaded)
-            log = EventLog(self.directory.events, part["events"], self.clock.seconds()["total"])
+            log = EventLog(self.directory.events, extent(part), self.clock.seconds()["total"])
             log.position = dict(part["position"])
+        if log.changed:
+            self.console.print(
+                f"{log.path.name} is not what {self.loaded.name if self.loaded else 'the run'} knew of it: it was"
+                " shortened or edited, and its records up to there are not the run's own",
+                highlight=False,
+                soft_wrap=True,
+            )
         if resume:
             damaged = [] if self.loaded is None else list(self.loaded.damaged)
-            log.write("run.resume", {"step": self.learner.steps, "damaged": damaged})
+            figures = {"step": self.learner.steps, "damaged": damaged, "computed_with": computed_with()}
+            log.write("run.resume", {**figures, "events_changed": log.changed})
         log.follower = self._trackers(log.kept)
         if self.loaded is None:
             log.write("run.begin", {"tasks": len(self.training_stream)})
@@ -218,13 +241,16 @@ class Run:
 
     def _checkpoint(self) -> Path:
         """Write everything that is needed to go on from here."""
+        self.directory.check_ours()
+        events = self.log.sync()
         run = {
             "experiment": settings(self.experiment),
             "fingerprint": self.stream.fingerprint,
             "ledger": self.ledger.state_dict(),
             "clock": self.clock.state_dict(),
             "matrix": self.matrix.state_dict(),
-            "events": self.log.sync(),
+            "events": events.size,
+            "events_sha256": events.sha256,
             "position": dict(self.log.position),
             "losses": self.losses.state_dict(),
             "masks": self.masks.state_dict(),
@@ -240,7 +266,7 @@ class Run:
         so_far = dataclasses.replace(
             accuracy,
             class_il=None if accuracy.class_il is None else accuracy.class_il[:seen],
-            task_il=accuracy.task_il[:seen],
+            task_il=None if accuracy.task_il is None else accuracy.task_il[:seen],
         )
         self.progress.accuracy = str(so_far)
         log.write("evaluate", {"class_il": accuracy.class_il, "task_il": accuracy.task_il, "seen": seen})
@@ -254,10 +280,6 @@ class Run:
             self.experiment = dataclasses.replace(self.experiment, pace=tuple(map(tuple, self.learner.pace)))
             write_atomically(self.directory.config, self.experiment.to_toml())
 
-    def _save_model(self) -> None:
-        state = dense_state(self.learner.model)
-        disk.replace_file(self.directory.model, safetensors_parts(state))
-
     def result(self) -> dict[str, Any]:
         """The contents of result.json (DESIGN: the contract of the run directory)."""
         learner, metrics = self.learner, self.matrix.metrics()
@@ -268,6 +290,8 @@ class Run:
             "sparsifier": self.experiment.sparsifier,
             "backend": backend_used(learner),
             "seed": self.experiment.seed,
+            "data": final.data(self.stream),
+            "model": final.model(learner.method),
             "model_sha256": model_sha256(learner.model),
             **metrics,
             "accuracy_matrix": self.matrix.rows(),
@@ -297,15 +321,10 @@ def sparsity(learner: Learner) -> dict[str, float | int]:
     }
 
 
-def dense_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state dict as dense, contiguous CPU tensors, by name, whichever backend trained it."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in dense_state_dict(model).items()}
-
-
 def model_sha256(model: nn.Module) -> str:
     """SHA-256 over names and bytes of the dense state dict, in name order."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(dense_state(model).items()):
+    for name, tensor in sorted(final.dense_state(model).items()):
         digest.update(name.encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
@@ -321,30 +340,18 @@ def backend_used(learner: Learner) -> dict[str, Any]:
 def environment(device: torch.device) -> dict[str, Any]:
     """Where it ran."""
     return {
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "sparcl": sparcl.__version__,
+        **computed_with(),
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
     }
 
 
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _reading(console: Console) -> Any:
-    """A progress callback for the first decoding of the data."""
+def _reading(console: Console, stop: StopRequest) -> Any:
+    """A progress callback for the first decoding of the data; also a place where a run may stop."""
     shown = [0.0]
 
     def show(done: int, total: int) -> None:
+        stop.check()
         share = done / total if total else 1.0
         if share - shown[0] >= 0.25 or (done == total and shown[0]):
             shown[0] = share
@@ -361,10 +368,13 @@ def _nothing_left_behind(directory: RunDirectory, made: list[Path]) -> Iterator[
     A full disk, or one that fails, is the user's to mend as well: one line, and the last checkpoint as it was.
     """
     fresh = not directory.used
+    directory.seize()
     try:
         yield
     except BaseException as error:
-        if made and Store(directory.checkpoints).empty:
+        if not directory.ours:
+            pass  # what lies there now is not this run's to remove
+        elif made and Store(directory.checkpoints).empty:
             shutil.rmtree(directory.path, ignore_errors=True)
             with contextlib.suppress(OSError):  # another run may have moved in beside it
                 for folder in made[1:]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
 import re
 import sys
 import time
@@ -227,7 +226,7 @@ def _job(cell: Cell, out: Path) -> Job:
 
 
 def _accuracy(directory: Path) -> str:
-    result = json.loads(RunDirectory(directory).result.read_text(encoding="utf-8"))
+    result = RunDirectory(directory).read_result()
     pairs = [("Class-IL", result["class_il"]), ("Task-IL", result["task_il"])]
     return ", ".join(f"{name} {value:.2f} %" for name, value in pairs if value is not None)
 

@@ -125,7 +125,7 @@ def check(names: Iterable[str]) -> None:
         if name not in TRACKERS:
             raise ConfigError(f"unknown tracker {name!r}; allowed: {', '.join(TRACKERS)}")
         if name != "csv" and importlib.util.find_spec(name) is None:
-            raise ConfigError(f"--track {name} needs {name}: pip install 'sparcl[{name}]'")
+            raise ConfigError(f"--track {name} needs {name}: pip install 'sparcl-edge[{name}]'")
 
 
 class Trackers:

@@ -26,10 +26,12 @@ class DDR(Sparsifier):
     Args:
         removed: share of the task's samples that has left after the last removal (published: .3), 0 to less than 1.
         score: `misclassified` counts how often a sample is predicted wrongly since the last removal (the paper);
-            `forgetting` counts changes from right to wrong (the published code).
+            `forgetting` counts changes from right to wrong since then, and a sample that was not right once since then
+            stays, for it is not learned yet (the published code gives it a score above all others).
     """
 
     name = "ddr"
+    drops_last = True
 
     def __init__(self, removed: float = 0.3, *, score: str = "misclassified") -> None:
         super().__init__()
@@ -76,22 +78,27 @@ class DDR(Sparsifier):
             self._pending.append((ids, logits.detach().argmax(dim=1) != labels))
 
     def remove(self) -> None:
-        """The samples with the fewest misclassifications leave, as many as the moments passed so far ask for.
+        """The samples with the lowest score leave, as many as the moments passed so far ask for.
 
         Only samples seen since the last removal can leave: nothing is known of the others. Equal counts are decided
-        by a random draw, not by the order of the data. Two samples always stay: batch statistics need them.
+        by a random draw, not by the order of the data. Two samples always stay: batch statistics need them. Then
+        everything that is known of a sample starts anew.
         """
         self._settle()
         samples = len(self.kept)
         total = min(round(self.share * samples * self.moments.passed / len(REMOVAL_MOMENTS)), samples - 2)
         planned = total - self.removed
-        candidates = (self.kept & self.seen).nonzero().squeeze(1)
+        known = self.seen
+        if self.score == "forgetting":  # neither right at the end nor ever forgotten: never right
+            known = known & (self.was_right | (self.count > 0))
+        candidates = (self.kept & known).nonzero().squeeze(1)
         shuffled = candidates[torch.randperm(len(candidates), generator=self.generator)]
         leave = shuffled[torch.argsort(self.count[shuffled], stable=True)[: max(planned, 0)]]
         self.kept[leave] = False
         self.removed += len(leave)
         self.count.zero_()
         self.seen.zero_()
+        self.was_right.zero_()
         self.notify("ddr.remove", {"removed": len(leave), "kept": int(self.kept.sum())})
 
     def _settle(self) -> None:

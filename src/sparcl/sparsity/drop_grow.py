@@ -28,7 +28,7 @@ class DropGrow(Static):
     update, and a grown weight starts at 0.
 
     Args:
-        sparsity, pattern, distribution, prunable: see Static.
+        sparsity, pattern, distribution, prunable, first_mask: see Static.
         fraction: share of the active units that an update moves.
         stop: no update after this share of a task.
     """
@@ -44,8 +44,9 @@ class DropGrow(Static):
         pattern: Pattern | None = None,
         distribution: str = "uniform",
         prunable: Prunable = None,
+        first_mask: str = "magnitude",
     ) -> None:
-        super().__init__(sparsity, pattern=pattern, distribution=distribution, prunable=prunable)
+        super().__init__(sparsity, pattern=pattern, distribution=distribution, prunable=prunable, first_mask=first_mask)
         if not 0.0 <= fraction <= 1.0:
             raise ConfigError(f"fraction {fraction} is not allowed; it is a share of the active weights, 0 to 1")
         self.fraction, self.stop = fraction, stop

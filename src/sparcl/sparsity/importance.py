@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparcl.nn.layers import SparseLayer
+from sparcl.nn.positions import kth_lowest
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class Losses:
 
     `task` is the single-head loss L~(D_t) of the present task; `replay` is L(M) on the rehearsal buffer and returns
     None while there is nothing to rehearse. `objective` is what the method trains on, the two in one; a loop of one's
-    own may leave it out.
+    own may leave it out. `from_steps` says that the loop also asks `wants_gradients` at each step and hands the
+    step's own gradients to `take_gradients`: who ranks by those then calls neither.
     """
 
     task: Callable[[], Tensor]
     replay: Callable[[], Tensor | None] = lambda: None
     objective: Callable[[], Tensor] | None = None
+    from_steps: bool = False
 
     def total(self) -> Tensor:
         """The objective or, where it is not given, L~(D_t) + L(M)."""
@@ -87,7 +90,7 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     if count <= 0:
         return mask
     scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    threshold = torch.kthvalue(scores, count).values
+    threshold = kth_lowest(scores, count)
     mask |= scores < threshold
     ties = (scores == threshold).nonzero().squeeze(1)
     mask[ties[: count - int(mask.sum())]] = True

@@ -25,7 +25,7 @@ class RigL(DropGrow):
     of the method's objective on one fresh batch; event `rigl.gradient` says for how many samples.
 
     Args:
-        sparsity, pattern, distribution, prunable: see Static.
+        sparsity, pattern, distribution, prunable, first_mask: see Static.
         fraction: α (published: .3).
         every: ΔT, iterations between two updates (published: 100); at most a tenth of a task.
         stop: T_end, as a share of the task (published: .75).
@@ -43,9 +43,16 @@ class RigL(DropGrow):
         pattern: Pattern | None = None,
         distribution: str = "uniform",
         prunable: Prunable = None,
+        first_mask: str = "magnitude",
     ) -> None:
         super().__init__(
-            sparsity, fraction=fraction, stop=stop, pattern=pattern, distribution=distribution, prunable=prunable
+            sparsity,
+            fraction=fraction,
+            stop=stop,
+            pattern=pattern,
+            distribution=distribution,
+            prunable=prunable,
+            first_mask=first_mask,
         )
         if every < 1:
             raise ConfigError(f"RigL interval {every} is not allowed; use 1 iteration or more")

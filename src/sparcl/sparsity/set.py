@@ -19,7 +19,8 @@ class SET(DropGrow):
     In tasks of one epoch the mask never moves: it is Static then.
 
     Args:
-        sparsity, pattern, distribution, prunable: see Static; `erk` is the paper's Erdős-Rényi, for kernels.
+        sparsity, pattern, distribution, prunable, first_mask: see Static; `erk` is the paper's Erdős-Rényi, for
+            kernels.
         fraction: ζ (published: .3), the same at every update.
     """
 
@@ -33,9 +34,16 @@ class SET(DropGrow):
         pattern: Pattern | None = None,
         distribution: str = "uniform",
         prunable: Prunable = None,
+        first_mask: str = "magnitude",
     ) -> None:
         super().__init__(
-            sparsity, fraction=fraction, stop=1.0, pattern=pattern, distribution=distribution, prunable=prunable
+            sparsity,
+            fraction=fraction,
+            stop=1.0,
+            pattern=pattern,
+            distribution=distribution,
+            prunable=prunable,
+            first_mask=first_mask,
         )
 
     def interval(self) -> int:

@@ -62,5 +62,5 @@ class SNIP(Static):
         for layer, gradient, target in zip(self.layers, sensitivity, self.target, strict=True):
             score = self.pattern.score((layer.gather(layer.parameter) * gradient).abs(), layer.index, layer.shape)
             units = self.active_units(layer)
-            self.set_units(layer, units[~lowest(score, len(units) - target)])
+            self.set_first_units(layer, units[~lowest(score, len(units) - target)])
         self.notify("snip.prune", {"active": self.active()})

@@ -37,7 +37,9 @@ class SparCL(Sparsifier):
         distribution: `uniform` or `erk`.
         prunable: which layers; None for the published choice.
         ddr_score: `misclassified` (the paper) or `forgetting` (the published code).
+        ranking: `step`, by gradients of training steps, or `fresh` (published), by passes over fresh batches; see TDM.
         use_gradients: False ranks weights by magnitude alone instead of CWI (an ablation).
+        first_mask: `magnitude` or `random`: see Static.
     """
 
     name = "sparcl"
@@ -45,6 +47,7 @@ class SparCL(Sparsifier):
     uses_losses = True
     prunes = True
     moves = True
+    drops_last = True
 
     def __init__(
         self,
@@ -57,7 +60,9 @@ class SparCL(Sparsifier):
         distribution: str = "uniform",
         prunable: Prunable = None,
         ddr_score: str = "misclassified",
+        ranking: str = "step",
         use_gradients: bool = True,
+        first_mask: str = "magnitude",
     ) -> None:
         super().__init__()
         setting = SETTINGS[min(SETTINGS, key=lambda s: abs(s - sparsity))]
@@ -70,10 +75,13 @@ class SparCL(Sparsifier):
             pattern=self.pattern,
             distribution=distribution,
             prunable=prunable,
+            ranking=ranking,
             alpha=alpha if use_gradients else 0.0,
             beta=beta if use_gradients else 0.0,
+            first_mask=first_mask,
         )
-        self.dgm = DGM(gradients, pattern=self.pattern, prunable=prunable, alpha=alpha, beta=beta)
+        self.dgm = DGM(gradients, ranking=ranking, pattern=self.pattern, prunable=prunable, alpha=alpha, beta=beta)
+        self.dgm.collected, self.dgm.shares = self.tdm.collected, True
         self.ddr = DDR(samples, score=ddr_score)
 
     @property
@@ -112,10 +120,17 @@ class SparCL(Sparsifier):
             part.begin_step(step, spent)
         self.removed = self.ddr.removed
 
+    def wants_gradients(self) -> bool:
+        return self.dgm.wants_gradients()  # what either asked for
+
+    def take_gradients(self, task: Sequence[Tensor], replay: Sequence[Tensor], extra: int, samples: int) -> None:
+        self.dgm.take_gradients(task, replay, extra, samples)
+
     def after_forward(self, ids: Tensor, logits: Tensor, labels: Tensor) -> None:
         self.ddr.after_forward(ids, logits, labels)
 
     def after_backward(self) -> None:
+        self.tdm.scale_gradients()
         self.dgm.after_backward()  # masks and freezes for TDM as well: both act on the same layers
 
     def after_step(self) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +58,8 @@ class Sparsifier(Recorded):
     """Whether weights are ever inactive or frozen (and so whether layers are worth converting)."""
     moves = False
     """Whether masks change once training has begun."""
+    drops_last = False
+    """Whether its source leaves out an epoch's last batch where that has fewer samples; the hosts' do not."""
     pattern = Pattern()
 
     def __init__(self) -> None:
@@ -99,6 +102,16 @@ class Sparsifier(Recorded):
         `spent` is the share of the task's budget that is spent where that is no number of epochs, else None.
         """
 
+    def wants_gradients(self) -> bool:
+        """Asked once a step, before its forward pass: whether it wants this step's gradients apart, to rank by them."""
+        return False
+
+    def take_gradients(self, task: Sequence[Tensor], replay: Sequence[Tensor], extra: int, samples: int) -> None:
+        """The gradients of L~(D_t) and of L(M), [K] a layer, that `wants_gradients` asked for.
+
+        `extra` samples passed back for them beside the `samples` that the step passes forward and back.
+        """
+
     def after_forward(self, ids: Tensor, logits: Tensor, labels: Tensor) -> None:
         """The task's batch was predicted: sample numbers [N], logits [N, C], labels [N]."""
 
@@ -134,6 +147,7 @@ class MaskSparsifier(Sparsifier):
 
     uses_losses = True
     prunes = True
+    drops_last = True
 
     def __init__(self, pattern: Pattern, prunable: Prunable) -> None:
         super().__init__()
@@ -172,8 +186,8 @@ class MaskSparsifier(Sparsifier):
             if entries is not None:
                 parameter = layer.parameter
                 state = elementwise_state(self.optimizer, parameter)
-                before = {key: tensor.view(-1)[entries] for key, tensor in state.items()}
-                self._frozen.append((parameter, entries, parameter.detach().view(-1)[entries], before))
+                before = {key: entries_of(tensor, entries) for key, tensor in state.items()}
+                self._frozen.append((parameter, entries, entries_of(parameter.detach(), entries), before))
 
     def after_step(self) -> None:
         """Put the frozen back: a zero gradient is not a frozen weight under momentum, decay or Adam.
@@ -181,10 +195,10 @@ class MaskSparsifier(Sparsifier):
         State that this step created (the first step's momentum holds the decay) starts fresh for them.
         """
         for parameter, entries, values, before in self._frozen:
-            parameter.detach().view(-1)[entries] = values
+            set_entries(parameter.detach(), entries, values)
             for key, tensor in elementwise_state(self.optimizer, parameter).items():
                 fresh = fresh_state(self.optimizer, parameter, key)
-                tensor.view(-1)[entries] = before.get(key, fresh)
+                set_entries(tensor, entries, before.get(key, fresh))
         self._frozen = []
 
     def active_units(self, layer: SparseLayer) -> Tensor:
@@ -203,15 +217,48 @@ class MaskSparsifier(Sparsifier):
         free[active.cpu()] = False
         if barred is not None:
             free[barred.cpu()] = False
-        unused = free.nonzero().squeeze(1)
-        picked = unused[torch.randperm(len(unused), generator=self.generator)[:count]]
-        return picked.sort().values.to(active.device)
+        return draw_free(free, count, self.generator).to(active.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generator.set_state(state["generator"])
+
+
+def entries_of(tensor: Tensor, entries: Tensor) -> Tensor:
+    """A copy of the values at flat, row-major positions, int64 [n], whatever the order in memory."""
+    return tensor.reshape(-1)[entries]
+
+
+def set_entries(tensor: Tensor, entries: Tensor, values: Tensor | float) -> None:
+    """Write at flat, row-major positions, int64 [n], whatever the order in memory."""
+    if tensor.is_contiguous():
+        tensor.view(-1)[entries] = values
+    else:
+        tensor[torch.unravel_index(entries, tensor.shape)] = values
+
+
+def draw_free(free: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` positions, int64, ascending, of those that are `free` (bool [M]; all of them if there are fewer).
+
+    Every set of them is as likely as any other. Where most are free and few are asked for, positions are drawn until
+    enough are free and differ, so that the work follows `count`, and what is too many leaves at random.
+    """
+    unused = int(free.sum())
+    if 2 * count > unused or 4 * unused < len(free):
+        candidates = free.nonzero().squeeze(1)
+        return candidates[torch.randperm(unused, generator=generator)[:count]].sort().values
+    drawn = torch.empty(0, dtype=torch.int64)
+    while (missing := count - len(drawn)) > 0:
+        more = torch.randint(len(free), (missing * len(free) // unused + count // 8 + 8,), generator=generator)
+        found = np.sort(torch.cat([drawn, more[free[more]]]).numpy())
+        drawn = torch.from_numpy(found[np.diff(found, prepend=-1) > 0])
+    while (surplus := len(drawn) - count) > 0:
+        stays = torch.ones(len(drawn), dtype=torch.bool)
+        stays[torch.randint(len(drawn), (surplus,), generator=generator)] = False
+        drawn = drawn[stays]
+    return drawn
 
 
 def moves_without_gradient(optimizer: torch.optim.Optimizer) -> bool:
@@ -238,7 +285,7 @@ class Moments:
         self.begin_task(1)
 
     def begin_task(self, epochs: int) -> None:
-        self.epochs, self.passed = epochs, 0
+        self.epochs, self.passed, self.asked = epochs, 0, 0
         self.begin_epoch(0, 1)
 
     def begin_epoch(self, epoch: int, steps: int) -> None:
@@ -246,6 +293,7 @@ class Moments:
 
     def due(self, step: int, spent: float | None = None) -> int:
         """How many moments have come since the last call."""
+        self.asked += 1
         if self.epoch == step == 0:
             return 0
         now, whole = (self.epoch + (step + 0.5) / self.steps, self.epochs) if spent is None else (spent, 1)
@@ -254,8 +302,16 @@ class Moments:
         self.passed = max(passed, self.passed)
         return due
 
+    def near(self, step: int, window: int, spent: float | None = None) -> bool:
+        """Whether, after step `step` of this epoch, one comes within `window` steps (all taken to be alike)."""
+        then, whole = self.epoch + (step + window + 0.5) / self.steps, self.epochs
+        if spent is not None:  # in the middle of the step that `due` was asked about last
+            then, whole = spent * (1 + window / (self.asked - 0.5)), 1
+        return sum(1 for f in self.fractions if f * whole < then + ROUNDING) > self.passed
+
     def state_dict(self) -> dict[str, int]:
-        return {"epochs": self.epochs, "passed": self.passed, "epoch": self.epoch, "steps": self.steps}
+        counts = {"passed": self.passed, "asked": self.asked, "epoch": self.epoch, "steps": self.steps}
+        return {"epochs": self.epochs, **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.epochs, self.steps = (
@@ -264,3 +320,4 @@ class Moments:
         )
         self.passed = checks.integer(state["passed"], "passed moments", most=len(self.fractions))
         self.epoch = checks.integer(state["epoch"], "epoch")
+        self.asked = checks.integer(state["asked"], "steps asked about")

@@ -5,6 +5,7 @@ Legend: s target sparsity, p share of a layer's units moved at an update, a unit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from sparcl.errors import ConfigError
 from sparcl.nn.layers import Prunable, SparseLayer
+from sparcl.nn.positions import merged
+from sparcl.sparsity.collected import StepRanked
 from sparcl.sparsity.importance import Losses, cwi, importance_gradients, lowest
 from sparcl.sparsity.patterns import Pattern
 from sparcl.sparsity.sparsifier import Moments
@@ -25,15 +28,18 @@ MAX_MOVED = 0.2
 """At most this share of the active units is removed or grown at once."""
 
 
-class TDM(Static):
+class TDM(StepRanked, Static):
     """Task-aware dynamic masking by continual weight importance (CWI).
 
     Args:
-        sparsity, pattern, distribution, prunable: see Static.
+        sparsity, pattern, distribution, prunable, first_mask: see Static.
         p_intra: share of all prunable units removed and grown at an update within a task.
         p_inter: share of all prunable units by which a new task (t > 1) expands the network.
         alpha, beta: weight of the present task's and of the buffer's gradient in CWI.
-        batches: fresh batches over which each of the two gradients is averaged.
+        batches: batches over which each of the two gradients is averaged.
+        ranking: `step` takes the two gradients from training steps just before an update, as many of `batches` as a
+            fiftieth of the task's steps pays for; `fresh` (published) from passes over fresh batches, as does a loop
+            that does not hand its gradients over (`Losses.from_steps`).
 
     Raises:
         ConfigError: a value outside its range.
@@ -51,11 +57,13 @@ class TDM(Static):
         alpha: float = 0.5,
         beta: float = 0.5,
         batches: int = 4,
+        ranking: str = "step",
         pattern: Pattern | None = None,
         distribution: str = "uniform",
         prunable: Prunable = None,
+        first_mask: str = "magnitude",
     ) -> None:
-        super().__init__(sparsity, pattern=pattern, distribution=distribution, prunable=prunable)
+        super().__init__(sparsity, pattern=pattern, distribution=distribution, prunable=prunable, first_mask=first_mask)
         for label, share in (("p_intra", p_intra), ("p_inter", p_inter)):
             if not 0.0 <= share <= 1.0:
                 raise ConfigError(f"{label} is {share}; it is a share of the prunable weights, 0 to 1")
@@ -64,18 +72,19 @@ class TDM(Static):
         self.p_intra, self.p_inter = p_intra, p_inter
         self.alpha, self.beta, self.batches = alpha, beta, batches
         self.moments = Moments(UPDATE_MOMENTS)
+        self._set_ranking(ranking)
 
     def begin_task(self, index: int, *, samples: int, epochs: int, losses: Losses | None = None) -> None:
         """New capacity comes first: from the second task on, expand to sparsity s - p_inter."""
         del samples
-        self.losses = losses
+        self._begin_ranking(losses)
         self.moments.begin_task(epochs)
         if index > 0 and self.p_inter > 0:
             grown = 0
             for layer, target in zip(self.layers, self.target, strict=True):
                 active = self.active_units(layer)
                 new = self.draw_unused(layer, active, self.moved(layer, target, self.p_inter))
-                self.set_units(layer, torch.cat([active, new]).sort().values)
+                self.set_units(layer, merged(active, new))
                 grown += len(new)
             self.notify("tdm.expand", {"grown": grown * self.pattern.block, "active": self.active()})
 
@@ -83,19 +92,26 @@ class TDM(Static):
         self.moments.begin_epoch(epoch, steps)
 
     def begin_step(self, step: int, spent: float | None = None) -> None:
+        self.collected.begin_step()
         if self.moments.due(step, spent) and self.sparsity > 0:
             self.update()
+        ranks = self.sparsity > 0 and (self.alpha or self.beta)
+        if ranks and (not self.collected.batches or self.moments.near(step, self.batches, spent)):
+            self.collected.ask(window=self.moments.near(step, self.batches, spent))
 
     def update(self) -> None:
         """Remove by CWI down to s + p_intra (so shrinking first what a new task expanded), then grow back to s."""
         scores = self._cwi()
+        self.collected.close_window()
         removed_total = grown_total = 0
-        for layer, score, target in zip(self.layers, scores, self.target, strict=True):
+        for i, (layer, score, target) in enumerate(zip(self.layers, scores, self.target, strict=True)):
+            before = layer.index
             unused = self.pattern.units(layer.shape) - len(self.active_units(layer))
             moved = min(self.moved(layer, target, self.p_intra), unused)  # the removed cannot grow back at once
             removed, kept = self._remove(layer, score, target - moved)
             grown = self.draw_unused(layer, kept, target - len(kept), barred=removed)
-            self.set_units(layer, torch.cat([kept, grown]).sort().values)
+            self.set_units(layer, merged(kept, grown))
+            self.collected.move(i, before, layer.index, math.prod(layer.shape))
             removed_total, grown_total = removed_total + len(removed), grown_total + len(grown)
         figures = {"removed": removed_total * self.pattern.block, "grown": grown_total * self.pattern.block}
         self.notify("tdm.update", {**figures, "active": self.active()})
@@ -113,7 +129,7 @@ class TDM(Static):
                     layer.set_chosen(chosen[torch.isin(index, layer.index).to(chosen.device)])
                 removed += len(gone)
             self.notify("tdm.shrink", {"removed": removed * self.pattern.block, "active": self.active()})
-        self.losses = None
+        self._begin_ranking(None)
 
     def moved(self, layer: SparseLayer, target: int, share: float) -> int:
         """Units moved at once: `share` of all, but at most 20 % of the active and no more than the unused."""
@@ -131,6 +147,10 @@ class TDM(Static):
         weights = [layer.gather(layer.parameter) for layer in self.layers]
         if self.losses is None or self.alpha == self.beta == 0:
             return [w.abs() for w in weights]
+        if self.from_steps:
+            self.announce_ranking()
+            task, replay = self.collected.means()
+            return [cwi(w, g, m, self.alpha, self.beta) for w, g, m in zip(weights, task, replay, strict=True)]
         for layer in self.layers:
             layer.set_chosen(None)  # importance is asked of every active weight, frozen or not
         task = importance_gradients(self.model, self.layers, self.losses.task, self.batches)
@@ -138,8 +158,9 @@ class TDM(Static):
         return [cwi(w, g, m, self.alpha, self.beta) for w, g, m in zip(weights, task, replay, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "moments": self.moments.state_dict()}
+        return {**super().state_dict(), "moments": self.moments.state_dict(), "collected": self.collected.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.moments.load_state_dict(state["moments"])
+        self.collected.load_state_dict(state["collected"], self.layers)

@@ -1,5 +1,6 @@
 """What arrives: streams of tasks. Start with `load(name, data)`, a named stream, or `from_arrays`."""
 
+from sparcl.streams.arrive import make_task as make_task
 from sparcl.streams.augment import Normalize as Normalize
 from sparcl.streams.augment import Transform as Transform
 from sparcl.streams.cifar import seq_cifar10 as seq_cifar10

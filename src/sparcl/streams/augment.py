@@ -8,8 +8,10 @@ on one core (`python benchmarks/augment.py`); four broadcast index tensors took 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -50,7 +52,7 @@ class Normalize:
             if inputs.dim() < 2 or inputs.shape[1] != len(self.mean):
                 raise ConfigError(
                     f"there are means of {len(self.mean)} channels but samples of shape {list(inputs.shape[1:])}:"
-                    " one mean for all is needed, or one for each"
+                    f" one mean for all is needed, or one for each{channels_hint(inputs)}"
                 )
             shape = (-1,) + (1,) * (inputs.dim() - 2)
             scale, shift = scale.view(shape), shift.view(shape)
@@ -66,6 +68,13 @@ class Normalize:
         return self._factors[key]
 
 
+def channels_hint(inputs: Tensor) -> str:
+    """What to add to a refusal of inputs [N, ...] that look like images with the channels last; else nothing."""
+    if inputs.dim() != 4 or inputs.shape[3] not in (1, 2, 3, 4) or inputs.shape[1] <= 4:
+        return ""
+    return " (images are [N, C, H, W]: if yours have the channels last, give .permute(0, 3, 1, 2) of them)"
+
+
 @dataclass(frozen=True)
 class Transform:
     """What happens to a batch between storage and network: random crop, random flip, normalisation.
@@ -79,6 +88,30 @@ class Transform:
     normalize: Normalize = field(default_factory=Normalize)
     crop_padding: int = 0
     flip: bool = False
+
+    def settings(self) -> dict[str, Any] | None:
+        """As JSON values, for `of`; None for a transform of another class."""
+        if type(self) is not Transform or type(self.normalize) is not Normalize:
+            return None
+        statistics = {"mean": list(self.normalize.mean), "std": list(self.normalize.std)}
+        return {**statistics, "crop_padding": self.crop_padding, "flip": self.flip}
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """From `settings()`.
+
+        Raises:
+            ConfigError: it is not well formed.
+        """
+        try:
+            mean, std = ([float(v) for v in settings[key]] for key in ("mean", "std"))
+            padding, flip = settings["crop_padding"], settings["flip"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"the transform is not well formed: {error!r:.80}") from None
+        finite = all(map(math.isfinite, [*mean, *std]))
+        if not finite or type(padding) is not int or not 0 <= padding <= 4096 or type(flip) is not bool:
+            raise ConfigError("the transform is not well formed: finite statistics, a padding and a flip are needed")
+        return cls(Normalize(mean, std), padding, flip)
 
     def train(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Augment and normalise: uint8 or float [N, C, H, W] -> float32 ([N, ...] without crop and flip).

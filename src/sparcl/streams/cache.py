@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from sparcl import regular
+from sparcl.errors import out_of_memory
 from sparcl.streams.split import Arrays
 
-VERSION = 1  # raise it when decoding or the layout of the file changes
+VERSION = 2  # raise it when decoding or the layout of the file changes
 
 
 def cache_folder() -> Path:
@@ -61,15 +63,18 @@ def _key(kind: str, source: Path, tops: Sequence[str]) -> str:
 
 def _read(file: Path) -> Arrays | None:
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as saved:
+        with regular.open_regular(file) as stream, np.load(stream, allow_pickle=False) as saved:
             arrays = Arrays(
                 train_inputs=saved["train_inputs"],
                 train_labels=saved["train_labels"],
                 test_inputs=saved["test_inputs"],
                 test_labels=saved["test_labels"],
                 class_names=tuple(str(name) for name in saved["class_names"]),
+                note=str(saved["note"]),
             )
-    except Exception:  # absent, or damaged in any way
+    except Exception as error:  # absent, or damaged in any way
+        if out_of_memory(error):
+            raise
         return None
     inputs_fit = arrays.train_inputs.dtype == arrays.test_inputs.dtype == np.uint8
     labels_fit = arrays.train_labels.dtype == arrays.test_labels.dtype == np.int64
@@ -90,6 +95,7 @@ def _write(file: Path, arrays: Arrays) -> None:
                 test_inputs=arrays.test_inputs,
                 test_labels=arrays.test_labels,
                 class_names=np.array(arrays.class_names, dtype=np.str_),
+                note=np.array(arrays.note, dtype=np.str_),
             )
         os.replace(temporary, file)
     except OSError:  # a full or read-only disk costs time, not the run

@@ -184,9 +184,13 @@ def read(variant: Variant, source: Path, tops: tuple[str, ...], progress: Progre
     """
     official = {name for layout in variant.layouts for name in (*layout.files, layout.names)}
     found: dict[str, bytes] = {}
-    tree = TreeReader()
+    places: dict[str, tuple[str, ...]] = {}
+    tree = TreeReader(source=source)
     for member in members(source, tops, progress):
         if not member.is_folder and member.parts[-1] in official:
+            if (before := places.get(member.parts[-1])) is not None:
+                raise DataError(f"{source} holds {'/'.join(before)} and {'/'.join(member.parts)}: keep one of the two")
+            places[member.parts[-1]] = member.parts
             found[member.parts[-1]] = member.read()
         else:
             tree.take(member)

@@ -33,7 +33,7 @@ def read_digits() -> Arrays:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError('seq-digits needs scikit-learn: pip install "sparcl[demo]"') from error
+        raise DataError('seq-digits needs scikit-learn: pip install "sparcl-edge[demo]"') from error
     images, labels = load_digits(return_X_y=True)
     inputs = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     labels = labels.astype(np.int64)

@@ -35,7 +35,7 @@ def fetch(remotes: Sequence[Remote], folder: Path) -> list[Path]:
         import pooch
     except ImportError as error:
         raise DataError(
-            f'{names} not found in {folder}: {by_hand}, or pip install "sparcl[download]" to fetch'
+            f'{names} not found in {folder}: {by_hand}, or pip install "sparcl-edge[download]" to fetch'
         ) from error
     pooch.get_logger().setLevel(logging.WARNING)  # the run's own progress is on the screen
     created = [path for path in (folder, *folder.parents) if not path.exists()]

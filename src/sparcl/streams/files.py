@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
-from sparcl.checkpoint import disk
+from sparcl import regular
 from sparcl.errors import DataError, one_line
 
 Progress = Callable[[int, int], None]
 
 MAX_MEMBER_BYTES = 256 << 20  # the largest official file, CIFAR-100's training batch, has 155 MB
 MAX_MEMBERS = 4_000_000
+MAX_HEADER_BYTES = 1 << 18  # of a tar's extended header: a long name has a few kB
 FREE_BYTES = 1 << 30  # that any archive may unpack to
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")
 _PROGRESS_EVERY = 256  # files between two calls of a progress callback
@@ -146,7 +147,7 @@ def _folder_members(root: Path, tops: Sequence[str]) -> list[Member]:
 def _file_member(root: Path, file: Path) -> Member:
     def read() -> bytes:
         try:
-            with disk.open_regular(file) as stream:
+            with regular.open_regular(file) as stream:
                 return read_bounded(stream, MAX_MEMBER_BYTES, str(file))
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error.strerror}") from error
@@ -183,8 +184,9 @@ def _tar_members(source: Path, progress: Progress | None) -> Iterator[Member]:
     total = source.stat().st_size
     with source.open("rb") as raw:
         bounded = _Bounded(_decompressed(raw), source)
-        with tarfile.open(fileobj=bounded, mode="r|") as archive:
+        with tarfile.open(fileobj=bounded, mode="r|", tarinfo=_TarInfo) as archive:
             for count, info in enumerate(archive):
+                archive.members.clear()  # type: ignore[attr-defined]  # each holds the text of its headers
                 parts = _safe_parts(source, info.name)
                 if not (info.isdir() or info.isreg()) or info.issparse():
                     raise DataError(f"{source} holds {info.name!r}, a link or a device: only files are allowed")
@@ -203,6 +205,24 @@ def _tar_members(source: Path, progress: Progress | None) -> Iterator[Member]:
             _check_end(archive, bounded)
     if progress is not None:
         progress(total, total)
+
+
+class _TarInfo(tarfile.TarInfo):
+    """A member whose extended headers, which tarfile reads whole, are bounded."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _EXTENDED:
+            if self.type == tarfile.XGLTYPE:  # kept to the end of the archive
+                archive.global_bytes = getattr(archive, "global_bytes", 0) + self.size  # type: ignore[attr-defined]
+            if max(self.size, getattr(archive, "global_bytes", 0)) > MAX_HEADER_BYTES:
+                raise DataError(f"an extended header of more than {MAX_HEADER_BYTES} bytes: refused")
+        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+
+
+_EXTENDED = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.GNUTYPE_SPARSE),
+)
 
 
 def _check_end(archive: tarfile.TarFile, stream: _Bounded) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from sparcl.errors import DataError
 from sparcl.streams.augment import Normalize, Transform
 from sparcl.streams.cache import cached
 from sparcl.streams.files import Member, Progress, is_junk, members
-from sparcl.streams.images import ImageSet, Size, as_size, is_image
+from sparcl.streams.images import IMAGE_SUFFIXES, ImageSet, Size, as_size, is_image
 from sparcl.streams.split import Arrays, split
 from sparcl.streams.task import Stream
 
@@ -39,7 +40,10 @@ def folder(
         resize: the side of a square, or (height, width); None: all images must be of one size.
 
     Raises:
-        DataError: missing, damaged, images of mixed size, a class without images.
+        DataError: missing, damaged, images of mixed size, a class without images, more than one tree.
+
+    Warns:
+        DataWarning: files were passed over, and how many.
     """
     source, size = Path(data), as_size(resize)
     if source.is_dir() and not is_tree(source):
@@ -64,23 +68,25 @@ def is_tree(root: Path) -> bool:
 class TreeReader:
     """Collects the members of an image tree, whatever folder it is packed in."""
 
-    def __init__(self, size: Size | None = None) -> None:
-        self.images = ImageSet(size)
-        self._classes: set[str] = set()
+    def __init__(self, size: Size | None = None, source: Path | None = None) -> None:
+        self.images = ImageSet(size, source)
+        self._classes: set[tuple[tuple[str, ...], str]] = set()  # each with the folder that its tree lies in
+        self._passed_over, self._first_passed_over = 0, ""
 
     def take(self, member: Member) -> None:
-        """Keep a class folder or an image; pass over everything else."""
-        class_at = -1 if member.is_folder else -2
-        if len(member.parts) < 1 - class_at or member.parts[class_at - 1] not in SPLITS:
-            return
-        name, split_name = member.parts[class_at], member.parts[class_at - 1]
+        """Keep a class folder or an image; pass over everything else, and count it."""
         if any(is_junk(part) for part in member.parts):
             return
-        if member.is_folder:
-            self._classes.add(name)
-        elif is_image(member.parts[-1]):
-            self._classes.add(name)
-            self.images.add(split_name, name, member.parts[-1], member.read())
+        class_at = -1 if member.is_folder else -2
+        placed = len(member.parts) >= 1 - class_at and member.parts[class_at - 1] in SPLITS
+        if placed and (member.is_folder or is_image(member.parts[-1])):
+            *root, split_name, name = member.parts if member.is_folder else member.parts[:-1]
+            self._classes.add((tuple(root), name))
+            if not member.is_folder:
+                self.images.add(split_name, name, member.parts[-1], member.read(), tuple(root))
+        elif not member.is_folder:
+            self._passed_over += 1
+            self._first_passed_over = self._first_passed_over or "/".join(member.parts)
 
     def arrays(self, source: Path) -> Arrays:
         """The classes in alphabetical order.
@@ -90,13 +96,21 @@ class TreeReader:
         """
         if not len(self.images):
             raise DataError(f"{source} holds no images in train/<class>/* and test/<class>/*")
-        classes = sorted(self._classes)
-        return self.images.arrays(classes, *SPLITS, class_names=classes)
+        classes = sorted(name for root, name in self._classes if root == self.images.root)
+        note = (
+            ""
+            if not self._passed_over
+            else (
+                f"{source}: {self._passed_over} file(s) passed over, the first {self._first_passed_over}:"
+                f" only images in train/<class>/ and test/<class>/ are read ({', '.join(IMAGE_SUFFIXES)})"
+            )
+        )
+        return dataclasses.replace(self.images.arrays(classes, *SPLITS, class_names=classes), note=note)
 
 
 def read_tree(source: Path, size: Size | None, progress: Progress | None) -> Arrays:
     """Decode every image of a tree: uint8 [N, 3, H, W]."""
-    reader = TreeReader(size)
+    reader = TreeReader(size, source)
     for member in members(source, SPLITS, progress):
         reader.take(member)
     return reader.arrays(source)

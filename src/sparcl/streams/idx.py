@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sparcl import regular
 from sparcl.errors import DataError, one_line
 from sparcl.streams.augment import Transform
 from sparcl.streams.download import Remote, fetch
@@ -152,7 +153,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
         DataError: another type, sizes that are absurd or do not match the file's length, damaged gzip.
     """
     try:
-        with path.open("rb") as raw:
+        with regular.open_regular(path) as raw:
             is_gzip = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             if is_gzip:

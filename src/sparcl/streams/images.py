@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from sparcl.errors import ConfigError, DataError, SparclError, one_line
+from sparcl.errors import ConfigError, DataError, SparclError, one_line, out_of_memory
+from sparcl.streams import room
 from sparcl.streams.split import Arrays
 
 if TYPE_CHECKING:
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 64_000_000  # of one image, before any resize
-MAX_DECODED_BYTES = 64 << 30
+FREE_BYTES = 1 << 30  # that any source may decode to
+MOST_GROWTH = 1000  # decoded bytes for one of the source beyond that: what PNG reaches on blank pictures; photos: 30
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # none that starts another program, as EPS does
+
+ORIENTATION = 0x0112  # EXIF's tag
 
 Size = tuple[int, int]
 
@@ -41,13 +46,18 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def decode(content: bytes, name: str, size: Size | None = None) -> npt.NDArray[np.uint8]:
+Check = Callable[[int, int], None]
+"""Told of (width, height) from an image's header, before it is decoded; it may refuse."""
+
+
+def decode(content: bytes, name: str, size: Size | None = None, check: Check | None = None) -> npt.NDArray[np.uint8]:
     """One image file -> RGB, uint8 [H, W, 3]; grey, palette and alpha are converted.
 
     Args:
         content: the file.
         name: for messages.
         size: (height, width) to resize to, bilinear with antialiasing; None keeps the image's own.
+        check: asked before anything is decoded.
 
     Raises:
         DataError: damaged, truncated, of another format, or larger than `MAX_PIXELS`.
@@ -57,19 +67,22 @@ def decode(content: bytes, name: str, size: Size | None = None) -> npt.NDArray[n
         from PIL import Image as PILImage
         from PIL import UnidentifiedImageError
     except ImportError as error:
-        raise SparclError('reading images needs Pillow: pip install "sparcl[images]"') from error
+        raise SparclError('reading images needs Pillow: pip install "sparcl-edge[images]"') from error
     try:
-        with warnings.catch_warnings(), PILImage.open(io.BytesIO(content), formats=_FORMATS) as image:
-            warnings.simplefilter("ignore")  # of odd metadata; what matters is an error below
+        with warnings.catch_warnings(action="ignore"), PILImage.open(io.BytesIO(content), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{name} has {image.width}×{image.height} pixels: at most {MAX_PIXELS} are allowed")
-            rgb = _to_rgb(image)
+            if check is not None:
+                check(image.width, image.height)
+            rgb = _upright(_to_rgb(image), image)
             if size is not None and rgb.size != size[::-1]:
                 rgb = rgb.resize(size[::-1], PILImage.Resampling.BILINEAR)
             return np.asarray(rgb)
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        if out_of_memory(error):
+            raise
         detail = "of no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise DataError(f"{name} is no readable image ({detail}): allowed are {', '.join(_FORMATS)}") from error
 
@@ -79,11 +92,34 @@ def _to_rgb(image: Image) -> Image:
 
     if image.mode.startswith("I;16"):
         return PILImage.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "I" and image.format in ("PPM", "PNG"):  # whose levels reach 65535, whatever the file's own most
+        return PILImage.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode}: 8 or 16 bits per channel are needed")
+        raise ValueError(f"mode {image.mode}: it has 32 bits per channel, 8 or 16 are needed")
     if image.mode == "P":
         image = image.convert("RGBA")  # keeps what a transparent palette entry hides
     return image.convert("RGB")
+
+
+def _upright(rgb: Image, image: Image) -> Image:
+    """`rgb`, made of `image`, turned as the file's EXIF says that it was taken: a phone turns no pixels itself."""
+    from PIL import Image as PILImage
+
+    turn = PILImage.Transpose
+    by_orientation = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_270,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_90,
+    }
+    try:
+        needed = by_orientation.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged notes beside pixels that are whole
+        return rgb
+    return rgb if needed is None else rgb.transpose(needed)
 
 
 class ImageSet:
@@ -91,24 +127,38 @@ class ImageSet:
 
     Args:
         size: (height, width) that every image is resized to; None: they must all be of one size.
+        source: the archive that they come from; None: they are files of their own. It bounds what may be decoded.
     """
 
-    def __init__(self, size: Size | None = None) -> None:
+    def __init__(self, size: Size | None = None, source: Path | None = None) -> None:
         self._size = size
+        self._source_bytes = source.stat().st_size if source is not None and source.is_file() else None
+        self._read_bytes = self._decoded_bytes = self._kept_bytes = 0
+        self._room = room.memory_left()
         self._images: dict[tuple[str, str, str], npt.NDArray[np.uint8]] = {}
         self._first: tuple[str, tuple[int, ...]] | None = None
+        self.root: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def add(self, split: str, class_name: str, file: str, content: bytes) -> None:
-        """Decode and keep one image.
+    def add(self, split: str, class_name: str, file: str, content: bytes, root: tuple[str, ...] = ()) -> None:
+        """Decode and keep one image; `root` is the folder of the source that its tree lies in.
 
         Raises:
-            DataError: unreadable; or its size differs from the first image's.
+            DataError: unreadable; its size differs from the first image's; of another tree; or there already.
         """
         name = "/".join(filter(None, (split, class_name, file)))
-        image = decode(content, name, self._size)
+        self.root = root if self.root is None else self.root
+        if root != self.root:
+            one, other = ("/".join((*folder, split)) for folder in (self.root, root))
+            raise DataError(
+                f"there are two trees, {one}/ and {other}/: keep one of them, or name its folder as the data"
+            )
+        if (split, class_name, file) in self._images:
+            raise DataError(f"{'/'.join((*root, name))} is there twice: keep one of the two")
+        self._read_bytes += len(content)
+        image = decode(content, name, self._size, self._check)
         if self._first is None:
             self._first = (name, image.shape)
         first, shape = self._first
@@ -118,8 +168,23 @@ class ImageSet:
                 f"{image.shape[1]}×{image.shape[0]}; resize them all (--resize {shape[0]}, resize={shape[0]})"
             )
         self._images[split, class_name, file] = image
-        if len(self._images) * image.nbytes > MAX_DECODED_BYTES:
-            raise DataError(f"the decoded images exceed {MAX_DECODED_BYTES >> 30} GiB: resize them to a smaller size")
+
+    def _check(self, width: int, height: int) -> None:
+        """Refuse what would not fit into memory, or grows as no picture does, before it is decoded."""
+        self._decoded_bytes += 3 * width * height
+        kept_height, kept_width = self._size or (height, width)
+        self._kept_bytes += 3 * kept_height * kept_width
+        if self._kept_bytes > self._room:
+            raise DataError(
+                f"the decoded images need more than the {self._room >> 20} MiB of memory that are free: resize them to"
+                " a smaller size"
+            )
+        source = self._read_bytes if self._source_bytes is None else self._source_bytes
+        if self._decoded_bytes > max(FREE_BYTES, MOST_GROWTH * source):
+            raise DataError(
+                f"{source} bytes of images decode to more than {max(FREE_BYTES, MOST_GROWTH * source)}: refused as a"
+                " decompression bomb"
+            )
 
     def move(self, split: str, class_of: dict[str, str]) -> None:
         """Give the images of a split that came without class (as "") the class of their file name.

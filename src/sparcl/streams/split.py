@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sparcl.errors import ConfigError, DataError, one_line
+from sparcl.errors import ConfigError, DataError, DataWarning, one_line
 from sparcl.streams.augment import Transform
-from sparcl.streams.task import Samples, Stream, Task
+from sparcl.streams.task import Samples, Stream, Task, short
 
 ArrayLike = npt.NDArray[Any] | Tensor
 
@@ -27,6 +28,7 @@ class Arrays:
         train_inputs, test_inputs: uint8 [N, C, H, W] as decoded.
         train_labels, test_labels: int64 [N], index into `class_names`.
         class_names: in the data set's own label order.
+        note: what the user should hear about how it was read.
     """
 
     train_inputs: npt.NDArray[np.uint8]
@@ -34,6 +36,7 @@ class Arrays:
     test_inputs: npt.NDArray[np.uint8]
     test_labels: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
+    note: str = ""
 
 
 def from_arrays(
@@ -52,7 +55,8 @@ def from_arrays(
     """Make a stream of your own NumPy arrays or tensors.
 
     Args:
-        train_inputs, test_inputs: uint8 or floating [N, ...]; images as [N, C, H, W].
+        train_inputs, test_inputs: uint8 or floating [N, ...]; images as [N, C, H, W]. Other integers (a sensor's
+            int16) become float32 as they are.
         train_labels, test_labels: integers [N], 0 <= label < the number of classes.
         classes_per_task: must divide the number of classes.
         class_order_seed: shuffles the classes over the tasks; None keeps the natural order.
@@ -66,8 +70,8 @@ def from_arrays(
             inputs, classes that do not divide into tasks, a task with a single training sample.
         ConfigError: an option outside its range, or a transform that does not fit the inputs.
     """
-    train = Samples(_as_inputs(train_inputs, "training"), _as_labels(train_labels, "training"))
-    test = Samples(_as_inputs(test_inputs, "test"), _as_labels(test_labels, "test"))
+    train = Samples(as_inputs(train_inputs, "training"), as_labels(train_labels, "training"))
+    test = Samples(as_inputs(test_inputs, "test"), as_labels(test_labels, "test"))
     n_classes = len(class_names) if class_names is not None else int(train.labels.max()) + 1
     if n_classes > len(train):  # also keeps one absurd label from becoming as many logits
         raise DataError(f"{len(train)} training samples cannot fill {n_classes} classes: each needs at least one")
@@ -94,10 +98,12 @@ def split(
     limit_per_class: int | None,
 ) -> Stream:
     """As `from_arrays`, for what this package has read itself: where sorted by class, tasks are views, not copies."""
+    if arrays.note:
+        warnings.warn(arrays.note, DataWarning, stacklevel=3)
     return _stream(
         name,
-        Samples(_as_inputs(arrays.train_inputs, "training"), _as_labels(arrays.train_labels, "training")),
-        Samples(_as_inputs(arrays.test_inputs, "test"), _as_labels(arrays.test_labels, "test")),
+        Samples(as_inputs(arrays.train_inputs, "training"), as_labels(arrays.train_labels, "training")),
+        Samples(as_inputs(arrays.test_inputs, "test"), as_labels(arrays.test_labels, "test")),
         arrays.class_names,
         transform,
         classes_per_task=classes_per_task,
@@ -120,8 +126,11 @@ def _stream(
     share: bool,
 ) -> Stream:
     n_classes = len(names)
-    _check_sizes(train, test)
-    _check_labels(train.labels, test.labels, names)
+    for what, samples in (("training", train), ("test", test)):
+        check_size(samples, what)
+    check_alike(train, test)
+    for what, samples in (("training", train), ("test", test)):
+        check_labels(samples.labels, what, dict(enumerate(names)))
     _check_split(n_classes, classes_per_task, limit_per_class)
     transform.train(train.inputs[:1], torch.Generator())  # refuses what it does not fit before any work
     order = _class_order(n_classes, class_order_seed)
@@ -132,8 +141,7 @@ def _stream(
     for t in range(n_classes // classes_per_task):
         classes = tuple(range(t * classes_per_task, (t + 1) * classes_per_task))
         task_train, task_test = (_select(samples, classes, limit_per_class, share) for samples in splits)
-        if len(task_train) < 2:
-            raise DataError(f"task {t + 1} has a single training sample; every task needs at least 2")
+        check_enough(t, len(task_train))
         tasks.append(Task(t, classes, task_train, task_test, transform))
     return Stream(
         name=name,
@@ -145,11 +153,21 @@ def _stream(
     )
 
 
-def _check_sizes(train: Samples, test: Samples) -> None:
-    for what, samples in (("training", train), ("test", test)):
-        n = len(samples.inputs)
-        if n != len(samples):
-            raise DataError(f"{n} {what} inputs but {len(samples)} {what} labels: there must be one label for each")
+def check_enough(index: int, samples: int) -> None:
+    """Raise DataError unless a task (from 0) has the two training samples that batch statistics need."""
+    if samples < 2:
+        raise DataError(f"task {index + 1} has {samples} training sample(s): every task needs 2 or more")
+
+
+def check_size(samples: Samples, what: str) -> None:
+    """Raise DataError unless there is a label for each input."""
+    n = len(samples.inputs)
+    if n != len(samples):
+        raise DataError(f"{n} {what} inputs but {len(samples)} {what} labels: there must be one label for each")
+
+
+def check_alike(train: Samples, test: Samples) -> None:
+    """Raise DataError unless test samples are of the dtype and shape of training samples."""
     shapes = [f"{str(s.inputs.dtype).removeprefix('torch.')} {tuple(s.inputs.shape[1:])}" for s in (train, test)]
     if shapes[0] != shapes[1]:
         raise DataError(f"training samples are {shapes[0]} but test samples {shapes[1]}: they must agree")
@@ -172,16 +190,17 @@ def _as_tensor(array: ArrayLike, what: str, needed: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(native))
 
 
-def _as_inputs(array: ArrayLike, what: str) -> Tensor:
-    needed = "allowed are uint8 and floating point"
+def as_inputs(array: ArrayLike, what: str) -> Tensor:
+    """uint8 as it is, other numbers as float32 [N, ...]; DataError where they are not finite, or no array."""
+    needed = "allowed are uint8, other integers and floating point"
     inputs = _as_tensor(array, f"{what} inputs", needed)
     if inputs.dim() < 2 or inputs.numel() == 0:
         raise DataError(f"{what} inputs have shape {tuple(inputs.shape)}: a non-empty [N, ...] is needed")
     if inputs.dtype == torch.uint8:
         return inputs
-    if not inputs.dtype.is_floating_point:
+    if inputs.is_complex():
         raise DataError(f"{what} inputs are {inputs.dtype}: {needed}")
-    inputs = inputs.to(torch.float32)
+    inputs = inputs.to(torch.float32)  # integers of a sensor as they are: their scale is the transform's
     finite = torch.isfinite(inputs).flatten(1).all(1)
     if not bool(finite.all()):
         first = int(torch.nonzero(~finite)[0])
@@ -189,7 +208,8 @@ def _as_inputs(array: ArrayLike, what: str) -> Tensor:
     return inputs
 
 
-def _as_labels(array: ArrayLike, what: str) -> Tensor:
+def as_labels(array: ArrayLike, what: str) -> Tensor:
+    """int64 [N] on the CPU of what a user gives, N >= 1; DataError where that cannot be."""
     needed = "integers of shape [N] are needed, 0 <= label < the number of classes"
     labels = _as_tensor(array, f"{what} labels", needed)
     if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -199,18 +219,19 @@ def _as_labels(array: ArrayLike, what: str) -> Tensor:
     return labels.to("cpu", torch.int64)
 
 
-def _check_labels(train: Tensor, test: Tensor, names: tuple[str, ...]) -> None:
-    n_classes = len(names)
-    for what, labels in (("training", train), ("test", test)):
-        wrong = torch.nonzero((labels < 0) | (labels >= n_classes))
-        if len(wrong):
-            raise DataError(
-                f"{what} label {int(labels[wrong[0, 0]])} of sample {int(wrong[0, 0])} is out of range: "
-                f"allowed are 0 to {n_classes - 1}"
-            )
-        empty = torch.nonzero(torch.bincount(labels, minlength=n_classes) == 0).flatten().tolist()
-        if empty:
-            raise DataError(f"class {names[empty[0]]!r} has no {what} samples: every class needs at least one")
+def check_labels(labels: Tensor, what: str, names: Mapping[int, str], *, all_needed: bool = True) -> None:
+    """Raise DataError unless labels, int64 [N], are all among those of `names` and, `all_needed`, none is missing."""
+    wrong = torch.nonzero(~torch.isin(labels, torch.tensor(list(names)))).flatten()
+    if len(wrong):
+        raise DataError(
+            f"{what} label {int(labels[wrong[0]])} of sample {int(wrong[0])} is out of range:"
+            f" allowed are {short(names)}"
+        )
+    present = set(torch.unique(labels).tolist())
+    for k, name in names.items() if all_needed else ():
+        if k not in present:
+            hint = f"; labels start at 0, yours at {min(present)}" if k == 0 else ""
+            raise DataError(f"class {name!r} has no {what} samples: every class needs at least one{hint}")
 
 
 def _check_split(n_classes: int, classes_per_task: int, limit_per_class: int | None) -> None:
@@ -248,7 +269,7 @@ def _select(samples: Samples, classes: tuple[int, ...], limit: int | None, share
 def _fingerprint(tasks: Sequence[Task]) -> str:
     digest = hashlib.sha256()
     for task in tasks:
-        for samples in (task.train, task.test):
+        for samples in filter(None, (task.train, task.test)):
             digest.update(f"{samples.inputs.dtype} {tuple(samples.inputs.shape)}".encode())
             for tensor in (samples.inputs, samples.labels):
                 digest.update(tensor.cpu().numpy().data.cast("B"))

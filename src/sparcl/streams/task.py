@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import overload
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from sparcl.streams.augment import Transform
+
+Name = str | int
+"""What a class is called."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,9 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"<{_count(self)} samples of {_kind(self)}>"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -35,15 +42,22 @@ class Task:
     Attributes:
         index: t, from 0.
         classes: the columns of the logits that belong to this task.
-        train, test: the samples.
+        train, test: the samples; a task without test samples (None) can be learned, not evaluated on.
         transform: from stored samples to what the network sees.
+        names: where labels are not yet columns, but places in this tuple: the classes by name (`make_task`). The
+            Learner gives them their columns, and the task its index.
     """
 
     index: int
     classes: tuple[int, ...]
     train: Samples
-    test: Samples
-    transform: Transform
+    test: Samples | None = None
+    transform: Transform = field(default_factory=Transform)
+    names: tuple[Name, ...] = ()
+
+    def __repr__(self) -> str:
+        size = f"{_count(self.train)} training and {_count(self.test)} test samples of {_kind(self.train)}"
+        return f"<Task {self.index + 1}: classes {short(self.classes)}; {size}>"
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,10 @@ class Stream(Sequence[Task]):
     class_names: tuple[str, ...]
     fingerprint: str
 
+    def __repr__(self) -> str:
+        size = f"{len(self)} task(s), {self.n_classes} classes, samples {list(self.input_shape)}"
+        return f"<Stream {self.name}: {size}, fingerprint {self.fingerprint[:12]}>"
+
     def __len__(self) -> int:
         return len(self.tasks)
 
@@ -76,15 +94,50 @@ class Stream(Sequence[Task]):
     def __getitem__(self, index: int | slice) -> Task | tuple[Task, ...]:
         return self.tasks[index]
 
+    def limit_test(self, per_class: int) -> Stream:
+        """The stream with only the first `per_class` test samples of each class: evaluation costs time, too."""
+        tasks = []
+        for task in self.tasks:
+            if task.test is None:
+                tasks.append(task)
+                continue
+            labels = task.test.labels
+            first = torch.cat([(labels == k).nonzero().squeeze(1)[:per_class] for k in task.classes]).sort().values
+            tasks.append(replace(task, test=Samples(task.test.inputs[first], labels[first])))
+        digest = hashlib.sha256(f"{self.fingerprint} {per_class} test samples a class".encode()).hexdigest()
+        return replace(self, tasks=tuple(tasks), fingerprint=digest)
+
     def merged(self) -> Stream:
         """The stream with all its tasks in one: what joint training, the upper bound, is given."""
         train = [task.train for task in self.tasks]
-        test = [task.test for task in self.tasks]
+        test = [task.test for task in self.tasks if task.test is not None]
         task = Task(
             index=0,
             classes=tuple(range(self.n_classes)),
             train=Samples(torch.cat([s.inputs for s in train]), torch.cat([s.labels for s in train])),
-            test=Samples(torch.cat([s.inputs for s in test]), torch.cat([s.labels for s in test])),
+            test=Samples(torch.cat([s.inputs for s in test]), torch.cat([s.labels for s in test])) if test else None,
             transform=self.tasks[0].transform,
         )
         return replace(self, tasks=(task,))
+
+
+def short(classes: Collection[int]) -> str:
+    """Class numbers in words: "0 to 9", or "1, 4"; of many that do not follow one another, the first few."""
+    numbers = sorted(classes)
+    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
+
+
+def _count(samples: Any) -> str:
+    """Samples of a split, which nobody has checked yet."""
+    labels = getattr(samples, "labels", ())
+    return str(len(labels)) if hasattr(labels, "__len__") else "?"
+
+
+def _kind(samples: Any) -> str:
+    """Dtype and shape of one of its samples."""
+    inputs: Any = getattr(samples, "inputs", None)
+    if not hasattr(inputs, "dtype") or not hasattr(inputs, "shape"):
+        return f"a {type(inputs).__name__}"
+    return f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape[1:])}"

@@ -79,14 +79,15 @@ def read(source: Path, tops: tuple[str, ...], progress: Progress | None) -> Arra
         DataError: a file of the layout is missing, or an image has no class.
     """
     texts: dict[str, str] = {}
-    images = ImageSet()
+    images = ImageSet(source=source)
     for member in members(source, tops, progress):
         if member.is_folder or is_junk(member.parts[-1]):
             continue
         if member.parts[-1] in _TEXTS:
-            texts[member.parts[-1]] = member.read().decode("utf-8", "replace")
+            texts[member.parts[-1]] = member.read().decode("utf-8-sig", "replace")
         elif (place := _place(member)) is not None:
-            images.add(*place, member.parts[-1], member.read())
+            split_name, class_name, root = place
+            images.add(split_name, class_name, member.parts[-1], member.read(), root)
     missing = [name for name in ("wnids.txt", "val_annotations.txt") if name not in texts]
     if missing or not len(images):
         raise DataError(f"{source} is not in Tiny-ImageNet's layout: {', '.join(missing) or 'images'} missing")
@@ -96,14 +97,15 @@ def read(source: Path, tops: tuple[str, ...], progress: Progress | None) -> Arra
     return images.arrays(wnids, "train", "val", class_names=_names(wnids, texts.get("words.txt", "")))
 
 
-def _place(member: Member) -> tuple[str, str] | None:
-    """(split, class) of an image, the class of a validation image being unknown yet; None: not of this layout."""
+def _place(member: Member) -> tuple[str, str, tuple[str, ...]] | None:
+    """(split, class, folder of the tree) of an image, the class of a validation image being unknown yet; None: not of
+    this layout."""
     above = member.parts[:-1]
     if not is_image(member.parts[-1]) or above[-1:] != ("images",):
         return None
     if above[-3:-2] == ("train",):
-        return "train", above[-2]
-    return ("val", "") if above[-2:-1] == ("val",) else None
+        return "train", above[-2], above[:-3]
+    return ("val", "", above[:-2]) if above[-2:-1] == ("val",) else None
 
 
 def _names(wnids: list[str], words: str) -> list[str]:

@@ -1,0 +1,112 @@
+"""equal-time.toml from the costs of a step: a budget of seconds becomes so many steps for each row.
+
+    python experiments/equal_time.py costs experiments/results/equal-time/costs-32.json [--width 32]
+    python experiments/equal_time.py file
+
+The first measures (`sparcl.run.job`, one thread, all rows in turn, ten minutes; keep the machine quiet), the second
+writes the sweep from what was measured. A budget of 1 is what one epoch of dense DER++ takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sparcl.run import job
+from sparcl.run.experiment import Experiment
+
+HERE = Path(__file__).parent
+COSTS = HERE / "results" / "equal-time"
+SAMPLES, BATCH = 2000, 32
+A_PASS = SAMPLES // BATCH
+BASE = {"stream": "seq-cifar10", "limit_per_class": 1000, "limit_test_per_class": 200, "threads": 1}
+MAIN = [
+    {"method": "derpp", "sparsifier": "dense"},
+    {"method": "derpp", "sparsifier": "sparcl", "sparsity": 0.9},
+    {"method": "derpp", "sparsifier": "static", "sparsity": 0.9},
+    {"method": "derpp", "sparsifier": "rigl", "sparsity": 0.9},
+]
+MORE = [
+    {"method": "er", "sparsifier": "dense"},
+    {"method": "er", "sparsifier": "sparcl", "sparsity": 0.9},
+    {"method": "derpp", "sparsifier": "sparcl", "sparsity": 0.95},
+    {"method": "derpp", "sparsifier": "sparcl", "sparsity": 0.75},
+    {"method": "derpp", "sparsifier": "sparcl", "sparsity": 0.9, "pattern": "block"},
+    {"method": "derpp", "sparsifier": "snip", "sparsity": 0.9},
+    {"method": "derpp", "sparsifier": "set", "sparsity": 0.9},
+    {"method": "er-ace", "sparsifier": "dense"},
+    {"method": "er-ace", "sparsifier": "sparcl", "sparsity": 0.9},
+    {"method": "derpp", "sparsifier": "dense", "single_head": True},
+    {"method": "derpp", "sparsifier": "sparcl", "sparsity": 0.9, "single_head": True},
+    {"method": "derpp", "sparsifier": "sparcl", "sparsity": 0.95, "single_head": True},
+]
+PARTS = [
+    {"gradient_sparsity": 0.0},
+    {"sample_removal": 0.3},
+    {"importance": "magnitude"},
+]
+"""What each part is worth, at a budget of 2: SparCL .90 less DGM, with DDR, with magnitude for CWI."""
+
+ROW = ("method", "sparsifier", "sparsity", "pattern", "single_head")
+
+
+def measure(path: Path, width: int) -> None:
+    """Measure every row and write what a step costs, and what a mask update and a choice take on top."""
+    experiments = [Experiment.from_dict({**BASE, "width": width, **row}, "row") for row in [*MAIN, *MORE]]
+    rows = job.measure([e for e in experiments if not e.single_head], 60.0, SAMPLES, print)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def steps(row: dict[str, Any], budget: float, costs: list[dict[str, Any]]) -> int:
+    """Steps of `row` in the time of `budget` dense epochs: a multiple of its step, updates and choices charged."""
+    usual: dict[str, Any] = {"sparsity": None, "pattern": "unstructured"}
+    same = [c for c in costs if all(c[k] == row.get(k, usual.get(k)) for k in ("method", "sparsifier", *usual))]
+    dense = next(c for c in costs if c["method"] == "derpp" and c["sparsifier"] == "dense")
+    return job.steps_within(budget * A_PASS * dense["step_ms"] / 1000, same[0])
+
+
+def blocks() -> Iterator[str]:
+    """The sweep's blocks: main rows and small budgets first."""
+    for stage, width, rows, budgets, seeds in (
+        (1, 32, MAIN, (1, 2), 5),
+        (2, 32, MORE[:3], (1, 2), 5),
+        (3, 32, [*MAIN, *MORE[:3]], (4,), 5),
+        (4, 32, MORE[3:], (1, 2, 4), 5),
+        (5, 32, [{**MAIN[1], **part} for part in PARTS], (2,), 5),
+        (6, 32, [MAIN[0], MAIN[1], MAIN[2]], (8,), 3),
+        (7, 64, [*MAIN, MORE[2]], (1, 2), 3),
+    ):
+        path = COSTS / f"costs-{width}.json"
+        if not path.exists():
+            continue
+        costs = json.loads(path.read_text())
+        for row in rows:
+            base = ", ".join(f"{k} = {json.dumps(v)}" for k, v in {**row, "width": width}.items())
+            grid = ", ".join(str(steps(row, b, costs)) for b in budgets)
+            told = ", ".join(f"{b:g}" for b in budgets)
+            yield (
+                f"[[runs]] # budgets of {told} dense epochs\nstage = {stage}\nbase = {{ {base} }}\n"
+                f"grid = {{ steps = [{grid}], seed = {list(range(seeds))} }}\n"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("costs", "file"))
+    parser.add_argument("path", nargs="?", type=Path)
+    parser.add_argument("--width", type=int, default=32)
+    asked = parser.parse_args()
+    if asked.what == "costs":
+        measure(asked.path or COSTS / f"costs-{asked.width}.json", asked.width)
+        return
+    head = (HERE / "equal-time.head").read_text()
+    base = "\n".join(f"{k} = {json.dumps(v)}" for k, v in BASE.items())
+    (HERE / "equal-time.toml").write_text(f"{head}\n[base]\n{base}\n\n" + "\n".join(blocks()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Who computes the model: the choice of backend, and the conversion before the optimizer takes its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from sparcl.nn import auto, convert
+from sparcl.sparsity.sparsifier import Sparsifier
+
+
+def give_to_backend(
+    model: nn.Module,
+    sparsifier: Sparsifier,
+    device: torch.device,
+    backend: str,
+    *,
+    batch_size: int,
+    layer_choice: Mapping[str, str],
+    input_shape: tuple[int, ...] | None,
+) -> tuple[str, dict[str, str]]:
+    """Convert the model in place where it is to run native; the backend's name, and what `auto` chose by layer.
+
+    Args and errors: see Learner.
+    """
+    chosen, choice = auto.select_backend(backend, model, device, prunes=sparsifier.prunes), dict(layer_choice)
+    if chosen == "native":
+        if backend == "auto" and not choice:
+            densities, block = sparsifier.densities, sparsifier.pattern.block
+            choice = auto.measure(model, sparsifier.prunable, densities, block, batch_size, input_shape)
+        convert.to_native(model, sparsifier.prunable, choice)
+    return chosen, choice

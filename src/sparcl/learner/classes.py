@@ -1,0 +1,185 @@
+"""Which class each column of the logits stands for, and a classifier that grows with every class that arrives.
+
+Legend: C columns of the logits so far, D inputs of the classifier.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparcl.errors import CheckpointError, ConfigError, DataError
+from sparcl.methods import METHODS, Method
+from sparcl.methods.respond import classifier
+from sparcl.nn.layers import SparseLayer, elementwise_state, fresh_state
+from sparcl.streams.task import Name, Samples, Task
+
+MOST_CLASSES = 1 << 20
+
+
+COLUMNS_AT_ONCE = 64
+
+
+class GrowingLinear(nn.Linear):
+    """A linear layer each of whose outputs is a sum of its own: more of them change no bit of the others.
+
+    A matrix product of another width is summed in another order. [N, D] in, [N, C] out.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.split(self.weight, COLUMNS_AT_ONCE)
+        y = torch.cat([(x.unsqueeze(-2) * few).sum(-1) for few in rows], dim=-1)
+        return y if self.bias is None else y + self.bias
+
+
+class Classes:
+    """The names of a Learner's columns, and the columns of each task so far.
+
+    Args:
+        names: of the model's columns, in order. Given, the head grows with every new one, () being a head that starts
+            without columns; None: the number of columns is fixed, and nothing is known of their names.
+
+    Raises:
+        ConfigError: the method cannot follow a growing head, the last layer is no `nn.Linear`, or it has another
+            number of columns than there are names.
+    """
+
+    def __init__(self, model: nn.Module, method: Method, names: Sequence[Name] | None) -> None:
+        self.grows = names is not None
+        self.names: list[Name] = list(names or ())
+        self.of_tasks: list[tuple[int, ...]] = []
+        self.model = model
+        if names is None:
+            return
+        if not method.grows:
+            allowed = ", ".join(name for name, kind in METHODS.items() if kind.grows)
+            raise ConfigError(f"method {method.name} needs all classes beforehand; these follow new ones: {allowed}")
+        _check_names(self.names, ConfigError)
+        head = self._head()
+        if self.names and head.out_features != len(self.names):
+            raise ConfigError(f"{len(self.names)} classes are named, but the model has {head.out_features} logits")
+        _set_rows(head.weight, head.weight.detach()[: len(self.names)])
+        if head.bias is not None:
+            _set_rows(head.bias, head.bias.detach()[: len(self.names)])
+        head.out_features, head.__class__ = len(self.names), GrowingLinear
+
+    def check_dense(self, layers: Sequence[SparseLayer]) -> None:
+        """Raise ConfigError if the growing classifier is pruned: its mask would be that of another shape."""
+        if self.grows and any(layer.parameter is self._head().weight for layer in layers):
+            raise ConfigError("a classifier that grows cannot be pruned: leave it out of `prunable`")
+
+    def bind(self, task: Task, index: int) -> tuple[Task, list[Name]]:
+        """The task in this Learner's columns, and the names that are new: `extend` gives them theirs.
+
+        Raises:
+            ConfigError: the head does not grow, and the names are not those of its columns.
+            DataError: a task of columns, not of names, for a head that grows by names.
+        """
+        if not getattr(task, "names", ()):
+            if self.grows:
+                raise DataError(
+                    "the Learner's head grows with names of classes: make the task with streams.make_task(x, y)"
+                )
+            return task, []
+        new = [name for name in task.names if name not in self.names]
+        if new and not self.grows:
+            known = f"known are: {', '.join(map(str, self.names))}" if self.names else "its columns have no names"
+            raise ConfigError(
+                f"class {new[0]!r} is new, but the number of logits is fixed ({known}): use Learner(..., classes=())"
+            )
+        names = [*self.names, *new]
+        if len(names) > MOST_CLASSES:
+            raise DataError(f"{len(names)} classes are too many; at most {MOST_CLASSES} are allowed")
+        column = torch.tensor([names.index(name) for name in task.names])
+        train, test = (None if s is None else Samples(s.inputs, column[s.labels]) for s in (task.train, task.test))
+        assert train is not None
+        return replace(task, index=index, classes=tuple(column.tolist()), train=train, test=test, names=()), new
+
+    def extend(self, new: Sequence[Name], optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """New classes get their columns."""
+        self.names += new
+        self._grow(optimizer, generator)
+
+    def note(self, task: Task) -> None:
+        """A task begins: these are its columns."""
+        self.of_tasks = [*self.of_tasks[: task.index], tuple(task.classes)]
+
+    @torch.no_grad()
+    def _grow(self, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """New rows as `nn.Linear` draws its own; old rows and their optimizer state keep their bits."""
+        if not self.grows or (new := len(self.names) - (head := self._head()).out_features) <= 0:
+            return
+        bound = 1 / math.sqrt(max(head.in_features, 1))
+        for parameter in head.parameters(recurse=False):  # weight, then bias
+            drawn = torch.empty(new, *parameter.shape[1:]).uniform_(-bound, bound, generator=generator)
+            states = elementwise_state(optimizer, parameter)
+            for key, state in states.items():
+                fresh = torch.full_like(drawn, fresh_state(optimizer, parameter, key)).to(state)
+                optimizer.state[parameter][key] = torch.cat([state, fresh])
+            _set_rows(parameter, torch.cat([parameter.detach(), drawn.to(parameter)]))
+        head.out_features = len(self.names)
+
+    def _head(self) -> nn.Linear:
+        head = classifier(self.model)
+        if not isinstance(head, nn.Linear) or type(head) not in (nn.Linear, GrowingLinear):
+            raise ConfigError(
+                f"a head that grows must be an nn.Linear, defined last in the model; it is a {type(head).__name__}"
+            )
+        return head
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"grows": self.grows, "names": self.names, "of_tasks": [list(columns) for columns in self.of_tasks]}
+
+    def restore(self, state: Any, optimizer: torch.optim.Optimizer) -> None:
+        """Go on from `state_dict()`: the head has as many rows as there are names; what is in them follows.
+
+        Raises:
+            CheckpointError: it is not well formed, or of a Learner whose head grows where this one's does not.
+        """
+        check_state(state)
+        if state["grows"] != self.grows:
+            raise CheckpointError(
+                "the checkpoint is of a Learner " + ("with" if state["grows"] else "without") + " classes="
+            )
+        if self.grows and state["names"][: len(self.names)] != self.names:
+            raise CheckpointError("the checkpoint is of other classes")
+        self.names = list(state["names"])
+        self.of_tasks = [tuple(columns) for columns in state["of_tasks"]]
+        self._grow(optimizer, torch.Generator())
+
+
+def check_state(state: Any) -> None:
+    """Raise CheckpointError unless `Classes.state_dict` could have given it."""
+    keys = ("grows", "names", "of_tasks")
+    if not isinstance(state, dict) or set(state) != set(keys) or not isinstance(state["grows"], bool):
+        raise CheckpointError("the classes in the checkpoint are not well formed")
+    if not isinstance(state["names"], list) or not isinstance(state["of_tasks"], list):
+        raise CheckpointError("the classes in the checkpoint are not well formed")
+    _check_names(state["names"], CheckpointError)
+    for columns in state["of_tasks"]:
+        if not isinstance(columns, list) or not all(type(k) is int and 0 <= k < MOST_CLASSES for k in columns):
+            raise CheckpointError("the tasks' classes in the checkpoint are not lists of columns")
+
+
+def _check_names(names: Sequence[Any], error: type[ConfigError] | type[CheckpointError]) -> None:
+    for name in names:
+        if not isinstance(name, str | int) or isinstance(name, bool):
+            raise error(f"class name {name!r:.40} is not allowed; use a string or a whole number")
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise error(f"class {twice!r} is named twice")
+    if len(names) > MOST_CLASSES:
+        raise error(f"{len(names)} classes are too many; at most {MOST_CLASSES} are allowed")
+
+
+def _set_rows(parameter: Tensor, rows: Tensor) -> None:
+    """Give a Parameter another number of rows; it stays the object that the optimizer holds."""
+    parameter.grad = None
+    parameter.data = torch.empty(0, dtype=torch.float64)  # PyTorch forgets the gradient accumulator of the old shape
+    parameter.data = rows.clone()

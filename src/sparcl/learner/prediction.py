@@ -1,0 +1,77 @@
+"""What a Learner answers to inputs as they come from the camera."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparcl.errors import ConfigError, DataError, one_line
+from sparcl.methods.method import Method
+from sparcl.streams.augment import Transform
+from sparcl.streams.split import ArrayLike, as_inputs
+from sparcl.streams.task import Name, Samples, Task
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Answers to N inputs.
+
+    Attributes:
+        names: of the columns, [C]; their numbers where they have no names.
+        probabilities: float32 [N, C], softmax of the logits; a class outside the asked task has 0.
+        columns: int64 [N], the most probable.
+    """
+
+    names: tuple[Name, ...]
+    probabilities: Tensor
+    columns: Tensor
+
+    @property
+    def labels(self) -> list[Name]:
+        """The most probable class of each input, by name."""
+        return [self.names[k] for k in self.columns.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+
+@torch.no_grad()
+def predict(
+    method: Method,
+    inputs: ArrayLike,
+    transform: Transform,
+    names: list[Name],
+    columns: tuple[int, ...] | None,
+    index: int,
+    device: torch.device,
+) -> Prediction:
+    """Answers of a method's network, which is evaluating, to inputs as stored: the transform of the tests goes first.
+
+    Args:
+        columns: of the task that is asked about; None: all.
+        index: of that task, or of the last one.
+
+    Raises:
+        DataError: the inputs are no [N, ...] of uint8 or numbers, or not those that the network takes.
+    """
+    stored = as_inputs(inputs, "new")
+    empty = Samples(stored[:0], torch.empty(0, dtype=torch.int64))
+    task = Task(index, columns or (), empty, empty, transform)
+    answers = []
+    for batch in torch.split(stored, BATCH):
+        try:
+            answers.append(method.predict(transform.test(batch.to(device)), task).cpu())
+        except (RuntimeError, ValueError, TypeError, IndexError, ConfigError) as error:
+            given = f"{str(stored.dtype).removeprefix('torch.')} {list(stored.shape)}"
+            raise DataError(f"the model does not take these inputs, {given}: {one_line(error)}") from error
+    logits = torch.cat(answers)
+    if columns is not None:
+        outside = torch.ones(logits.shape[1], dtype=torch.bool)
+        outside[list(columns)] = False
+        logits = logits.masked_fill(outside, float("-inf"))
+    named = tuple(names) if len(names) == logits.shape[1] else tuple(range(logits.shape[1]))
+    return Prediction(named, logits.softmax(dim=1), logits.argmax(dim=1))

@@ -1,0 +1,66 @@
+"""Files that others may have put there, opened as what they must be: regular, of bounded size, never waited for.
+
+A named pipe would hang who reads it, a device never ends, and a link in a folder of ours leads out of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+
+def open_regular(path: Path, *, ours: bool = False) -> BinaryIO:
+    """A regular file, to be read.
+
+    Args:
+        path: where it is.
+        ours: it is one that this package writes; then it is no link either.
+
+    Raises:
+        OSError: missing, unreadable, not a regular file, or a link where it is ours.
+    """
+    return open(_open(path, os.O_RDONLY | (os.O_NOFOLLOW if ours else 0)), "rb")
+
+
+def read(path: Path, limit: int, *, ours: bool = False) -> bytes:
+    """A regular file's content.
+
+    Raises:
+        OSError: as `open_regular`; or it has more than `limit` bytes.
+    """
+    with open_regular(path, ours=ours) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"it has {size} bytes, and at most {limit} are allowed", str(path))
+        return file.read(size)
+
+
+def open_to_change(path: Path) -> int:
+    """A descriptor of a file of ours, to be read and written in place; made if it is missing.
+
+    Raises:
+        OSError: it cannot be; or it is a link, also a hard one: what is behind it is not ours to change.
+    """
+    descriptor = _open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    if os.fstat(descriptor).st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it has a second name (a hard link): copy it instead", str(path))
+    return descriptor
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link, not a regular file", str(path)) from None
+        if error.errno == errno.ENXIO:  # a socket
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return descriptor

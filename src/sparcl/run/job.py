@@ -1,0 +1,254 @@
+"""`sparcl bench --job`: what fits into S seconds on this device, before anything is trained.
+
+Every side is a Learner as `sparcl run` makes it, on noise of the stream's shape: method, replay, masks, choices and the
+buffer are real, only the data is not. The sides take turns, a short task each, so that a machine that slows down slows
+all of them down. A step's cost is the median of steps in which no mask moved; what an update of the mask or a choice of
+gradients takes on top is measured apart and charged as often as a task of that length has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.table import Table
+
+from sparcl import kernels
+from sparcl.cost.memory import memory
+from sparcl.errors import ConfigError
+from sparcl.learner import Learner
+from sparcl.run import bench, build
+from sparcl.run.bench import INPUT_SHAPES, peak_bytes
+from sparcl.run.experiment import MOST, Experiment, check_range
+from sparcl.sparsity.dgm import DGM
+from sparcl.sparsity.rigl import UPDATES_AT_LEAST, RigL
+from sparcl.sparsity.tdm import UPDATE_MOMENTS
+from sparcl.streams.split import from_arrays
+from sparcl.streams.task import Stream, Task
+
+SHAPES = {
+    "seq-digits": ((1, 8, 8), 10, 290),
+    "seq-mnist": ((1, 28, 28), 10, 12_000),
+    "seq-fashion-mnist": ((1, 28, 28), 10, 12_000),
+    "seq-cifar10": ((3, 32, 32), 10, 10_000),
+    "seq-cifar100": ((3, 32, 32), 100, 5_000),
+    "seq-tinyimg": ((3, 64, 64), 200, 10_000),
+}
+"""Of a stream: one image, classes, training images of a task."""
+
+TURN = 12
+"""Steps of a side's turn; the first two of a turn only warm its caches."""
+
+TURNS = 5
+EVALUATED = 256
+
+
+@dataclass
+class Side:
+    """One row: a Learner, and what its steps took."""
+
+    experiment: Experiment
+    learner: Learner
+    plain: list[float] = field(default_factory=list)
+    updates: list[float] = field(default_factory=list)
+    choices: list[float] = field(default_factory=list)
+    evaluation: list[float] = field(default_factory=list)
+
+    def take_turn(self, task: Task, turn: int) -> None:
+        """Learn one short task; from the second turn on the buffer is in use, and steps count."""
+        events: list[str] = []
+        began = [0.0]
+
+        def observe(event: str, figures: dict[str, Any]) -> None:
+            if event == "step.end":
+                now = time.perf_counter()
+                if turn and figures["step"] > 2:
+                    self._note(now - began[0], events)
+                events.clear()
+                began[0] = time.perf_counter()
+            elif event in ("epoch.begin",):
+                began[0] = time.perf_counter()
+            else:
+                events.append(event)
+
+        self.learner.observers = [observe]
+        self.learner.learn(dataclasses.replace(task, index=turn))
+        self.learner.observers = []
+        start = time.perf_counter()
+        self.learner.evaluate([task])
+        self.evaluation.append((time.perf_counter() - start) / EVALUATED)
+
+    def _note(self, seconds: float, events: Sequence[str]) -> None:
+        moved = any(e.endswith((".update", ".shrink")) for e in events)
+        (self.updates if moved else self.choices if "dgm.choose" in events else self.plain).append(seconds)
+
+    def peak_bytes(self) -> int | None:
+        """Peak memory of a training step less that of the imports; None for models that are not measured so."""
+        asked = self.experiment
+        if asked.model not in INPUT_SHAPES or asked.width is None or self.learner.device.type != "cpu":
+            return None
+        return peak_bytes(
+            bench.Side(
+                "native" if self.learner.backend == "native" else "nchw",
+                sparsity=asked.sparsity or 0.0,
+                pattern=asked.pattern,
+                block_size=asked.block_size,
+                model=asked.model,
+                width=asked.width,
+                batch=asked.batch_size,
+                threads=torch.get_num_threads(),
+            )
+        )
+
+    def fits(self, seconds: float, samples: int) -> dict[str, Any]:
+        """The row: how many steps and epochs fit into so many seconds of a task with so many samples."""
+        step = statistics.median(self.plain)
+        update, choice = (max(0.0, statistics.median(t) - step) if t else 0.0 for t in (self.updates, self.choices))
+        held = memory(
+            self.learner.model, self.learner.optimizer, self.learner.sparsifier.layers, self.learner.method.buffer
+        )
+        row: dict[str, Any] = {
+            "method": self.experiment.method,
+            "sparsifier": self.experiment.sparsifier,
+            "sparsity": self.experiment.sparsity,
+            "pattern": self.experiment.pattern,
+            "single_head": self.experiment.single_head,
+            "step_ms": 1000 * step,
+            "update_ms": 1000 * update,
+            "choice_ms": 1000 * choice,
+            "evaluate_image_ms": 1000 * statistics.median(self.evaluation),
+            "parameter_bytes": held["parameter_bytes"],
+            "buffer_bytes": held["buffer_bytes"],
+            "samples": samples,
+            "batch_size": self.experiment.batch_size,
+        }
+        steps = steps_within(seconds, row)
+        return {**row, "seconds": seconds, "steps": steps, "epochs": steps / a_pass(row)}
+
+
+def steps_within(seconds: float, row: Mapping[str, Any]) -> int:
+    """Steps that fit into so many seconds, by a row's costs; updates of the mask and choices of gradients charged."""
+    steps = 0
+    for _ in range(8):  # how often a mask moves depends on how many steps there are
+        extra = updates_of(row, steps) * row["update_ms"] + choices_of(row, steps) * row["choice_ms"]
+        steps = max(0, int((1000 * seconds - extra) / row["step_ms"]))
+    return steps
+
+
+def a_pass(row: Mapping[str, Any]) -> int:
+    """Steps of a pass over a task."""
+    return max(1, int(row["samples"] // row["batch_size"]))
+
+
+def updates_of(row: Mapping[str, Any], steps: int) -> int:
+    """How often a mask moves in a task of so many steps."""
+    match row["sparsifier"]:
+        case "sparcl":
+            return min(len(UPDATE_MOMENTS), max(0, steps - 1))
+        case "rigl":
+            usual = RigL()
+            return int(usual.stop * steps / max(1, min(usual.every, steps // UPDATES_AT_LEAST)))
+        case "set":
+            return steps // a_pass(row)
+    return 0
+
+
+def choices_of(row: Mapping[str, Any], steps: int) -> int:
+    """How often DGM chooses in a task of so many steps."""
+    return steps // DGM().interval if row["sparsifier"] == "sparcl" else 0
+
+
+def noise(experiment: Experiment, samples: int) -> Stream:
+    """One task of the stream's shape, all its classes in it; as many images as a turn needs."""
+    shape, classes, _ = SHAPES[experiment.stream]
+    count = min(max(TURN * experiment.batch_size, classes), max(samples, 2, classes))
+    generator = np.random.default_rng(0)
+    labels = np.arange(max(count, EVALUATED)) % classes
+    images = generator.integers(0, 256, (len(labels), *shape), dtype=np.uint8)
+    return from_arrays(
+        images[:count], labels[:count], images[:EVALUATED], labels[:EVALUATED], classes_per_task=classes, name="noise"
+    )
+
+
+def measure(
+    experiments: Sequence[Experiment], seconds: float, samples: int | None, tell: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """One row for each experiment (their stream, model and threads are the same); see `Side.fits`."""
+    check_time(seconds, samples)
+    first = experiments[0].resolve()
+    if first.threads is not None:
+        torch.set_num_threads(first.threads)
+    samples = SHAPES[first.stream][2] if samples is None else samples
+    stream = noise(first, samples)
+    sides = []
+    for experiment in experiments:
+        asked = dataclasses.replace(experiment, epochs=None, steps=TURN, max_seconds=None).resolve()
+        sides.append(Side(asked, build.learner(asked, stream)))
+    for turn in range(TURNS + 1):
+        tell(f"timing {len(sides)} kinds of training in turn: {turn}/{TURNS}")
+        for side in sides:
+            side.take_turn(stream[0], turn)
+    where = {"threads": torch.get_num_threads(), "device": str(sides[0].learner.device), "isa": kernels.isa()}
+    shared = {"stream": first.stream, "model": first.model, "width": first.width}
+    tell("measuring memory, each row in a process of its own")
+    return [{**side.fits(seconds, samples), "peak_bytes": side.peak_bytes(), **shared, **where} for side in sides]
+
+
+def rows_of(
+    base: Mapping[str, Any],
+    sparsifiers: Sequence[str],
+    sparsities: Sequence[float],
+    patterns: Sequence[str],
+    block_size: int,
+) -> list[Experiment]:
+    """Dense, then each sparsifier at each sparsity in each pattern.
+
+    Raises:
+        ConfigError: a setting that is not allowed, or a stream whose shape is not known without its data.
+    """
+    asked: list[dict[str, Any]] = [{"sparsifier": "dense"}]
+    for name in sparsifiers:
+        blocks = {p: {"pattern": p, **({"block_size": block_size} if p == "block" else {})} for p in patterns}
+        asked += [{"sparsifier": name, "sparsity": s, **blocks[p]} for p in patterns for s in sparsities]
+    experiments = [Experiment.from_dict({**base, **row}, "options") for row in asked if row != {"sparsifier": "dense"}]
+    if (stream := base["stream"]) not in SHAPES:
+        raise ConfigError(f"the shape of {stream} is not known without its data; allowed: {', '.join(SHAPES)}")
+    return [Experiment.from_dict({**base, "sparsifier": "dense"}, "options"), *experiments]
+
+
+def check_time(seconds: float, samples: int | None) -> None:
+    """Raise ConfigError unless a task may have so many seconds and samples."""
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"seconds {seconds} is not allowed; use a number above 0")
+    if samples is not None:
+        check_range("samples", samples, 2, MOST)
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows for a terminal."""
+    first = rows[0]
+    title = f"{first['seconds']:g} s a task: {first['stream']}, {first['model']} of width {first['width']}"
+    where = f"{first['method']}, batch {first['batch_size']}, {first['threads']} thread(s), {first['samples']} images"
+    table = Table(title=f"{title}\n{where}", box=box.SIMPLE_HEAD)
+    for heading in ("trained", "step\nms", "mask\nms", "steps", "epochs", "test\nms/image", "peak\nMB"):
+        table.add_column(heading, justify="left" if heading == "trained" else "right", no_wrap=True)
+    for row in rows:
+        name = [row["sparsifier"], *([] if row["sparsity"] is None else [f"{row['sparsity']:g}"])]
+        table.add_row(
+            " ".join([*name, *(["block"] if row["pattern"] == "block" else [])]),
+            f"{row['step_ms']:.1f}",
+            f"{row['update_ms']:.0f}",
+            str(row["steps"]),
+            f"{row['epochs']:.1f}",
+            f"{row['evaluate_image_ms']:.2f}",
+            "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}",
+        )
+    return table

@@ -1,0 +1,34 @@
+"""Sets of positions, against Python's own sets."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparcl.nn.positions import common, kth_lowest, merged
+
+SETS = st.sets(st.integers(0, 40))
+
+
+def ascending(values: set[int]) -> torch.Tensor:
+    return torch.tensor(sorted(values), dtype=torch.int64)
+
+
+@given(SETS, SETS)
+def test_what_two_sets_have_in_common(old: set[int], new: set[int]) -> None:
+    stays, stayed = common(ascending(old), ascending(new), 41)
+    assert ascending(old)[stays].tolist() == ascending(new)[stayed].tolist() == sorted(old & new)
+
+
+@given(SETS, SETS)
+def test_two_sets_in_one(one: set[int], other: set[int]) -> None:
+    assert merged(ascending(one), ascending(other - one)).tolist() == sorted(one | other)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1), st.data())
+def test_the_kth_lowest(values: list[float], data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, len(values)))
+    before = torch.tensor(values)
+    assert float(kth_lowest(before, k)) == sorted(values)[k - 1]
+    assert before.tolist() == values  # left in its order

@@ -1,0 +1,174 @@
+"""Links, named pipes, devices and huge files where a run, a report or a configuration looks for its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sparcl import cli
+from sparcl.report import load
+
+RUN = ["run", "seq-digits", "--limit-per-class", "40", "--epochs", "1", "--width", "4", "--threads", "1"]
+ARGUMENTS = [*RUN, "--backend", "reference", "--checkpoint-every", "2"]
+
+
+@pytest.fixture(autouse=True)
+def no_hang() -> Iterator[None]:
+    """A file that is waited for is a failure, not the end of the tests."""
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError("a file was waited for")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    out = tmp_path / "run"
+    assert cli._main([*ARGUMENTS, "--out", str(out)]) == 0
+    return out
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert cli._main(list(arguments)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def outside(tmp_path: Path) -> Path:
+    """A folder of somebody else's."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "theirs").write_text("theirs\n")
+    return folder
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def link(path: Path) -> None:
+    target = path.with_name("target")
+    target.write_text("theirs\n")
+    path.symlink_to(target)
+
+
+ODD = pytest.mark.parametrize("make", [pipe, endless, link, Path.mkdir])
+
+
+@ODD
+@pytest.mark.parametrize("name", ["events.jsonl", "result.json", "config.toml", "model.safetensors", ".lock"])
+def test_a_run_directory_with_an_odd_file_is_refused_in_one_line(
+    finished: Path, capsys: pytest.CaptureFixture[str], name: str, make: Callable[[Path], None]
+) -> None:
+    (finished / name).unlink()
+    make(finished / name)
+    kept = sorted(str(p) for p in finished.rglob("*"))
+    line = refusal(capsys, *ARGUMENTS, "--out", str(finished), "--resume")
+    assert f"{name} is not a regular file" in line
+    assert sorted(str(p) for p in finished.rglob("*")) == kept
+    if make is link:
+        assert (finished / "target").read_text() == "theirs\n"
+
+
+def test_a_hard_link_is_not_written_through(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (finished / "result.json").unlink()
+    for name in (".lock", "events.jsonl"):
+        kept = (finished / name).read_bytes()
+        (finished / "other").hardlink_to(finished / name)
+        assert "hard link" in refusal(capsys, *ARGUMENTS, "--out", str(finished), "--resume")
+        assert (finished / "other").read_bytes() == kept
+        (finished / "other").unlink()
+    assert cli._main([*ARGUMENTS, "--out", str(finished), "--resume"]) == 0
+
+
+def test_a_linked_checkpoint_is_passed_over_and_what_is_behind_it_stays(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = outside(tmp_path)
+    (finished / "result.json").unlink()
+    (finished / "checkpoint" / "step-0").symlink_to(theirs)
+    capsys.readouterr()
+    assert cli._main([*ARGUMENTS, "--out", str(finished), "--resume"]) == 0
+    assert (theirs / "theirs").read_text() == "theirs\n"
+    (finished / "result.json").unlink()
+    latest = (finished / "checkpoint" / "latest").read_text().strip()
+    (finished / "checkpoint" / latest).rename(tmp_path / "elsewhere")
+    (finished / "checkpoint" / latest).symlink_to(tmp_path / "elsewhere")
+    assert cli._main([*ARGUMENTS, "--out", str(finished), "--resume"]) == 0
+    assert "is a link" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "elsewhere" / "manifest.json").exists()
+
+
+def test_a_linked_folder_of_checkpoints_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / "checkpoint").rename(tmp_path / "elsewhere")
+    (finished / "checkpoint").symlink_to(tmp_path / "elsewhere")
+    (finished / "result.json").unlink()
+    before = sorted(p.name for p in (tmp_path / "elsewhere").iterdir())
+    assert "checkpoint is not a folder" in refusal(capsys, *ARGUMENTS, "--out", str(finished), "--resume")
+    assert sorted(p.name for p in (tmp_path / "elsewhere").iterdir()) == before
+
+
+@ODD
+@pytest.mark.parametrize("name", ["result.json", "config.toml", "events.jsonl"])
+def test_a_report_passes_over_a_run_with_an_odd_file(finished: Path, name: str, make: Callable[[Path], None]) -> None:
+    (finished / name).unlink()
+    make(finished / name)
+    records, problems = load([finished])
+    if name == "events.jsonl":
+        assert list(records[0].events()) == []
+    else:
+        assert records == []
+        assert name in problems[0].reason
+
+
+def test_a_report_reads_no_file_without_bounds(finished: Path) -> None:
+    with (finished / "result.json").open("r+b") as file:
+        file.truncate(1 << 40)
+    (problem,) = load([finished])[1]
+    assert "at most" in problem.reason
+
+
+@ODD
+def test_an_odd_configuration_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "config.toml")
+    assert "configuration" in refusal(capsys, "run", "--config", str(tmp_path / "config.toml"))
+    with (tmp_path / "large.toml").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "at most" in refusal(capsys, "run", "--config", str(tmp_path / "large.toml"))
+
+
+def test_a_run_directory_that_is_removed_ends_the_run_and_is_not_made_anew(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "sparcl", *ARGUMENTS, "--epochs", "2000", "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+        while not (out / "checkpoint" / "latest").exists():
+            assert run.poll() is None
+        out.rename(tmp_path / "moved")
+        out.mkdir()
+        (out / "theirs").write_text("theirs\n")
+        error = run.communicate(timeout=50)[1]
+    assert run.returncode == 2
+    assert len(error.splitlines()) == 1
+    assert "was removed" in error
+    assert [p.name for p in out.iterdir()] == ["theirs"]
+    assert (tmp_path / "moved" / "checkpoint" / "latest").exists(), "what was saved stays"
