@@ -155,7 +155,7 @@ def test_a_missing_package_is_one_line_with_the_extra(tmp_path: Path, monkeypatc
     groups = made(tmp_path)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else find(name))
-    with pytest.raises(ConfigError, match=r"format html needs jinja2: pip install 'sparcl\[report\]'"):
+    with pytest.raises(ConfigError, match=r"format html needs jinja2: pip install 'sparcl-edge\[report\]'"):
         page(groups, [])
 
 
