@@ -16,10 +16,20 @@ from made_runs import make_run, rich_run
 from sparcl.report import group, load
 from sparcl.report.page import page
 
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+NAMES_OF_CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(autouse=True)
+def chromium(outer_path: None) -> None:
+    """These tests need the machine's own PATH, and a browser on it."""
+    del outer_path
+    if browser() is None:
+        pytest.skip("needs Chromium")
+
+
+def browser() -> str | None:
+    return next((found for name in NAMES_OF_CHROMIUM if (found := shutil.which(name))), None)
+
 
 WIDTHS = {"desktop": 1280, "phone": 375}
 SECURITY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
@@ -64,7 +74,7 @@ def looked_at(text: str, folder: Path, width: int, *flags: str) -> dict[str, Any
     file = folder / "probe.html"  # in a frame, for a window is never narrower than 500 pixels
     file.write_text(f'<!doctype html><meta charset="utf-8"><body>{frame}</body>', encoding="utf-8")
     profile = f"--user-data-dir={folder / 'profile'}"
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", profile, "--window-size=1400,1000"]
+    command = [str(browser()), "--headless", "--no-sandbox", "--disable-gpu", profile, "--window-size=1400,1000"]
     logging = ["--enable-logging=stderr", "--v=0", *flags, "--virtual-time-budget=3000", "--dump-dom", file.as_uri()]
     done = subprocess.run([*command, *logging], capture_output=True, text=True, check=True, timeout=120)
     assert "CONSOLE" not in done.stderr

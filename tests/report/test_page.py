@@ -18,6 +18,7 @@ from sparcl.report.course import course
 from sparcl.report.detail import Detail
 from sparcl.report.page import page
 from sparcl.report.records import Record
+from sparcl.report.svg import heat_map
 
 
 def made(tmp_path: Path, **changes: Any) -> list[Group]:
@@ -154,5 +155,14 @@ def test_a_missing_package_is_one_line_with_the_extra(tmp_path: Path, monkeypatc
     groups = made(tmp_path)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else find(name))
-    with pytest.raises(ConfigError, match=r"format html needs jinja2: pip install 'sparcl\[report\]'"):
+    with pytest.raises(ConfigError, match=r"format html needs jinja2: pip install 'sparcl-edge\[report\]'"):
         page(groups, [])
+
+
+def test_a_heat_map_has_numbers_in_all_its_cells_or_in_none() -> None:
+    for size, told in ((5, True), (30, False)):
+        names = [str(i) for i in range(size)]
+        svg = heat_map([[100.0 if i == j else 0.0 for j in names] for i in names], names, names, "made")
+        assert svg is not None
+        assert svg.count('class="heat"') == size**2
+        assert svg.count('class="ink') == (size**2 if told else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -102,3 +103,19 @@ def test_the_command_reports_and_refuses_in_one_line(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1
     assert refused.stdout == ""
+
+
+def test_a_page_that_the_disk_has_no_room_for_is_not_left_in_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:9])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    make_run(tmp_path / "run")
+    before = sorted((tmp_path / "run").iterdir())
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ConfigError, match=r"cannot write .*: No space left"):
+        write([tmp_path / "run"], "html", tmp_path / "run" / "report.html")
+    assert sorted((tmp_path / "run").iterdir()) == before

@@ -56,13 +56,3 @@ def test_a_run_speaks_what_its_reader_can_show(tmp_path: Path, environment: dict
 def test_signs_are_spelt_out_where_there_is_no_letter_for_them() -> None:
     spell_out()
     assert "3 ± 1 – 2×…界".encode("ascii", "sparcl.plain") == b"3 +- 1 - 2x...\\u754c"
-
-
-def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
-    with subprocess.Popen([*QUICK, str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.close()
-        assert process.stderr is not None
-        complaints = process.stderr.read()
-    assert (process.returncode, complaints) == (0, b"")
-    assert (tmp_path / "run" / "result.json").exists()

@@ -68,7 +68,7 @@ def test_a_tracker_that_is_not_there_is_refused_before_anything_is_made(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "wandb" else find(name))
-    for kind, says in (("mlflow", "allowed: csv, tensorboard, wandb"), ("wandb", "pip install 'sparcl[wandb]'")):
+    for kind, says in (("mlflow", "allowed: csv, tensorboard, wandb"), ("wandb", "pip install 'sparcl-edge[wandb]'")):
         assert cli._main([*QUICK, str(tmp_path / "run"), "--track", kind]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert says in line
@@ -81,7 +81,7 @@ def test_a_run_without_the_page_s_package_succeeds_and_says_what_to_install(
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "jinja2" else find(name))
     assert cli._main([*QUICK, str(tmp_path / "run")]) == 0
-    assert "no report.html: format html needs jinja2: pip install 'sparcl[report]'" in capsys.readouterr().out
+    assert "no report.html: format html needs jinja2: pip install 'sparcl-edge[report]'" in capsys.readouterr().out
     assert (tmp_path / "run" / "result.json").exists()
     assert not (tmp_path / "run" / "report.html").exists()
 

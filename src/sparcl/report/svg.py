@@ -236,28 +236,34 @@ def heat_map(
     for j in range(0, columns, min(stride, columns)):
         room = cell * min(stride, columns - j)
         parts.append(text(left + j * cell + cell / 2, 13, column_names[j], "middle", max(room, cell)))
+    known = [v for row in rows for value in row[:columns] if (v := number(value)) is not None]
+    told = max(_width(_cell_text(v)) for v in known) <= cell - 2  # in all cells or in none
     for i, row in enumerate(rows):
         y = 20.0 + i * ROW
         parts.append(text(left - 6, y + 14, row_names[i], "end", left - 8))
         for j, value in enumerate(row[:columns]):
             name = f"{row_names[i]}, {column_names[j]}"
-            parts.append(_cell(left + j * cell, y, cell, number(value), most, name))
+            parts.append(_cell(left + j * cell, y, cell, number(value), most, name, told))
     return _figure(max(wide, 200), high, title, parts, max(wide, 200) * 1.4)
 
 
-def _cell(x: float, y: float, width: float, value: float | None, most: float, name: str) -> str:
+def _cell_text(value: float) -> str:
+    return f"{value:.0f}" if abs(value) < 1e4 else tick_text(value)
+
+
+def _cell(x: float, y: float, width: float, value: float | None, most: float, name: str, told: bool) -> str:
     if value is None:
         return ""
     share = min(1.0, max(0.0, value / most))
-    shown = f"{value:.0f}" if abs(value) < 1e4 else tick_text(value)
     box = f'<rect class="heat" x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{width - 1:.1f}" height="{ROW - 1}"'
     box += (
         f' fill-opacity="{0.06 + 0.94 * share:.2f}"><title>{escape(name)}: {tick_text(round(value, 2))}</title></rect>'
     )
-    if _width(shown) > width - 2:
+    if not told:
         return box
     ink = "ink" if share <= 0.55 else "ink middle" if share <= 0.8 else "ink deep"
-    return box + f'<text class="{ink}" x="{x + width / 2:.1f}" y="{y + 14:.1f}" text-anchor="middle">{shown}</text>'
+    place = f'x="{x + width / 2:.1f}" y="{y + 14:.1f}" text-anchor="middle"'
+    return f'{box}<text class="{ink}" {place}>{_cell_text(value)}</text>'
 
 
 def text(x: float, y: float, words: str, anchor: str, room: float) -> str:

@@ -68,7 +68,8 @@ def write_text(out: Path, text: str) -> None:
     place = Path(os.path.realpath(out))  # a link stays a link
     beside = place.with_name(f".sparcl-{os.getpid()}.tmp")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.parent.is_dir():
+            place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists() and not place.is_file():  # a device or a pipe: there is nothing to replace
             place.write_bytes(content)
             return
