@@ -1,6 +1,6 @@
 """Runs pytest on a compiled part built with sanitizers: `make test-sanitized-bindings` calls it.
 
-    python tests/kernels/under_sanitizers.py PATH_OF_NATIVE.so [PYTEST ARGUMENTS]
+python tests/kernels/under_sanitizers.py PATH_OF_NATIVE.so [PYTEST ARGUMENTS]
 """
 
 from __future__ import annotations
