@@ -130,6 +130,7 @@ void Graph::load_norm(const SafeTensors& file, size_t at) {
 Extent Graph::extent_behind(size_t at, const Extent& in) const {
   const Node& node = nodes_[at];
   Extent out = in;
+  if (node.linear && (in.height != 1 || in.width != 1)) refuse("layer " + node.name + " is linear, but reads an image");
   if (node.op == Node::kConvolution) out = states_[at].plan->output_extent(in);
   if (node.op == Node::kFlatten) out = {in.channels * in.height * in.width, 1, 1, in.batch};
   if (node.op == Node::kGlobalAverage) out = {in.channels, 1, 1, in.batch};

@@ -18,7 +18,7 @@ struct Node {
   std::string name;
   int input, output, residual = -1;  // tensors
   ConvShape shape{};                 // of a convolution
-  bool bias = false, relu = false;
+  bool bias = false, relu = false, linear = false;
   long channels = 0;  // of a norm
   float eps = 0, momentum = 0;
   Window window{};

@@ -38,6 +38,7 @@ Node node_of(const Json& value, int number) {
     node.shape.dilation = pair(value, "dilation", what, 1);
     node.shape.groups = static_cast<int>(value.at("groups", what).whole(what + ": groups", 1, (1L << 31) - 1));
     node.bias = value.at("bias", what).truth(what + ": bias");
+    node.linear = value.at("linear", what).truth(what + ": linear");
   } else if (node.op == Node::kNorm) {
     node.channels = value.at("channels", what).whole(what + ": channels", 1, 1L << 31);
     node.eps = static_cast<float>(value.at("eps", what).number(what + ": eps", 0, 1));

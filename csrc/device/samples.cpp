@@ -27,7 +27,8 @@ Samples packed(const std::string& path, const Extent& input) {
   if (format == file.metadata.end() || format->second != "sparcl samples" || !file.metadata.count("classes"))
     refuse(path + " holds no samples: use what sparcl pack wrote, or a folder <class>/* of PPM or PGM images");
   Samples samples;
-  for (const Json& name : parse_json(file.metadata.at("classes"), "the classes of " + path).list("the classes of " + path, 1, kMostClasses))
+  const Json classes = parse_json(file.metadata.at("classes"), "the classes of " + path);
+  for (const Json& name : classes.list("the classes of " + path, 1, kMostClasses))
     samples.classes.push_back(name.string("a class of " + path));
   const Tensor &inputs = file.at("inputs"), &labels = file.at("labels");
   if (labels.shape.size() != 1 || inputs.shape.size() < 2 || inputs.shape[0] != labels.shape[0] || labels.shape[0] < 1)

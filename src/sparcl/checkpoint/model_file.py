@@ -75,8 +75,8 @@ def _digest(data: list[disk.Bytes] | list[bytes], texts: Mapping[str, str]) -> s
     digest = hashlib.sha256()
     for part in data:
         digest.update(part)
-    for part in PARTS:
-        digest.update(texts[part].encode())
+    for name in PARTS:
+        digest.update(texts[name].encode())
     return digest.hexdigest()
 
 

@@ -14,7 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparcl.errors import ConfigError
 from sparcl.nn.block import BasicBlock
+from sparcl.nn.convert import is_converted
 from sparcl.nn.layers import is_watched, is_weighted
+from sparcl.nn.norm import MergingSequential
 from sparcl.nn.resnet import ResNet
 
 Node = dict[str, Any]
@@ -26,8 +28,8 @@ def graph(model: nn.Module) -> list[Node]:
 
     Nodes have `op`, `name`, `input` and `output` (numbers of tensors), and by op:
     convolution: `weight` [O, I/groups, kh, kw], `stride`, `padding`, `dilation`, `groups`, `bias`; a linear layer is
-    one of 1×1 behind a flatten. norm: `eps`, `momentum`, `residual` (a tensor that is added, or -1), `relu`. relu, flatten,
-    global_average: nothing more. average_pool, max_pool: `size`, `stride`, `padding`.
+    one of 1×1, `linear`, behind a flatten. norm: `channels`, `eps`, `momentum`, `residual` (a tensor that is added, or
+    -1), `relu`. relu, flatten, global_average: nothing more. average_pool, max_pool: `size`, `stride`, `padding`.
 
     Raises:
         ConfigError: a layer that is none of these, by its name.
@@ -40,6 +42,17 @@ def graph(model: nn.Module) -> list[Node]:
 class _Nodes:
     def __init__(self) -> None:
         self.made: list[Node] = []
+        self.owners: dict[int, str] = {}
+        self.named: set[str] = set()
+
+    def _own(self, module: nn.Module, name: str) -> None:
+        """Refuse weights that have been met before: a device would train a copy."""
+        for parameter in module.parameters():
+            if self.owners.setdefault(id(parameter), name) != name or name in self.named:
+                raise ConfigError(
+                    f"layer {name} shares its weights with layer {self.owners[id(parameter)]}: not exported"
+                )
+        self.named.add(name)
 
     def add(self, op: str, name: str, source: int, **figures: Any) -> int:
         output = len(self.made) + 1
@@ -48,14 +61,15 @@ class _Nodes:
 
     def walk(self, module: nn.Module, name: str, x: int) -> int:
         """Append what `module` computes of tensor x; returns the number of its result."""
-        if is_watched(module):
+        if is_watched(module) and not (name == "" and is_converted(module)):
             raise ConfigError(f"layer {name or '(the model)'} has hooks or a forward of its own: it cannot be exported")
         if isinstance(module, ResNet):
             return self._resnet(module, x)
         if isinstance(module, BasicBlock):
             return self._block(module, name, x)
-        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            return self._sequence(list(module.named_children()), name, x)
+        if isinstance(module, nn.Sequential) and type(module).forward in SEQUENCES:
+            children = [(child, inner) for child, inner in module._modules.items()]
+            return self._sequence(children, name, x)
         if is_weighted(module):
             return self._weighted(module, name, x)
         if isinstance(module, _BatchNorm):
@@ -74,7 +88,11 @@ class _Nodes:
             return x
         if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
             return self.add("global_average", name, x)
-        if isinstance(module, nn.MaxPool2d) and not module.ceil_mode and _pair(module.dilation) == [1, 1]:
+        if (
+            isinstance(module, nn.MaxPool2d)
+            and not (module.ceil_mode or module.return_indices)
+            and _pair(module.dilation) == [1, 1]
+        ):
             return self._pool("max_pool", module, name, x)
         if isinstance(module, nn.AvgPool2d) and (module.ceil_mode, module.divisor_override) == (False, None):
             if _pair(module.padding) == [0, 0]:
@@ -95,16 +113,28 @@ class _Nodes:
         return x
 
     def _weighted(self, module: nn.Module, name: str, x: int) -> int:
+        self._own(module, name)
         layer = cast(Any, module)
         shape = list(getattr(layer, "shape", None) or layer.weight.shape)
         if getattr(layer, "padding_mode", "zeros") != "zeros" or isinstance(getattr(layer, "padding", 0), str):
             raise ConfigError(f"layer {name} has padding that a device cannot compute; allowed: numbers, with zeros")
         geometry = {key: _pair(getattr(layer, key, default)) for key, default in GEOMETRY.items()}
         groups = getattr(layer, "groups", 1)
-        weight = shape + [1] * (4 - len(shape))
-        return self.add("convolution", name, x, weight=weight, **geometry, groups=groups, bias=layer.bias is not None)
+        linear = len(shape) == 2
+        if linear and x and not self._is_flat(x):
+            raise ConfigError(f"layer {name} is a Linear on images: it cannot be exported without a Flatten before it")
+        figures = {"weight": shape + [1] * (4 - len(shape)), "groups": groups, "linear": linear}
+        return self.add("convolution", name, x, **figures, **geometry, bias=layer.bias is not None)
+
+    def _is_flat(self, x: int) -> bool:
+        """Whether tensor x is [N, F] for sure."""
+        node: Node = self.made[x - 1] if x else {"op": "input"}
+        if node["op"] in ("relu", "norm"):
+            return self._is_flat(node["input"])
+        return node["op"] == "flatten" or bool(node.get("linear"))
 
     def norm(self, module: nn.Module, name: str, x: int, relu: bool = False, residual: int = -1) -> int:
+        self._own(module, name)
         layer = cast(Any, module)
         if layer.weight is None or layer.running_mean is None or layer.momentum is None:
             raise ConfigError(f"layer {name} is a norm without weights, statistics or momentum: it cannot be exported")
@@ -125,6 +155,7 @@ class _Nodes:
         return self.norm(block.bn2, f"{name}.bn2", y, relu=True, residual=beside)
 
 
+SEQUENCES = (nn.Sequential.forward, MergingSequential.forward)
 GEOMETRY = {"stride": 1, "padding": 0, "dilation": 1}
 
 
