@@ -7,6 +7,8 @@ namespace sparcl {
 namespace {
 
 constexpr size_t kMostNodes = 4096;
+// Lists of nonzeros are made for each output channel, and for each input channel and phase of the stride.
+constexpr long kMostChannels = 1 << 16, kMostLists = 1 << 22;
 
 std::array<int, 2> pair(const Json& node, const char* key, const std::string& what, long least) {
   const auto& items = node.at(key, what).list(what + ": " + key, 2, 2);
@@ -32,11 +34,14 @@ Node node_of(const Json& value, int number) {
   node.output = static_cast<int>(value.at("output", what).whole(what + ": output", number + 1, number + 1));
   if (node.op == Node::kConvolution) {
     const auto& weight = value.at("weight", what).list(what + ": weight", 4, 4);
-    for (size_t i = 0; i < 4; ++i) node.shape.weight[i] = static_cast<int>(weight[i].whole(what + ": weight", 1, (1L << 31) - 1));
+    for (size_t i = 0; i < 4; ++i) node.shape.weight[i] = static_cast<int>(weight[i].whole(what + ": weight", 1, kMostChannels));
     node.shape.stride = pair(value, "stride", what, 1);
     node.shape.padding = pair(value, "padding", what, 0);
     node.shape.dilation = pair(value, "dilation", what, 1);
-    node.shape.groups = static_cast<int>(value.at("groups", what).whole(what + ": groups", 1, (1L << 31) - 1));
+    node.shape.groups = static_cast<int>(value.at("groups", what).whole(what + ": groups", 1, kMostChannels));
+    const long inputs = static_cast<long>(node.shape.weight[1]) * node.shape.groups;
+    if (inputs > kMostChannels || inputs * node.shape.stride[0] > kMostLists / node.shape.stride[1])
+      throw std::invalid_argument(what + ": stride or channels are too large");
     node.bias = value.at("bias", what).truth(what + ": bias");
     node.linear = value.at("linear", what).truth(what + ": linear");
   } else if (node.op == Node::kNorm) {

