@@ -6,7 +6,25 @@ CMAKE ?= cmake
 PROGRAM := build/program
 AARCH64 := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(CXX_AARCH64)
 
-.PHONY: program program-aarch64 test-program wheel-aarch64 test-wheel-aarch64
+.PHONY: sparcl-device sparcl-device-sanitized sparcl-device-aarch64 test-device-sanitized program program-aarch64 test-program wheel-aarch64 test-wheel-aarch64
+
+sparcl-device:  ## sparcl-device for this machine, one static file that learns without Python (docs/device.md)
+	$(CMAKE) -S . -B $(PROGRAM)/native -DSPARCL_PROGRAM=ON > /dev/null
+	$(CMAKE) --build $(PROGRAM)/native --target sparcl-device --parallel
+	@echo "built: $(PROGRAM)/native/sparcl-device, $$(wc -c < $(PROGRAM)/native/sparcl-device) bytes"
+
+sparcl-device-sanitized:
+	$(CMAKE) -S . -B $(PROGRAM)/sanitized -DSPARCL_PROGRAM=ON -DSPARCL_SANITIZE=ON > /dev/null
+	$(CMAKE) --build $(PROGRAM)/sanitized --target sparcl-device --parallel
+	@echo "built: $(PROGRAM)/sanitized/sparcl-device, $$(wc -c < $(PROGRAM)/sanitized/sparcl-device) bytes"
+
+test-device-sanitized: sparcl-device-sanitized $(READY)  ## sparcl-device's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	SPARCL_DEVICE=$(abspath $(PROGRAM)/sanitized/sparcl-device) ASAN_OPTIONS=allocator_may_return_null=1 $(BIN)/python -m pytest tests/device
+
+sparcl-device-aarch64:  ## the same for a phone or a Pi
+	$(CMAKE) -S . -B $(PROGRAM)/aarch64 -DSPARCL_PROGRAM=ON $(AARCH64) > /dev/null
+	$(CMAKE) --build $(PROGRAM)/aarch64 --target sparcl-device --parallel
+	@echo "built: $(PROGRAM)/aarch64/sparcl-device, $$(wc -c < $(PROGRAM)/aarch64/sparcl-device) bytes"
 
 program:  ## sparcl-bench for this machine: build/program/native/sparcl-bench
 	$(CMAKE) -S . -B $(PROGRAM)/native -DSPARCL_PROGRAM=ON > /dev/null

@@ -111,6 +111,35 @@ def watch(run: Annotated[Path, typer.Argument(help="a run directory, while anoth
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a run directory")],
+    out: Annotated[Path, typer.Option(help="file to write")],
+    format: Annotated[str, typer.Option(help="device: one file for sparcl-device")] = "device",
+) -> None:
+    """Write a run's network for use elsewhere: `device` is one file that sparcl-device goes on learning from."""
+    from sparcl.run.export_device import export_run
+
+    if format != "device":
+        raise ConfigError(f"unknown format {format!r}; allowed: device")
+    export_run(run, out)
+
+
+@app.command()
+def pack(
+    stream: Annotated[str, typer.Argument(help="seq-digits, seq-cifar10, folder, ...")],
+    out: Annotated[Path, typer.Option(help="file to write")],
+    task: Annotated[int | None, typer.Option(help="only this task, from 1; default: all")] = None,
+    split: Annotated[str, typer.Option(help="train or test")] = "train",
+    data: Annotated[str | None, typer.Option(help="folder or archive with the stream's data")] = None,
+    resize: Annotated[int | None, typer.Option(help="folder: side to resize images to")] = None,
+) -> None:
+    """Write samples as one file for sparcl-device."""
+    from sparcl.run.export_device import pack_stream
+
+    pack_stream(stream, out, task=task, split=split, data=data, resize=resize)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run directories, or folders that hold some")],
     format: Annotated[str, typer.Option(help="table, markdown, csv or html")] = "table",

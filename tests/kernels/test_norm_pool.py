@@ -180,9 +180,9 @@ def negated(x: Tensor) -> Tensor:
 def test_a_tensor_that_is_negated_in_name_only_is_read_as_what_it_is() -> None:
     x, gy = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 4, 4)
     assert not layout.is_batch_last(negated(layout.to_batch_last(x)))
-    for twin in (negated(x), negated(layout.to_batch_last(x)), negated(x.transpose(2, 3)).transpose(2, 3)):
-        assert torch.equal(layout.to_batch_last(twin), -x)
-        leaf = twin.detach().requires_grad_()
+    for image in (negated(x), negated(layout.to_batch_last(x)), negated(x.transpose(2, 3)).transpose(2, 3)):
+        assert torch.equal(layout.to_batch_last(image), -x)
+        leaf = image.detach().requires_grad_()
         y = ops.max_pool(leaf, (2, 2), (1, 1))
         y.backward(negated(gy))
         want = (-x).requires_grad_()
@@ -194,9 +194,9 @@ def test_a_tensor_that_is_negated_in_name_only_is_read_as_what_it_is() -> None:
 
 def test_a_parameter_that_is_negated_in_name_only_is_refused() -> None:
     x, ones = torch.randn(4, 3, 5, 5), torch.ones(3)
-    for bad in [(negated(ones), ones, None, None), (ones, ones, negated(ones), ones)]:
+    for vectors in [(negated(ones), ones, None, None), (ones, ones, negated(ones), ones)]:
         with pytest.raises(ConfigError, match=r"has PyTorch's negative bit; give x.resolve_neg\(\)"):
-            ops.batch_norm(x, *bad, True)
+            ops.batch_norm(x, *vectors, True)
     values = torch.randn(9, 3, 1, 1)
     plan = ops.conv_plan(index.index_of(values != 0), (9, 3, 1, 1))
     with pytest.raises(ConfigError, match="values has PyTorch's negative bit"):

@@ -89,7 +89,7 @@ def read(folder: Path) -> State:
     content = {name: _checked(folder / name, files[name]) for name in (STATE, TENSORS)}
     try:
         tree = from_json(content[STATE], STATE)
-        return unflatten(tree, _tensors(content[TENSORS]))
+        return unflatten(tree, tensors_of(content[TENSORS]))
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from None
 
@@ -125,7 +125,7 @@ def _checked(path: Path, expected: tuple[int, str]) -> bytes:
     return data
 
 
-def _tensors(data: bytes) -> dict[str, Tensor]:
+def tensors_of(data: bytes) -> dict[str, Tensor]:
     """The tensors of a safetensors file (its own parser refuses offsets that do not fit) of the allowed dtypes."""
     _check_header(data)
     try:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparcl.checkpoint import disk, files
+from sparcl.checkpoint import disk, files, model_file
 from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError
 
@@ -149,11 +149,13 @@ def _free_name(step: int, previous: str | None) -> str:
 
 
 def open_folder(place: Path) -> State:
-    """The state at `place`: a folder of checkpoints, or one `step-N` of it.
+    """The state at `place`: a folder of checkpoints, one `step-N` of it, or a model file from a device.
 
     Raises:
         CheckpointError: there is no whole checkpoint.
     """
+    if place.is_file():
+        return model_file.read_between_tasks(place)
     if (place / files.MANIFEST).exists():
         return files.read(place)
     loaded = Store(place).load()

@@ -458,7 +458,8 @@ class Learner:
         What is ours is made again from the checkpoint: give only a model, method, sparsifier or optimizer of your own.
 
         Args:
-            directory: what `save` was given, a run's `checkpoint` folder, or one `step-N` of either.
+            directory: what `save` was given, a run's `checkpoint` folder, one `step-N` of either, or a model file from
+                a device (docs/device.md).
             model, method, sparsifier, optimizer, device, backend, observers, checkpoint_dir, checkpoint_every:
                 see Learner.
 

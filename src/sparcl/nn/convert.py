@@ -145,6 +145,13 @@ def _shared_parameters(model: nn.Module) -> set[int]:
     return shared
 
 
+def is_converted(model: nn.Module) -> bool:
+    """Whether the only hook on a model is the conversion's own."""
+    others = (model._forward_pre_hooks, model._backward_hooks, model._backward_pre_hooks)
+    alone = not any(others) and not hasattr(model, "parametrizations") and "forward" not in vars(model)
+    return alone and list(model._forward_hooks.values()) == [_ordinary_output]
+
+
 def _ordinary_output(module: nn.Module, inputs: Any, output: Any) -> Any:
     """The model's result leaves as an ordinary contiguous tensor."""
     del module, inputs

@@ -1,0 +1,87 @@
+// The network of a model file, computed and trained by the engine's functions: nodes are data, the rest walks through them.
+//
+// Tensors are numbered in the order in which they are made, 0 is the input. Axes as in plan.h: [channels][rows][columns][N].
+#pragma once
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "device/model_file.h"
+#include "engine/arena.h"
+#include "engine/layers.h"
+
+namespace sparcl {
+
+struct Node {
+  enum Op { kConvolution, kNorm, kRelu, kFlatten, kGlobalAverage, kAverage, kMaximum } op;
+  std::string name;
+  int input, output, residual = -1;  // tensors
+  ConvShape shape{};                 // of a convolution
+  bool bias = false, relu = false, linear = false;
+  long channels = 0;  // of a norm
+  float eps = 0, momentum = 0;
+  Window window{};
+};
+// Throws std::invalid_argument: an unknown node, or one that reads what is not there.
+std::vector<Node> nodes_of(const Json& graph);
+
+struct Parameter {
+  std::vector<float> value, gradient;
+};
+
+class Graph {
+ public:
+  // Throws std::invalid_argument where the file's tensors do not fit its graph.
+  Graph(const ModelFile& model, int threads);
+
+  const Extent& input() const { return input_; }  // of one sample
+  long classes() const { return classes_; }
+  long macs() const { return macs_; }  // of one sample, forward
+
+  // Logits [classes][N] of x [channels][rows][columns][N]. Training: norms use the batch's statistics and move the running ones; what
+  // backward() reads is kept. x must live until then.
+  const float* forward(const float* x, long batch, bool training);
+  // Adds the gradient of every parameter for the last forward(), from that of the logits, [classes][N].
+  void backward(const float* logits);
+  void clear_gradients();
+
+  struct State {
+    std::unique_ptr<ConvPlan> plan;
+    Parameter weight, bias;  // of a convolution its active weights, of a norm its scale and shift
+    std::vector<int32_t> index;
+    bool sparse = false;     // whether the file holds values and index of it
+    std::vector<float> mean, rstd, running_mean, running_var;
+    int64_t tracked = 0;
+  };
+  const std::vector<Node>& nodes() const { return nodes_; }
+  std::vector<State>& states() { return states_; }
+  const std::vector<State>& states() const { return states_; }
+  void store(ModelFile& model) const;  // weights and statistics, as they are now
+
+ private:
+  void load_convolution(const SafeTensors& file, size_t at);
+  void load_norm(const SafeTensors& file, size_t at);
+  Extent extent_behind(size_t at, const Extent& in) const;
+  void size_for(long batch);
+  void run(size_t at, bool training);
+  void run_back(size_t at);
+  Norm norm(size_t at, const float* x) const;
+  Window window(size_t at) const;
+  Block room(int tensor) const;
+  bool can_be_remade(int tensor) const;
+  Source source(int tensor, std::vector<float>& scales) const;
+  void collect(int tensor, Block part);
+
+  std::vector<Node> nodes_;
+  std::vector<State> states_;     // of each node
+  std::vector<Extent> extents_;   // of each tensor
+  std::vector<size_t> last_use_;  // the last node that reads it in the forward pass
+  std::vector<Block> values_, gradients_;
+  Extent input_;
+  long classes_, macs_ = 0;
+  const float* x_ = nullptr;
+  int threads_;
+};
+
+}  // namespace sparcl

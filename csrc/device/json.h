@@ -1,0 +1,32 @@
+// JSON values, as a model file's metadata holds them. Numbers keep their text, so that what is read is written again as it was.
+#pragma once
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace sparcl {
+
+struct Json {
+  enum Kind { kNull, kFalse, kTrue, kNumber, kText, kList, kObject } kind = kNull;
+  std::string text;  // of a number or a text
+  std::vector<Json> items;
+  std::vector<std::pair<std::string, Json>> members;
+
+  // Each throws std::invalid_argument, naming `what`, where the value is of another kind or outside its range.
+  const Json& at(const std::string& key, const std::string& what) const;
+  Json& at(const std::string& key, const std::string& what);
+  const Json* find(const std::string& key) const;  // null where there is none
+  double number(const std::string& what, double least, double most) const;
+  long whole(const std::string& what, long least, long most) const;
+  bool truth(const std::string& what) const;
+  const std::string& string(const std::string& what) const;
+  const std::vector<Json>& list(const std::string& what, size_t least, size_t most) const;
+
+  static Json of(long number);
+  static Json of(const std::string& text);
+};
+
+Json parse_json(const std::string& text, const std::string& what);  // throws std::invalid_argument
+std::string to_text(const Json& value);
+
+}  // namespace sparcl

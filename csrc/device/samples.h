@@ -1,0 +1,41 @@
+// Samples to learn or to look at: a packed file (`sparcl pack`), or a folder `<class>/*` of PPM and PGM images.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "device/json.h"
+#include "engine/plan.h"
+
+namespace sparcl {
+
+struct Samples {
+  Extent extent{};                   // of one
+  bool bytes = false;                // whether a value is a byte, or a float
+  std::vector<uint8_t> raw;          // [n][channels][rows][columns]
+  std::vector<long> labels;          // into classes
+  std::vector<std::string> classes;  // names
+  std::vector<std::string> names;    // of the samples
+
+  size_t size() const { return labels.size(); }
+  size_t stride() const { return static_cast<size_t>(extent.count()) * (bytes ? 1 : 4); }
+};
+// Samples of the shape that a network takes. Throws std::invalid_argument, one line.
+Samples read_samples(const std::string& path, const Extent& input);
+
+// What happens to a sample between storage and network.
+struct Transform {
+  std::vector<float> mean, std;
+  int crop_padding = 0;
+  bool flip = false;
+};
+Transform transform_of(const Json& json, const Extent& input);
+
+struct Place {
+  int row, column;  // of the crop, from -padding to padding
+  bool flip;
+};
+// Writes one raw sample as column n of N of a batch [channels][rows][columns][N], normalised.
+void put_sample(const Transform& transform, const Extent& extent, bool bytes, const uint8_t* raw, const Place& place, float* batch, long n, long N);
+
+}  // namespace sparcl

@@ -1,0 +1,309 @@
+// sparcl-device: goes on learning where Python stopped, without Python and PyTorch. `sparcl-device --help` names the commands.
+// Exit status 0: done, 1: memory or disk failed, 2: a wrong argument or file, 130 and 143: stopped by a signal, all saved.
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "device/learn.h"
+#include "device/losses.h"
+
+using namespace sparcl;
+
+namespace {
+
+constexpr size_t kBatch = 64;
+constexpr double kSaveSeconds = 30;
+
+const char kHelp[] =
+    "sparcl-device: goes on learning where Python stopped\n"
+    "  sparcl-device info MODEL                  what is in the file\n"
+    "  sparcl-device predict MODEL SAMPLES       the class of each sample; --logits: all logits\n"
+    "  sparcl-device evaluate MODEL SAMPLES      the share that is right\n"
+    "  sparcl-device learn MODEL SAMPLES         learns the samples as a new task; classes that the model lacks are appended\n"
+    "      --epochs N | --steps N | --max-seconds S   (the file's epochs)\n"
+    "      --save-every S   seconds between saves (30); --out FILE   instead of MODEL itself\n"
+    "      --new-task       leave a task that was stopped where it is, and begin a new one\n"
+    "  sparcl-device gradients MODEL SAMPLES FILE   loss and gradients of all samples as one training batch, to compare\n"
+    "  --threads N   (all processors)\n"
+    "MODEL: a file of `sparcl export --format device`. SAMPLES: a file of `sparcl pack`, or a folder <class>/* of PPM or PGM images.\n"
+    "SPARCL_ISA=NAME in the environment chooses the instruction set; the best there is otherwise.\n";
+
+volatile std::sig_atomic_t stopped_by = 0;
+void stop(int signal) { stopped_by = signal; }
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+struct Options {
+  std::string command, out;
+  std::vector<std::string> places;
+  int threads = 1;
+  bool logits = false, new_task = false, help = false;
+  Budget budget;
+  double save_every = kSaveSeconds;
+};
+
+double number(const std::string& option, const char* text, double least, double most, bool whole) {
+  char* end = nullptr;
+  const double value = text ? std::strtod(text, &end) : 0;
+  if (!text || end == text || *end || !(value >= least && value <= most) || (whole && value != std::floor(value))) {
+    char allowed[96];
+    std::snprintf(allowed, sizeof allowed, "use a %s from %g to %g", whole ? "whole number" : "number", least, most);
+    refuse(option + " " + (text ? text : "without a value") + " is not allowed; " + allowed);
+  }
+  return value;
+}
+
+Options parse(int count, char** arguments) {
+  Options o;
+  o.threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 1024u));
+  int budgets = 0;
+  for (int i = 1; i < count; ++i) {
+    const std::string option = arguments[i];
+    const char* next = i + 1 < count ? arguments[i + 1] : nullptr;
+    if (option.compare(0, 2, "--") != 0)
+      o.command.empty() ? void(o.command = option) : o.places.push_back(option);
+    else if (option == "--help")
+      o.help = true;
+    else if (option == "--logits")
+      o.logits = true;
+    else if (option == "--new-task")
+      o.new_task = true;
+    else if (++i, option == "--threads")
+      o.threads = static_cast<int>(number(option, next, 1, 1024, true));
+    else if (option == "--epochs")
+      o.budget.epochs = static_cast<long>(number(option, next, 1, 1e12, true)), ++budgets;
+    else if (option == "--steps")
+      o.budget.steps = static_cast<long>(number(option, next, 1, 1e12, true)), ++budgets;
+    else if (option == "--max-seconds")
+      o.budget.seconds = number(option, next, 1e-3, 1e12, false), ++budgets;
+    else if (option == "--save-every")
+      o.save_every = number(option, next, 0, 1e12, false);
+    else if (option == "--out" && next && *next)
+      o.out = next;
+    else
+      refuse("unknown option " + option + "; allowed: --threads --logits --epochs --steps --max-seconds --save-every --out --new-task --help");
+  }
+  if (budgets > 1) refuse("give one of --epochs, --steps and --max-seconds");
+  return o;
+}
+
+// Calls use(first sample, logits [classes][N], N) for one batch after the other.
+template <class Use>
+void each_batch(Graph& graph, const Transform& transform, const Samples& samples, Use use) {
+  std::vector<float> x;
+  for (size_t first = 0; first < samples.size(); first += kBatch) {
+    const long N = static_cast<long>(std::min(kBatch, samples.size() - first));
+    x.resize(static_cast<size_t>(samples.extent.count() * N));
+    for (long n = 0; n < N; ++n)
+      put_sample(transform, samples.extent, samples.bytes, samples.raw.data() + (first + static_cast<size_t>(n)) * samples.stride(), {0, 0, false}, x.data(), n, N);
+    use(first, graph.forward(x.data(), N, false), N);
+  }
+}
+
+long best_of(const float* logits, long classes, long n, long N) {
+  long best = 0;
+  for (long c = 1; c < classes; ++c)
+    if (logits[c * N + n] > logits[best * N + n]) best = c;
+  return best;
+}
+
+void info(const ModelFile& model, int threads) {
+  const Graph graph(model, threads);
+  long active = 0, dense = 0, all = 0;
+  for (size_t at = 0; at < graph.nodes().size(); ++at) {
+    const Graph::State& state = graph.states()[at];
+    all += static_cast<long>(state.weight.value.size() + state.bias.value.size());
+    if (!state.sparse) continue;
+    const auto& w = graph.nodes()[at].shape.weight;
+    active += static_cast<long>(state.weight.value.size());
+    dense += static_cast<long>(w[0]) * w[1] * w[2] * w[3];
+  }
+  std::printf("classes      %ld:", graph.classes());
+  for (const Json& name : model.classes.items) std::printf(" %s", to_text(name).c_str());
+  const Extent& in = graph.input();
+  std::printf("\ninput        [%ld, %ld, %ld]\nlayers       %zu\nparameters   %ld\n", in.channels, in.height, in.width, graph.nodes().size(), all);
+  if (dense) std::printf("sparsity     %.4f of %ld prunable weights\n", 1.0 - static_cast<double>(active) / static_cast<double>(dense), dense);
+  std::printf("multiply-adds of a sample, forward   %ld\n", graph.macs());
+  const Json& learner = model.state.at("learner", "the state");
+  std::printf("method       %s\n", to_text(model.device.at("method", "device")).c_str());
+  std::printf("tasks        %s learned, %s steps\n", to_text(learner.at("learned", "the state")).c_str(), to_text(learner.at("steps", "the state")).c_str());
+  if (model.device.at("position", "device").kind != Json::kNull) std::printf("             stopped inside a task: learn it again to go on\n");
+}
+
+void predict(const ModelFile& model, const std::string& place, bool all, int threads) {
+  Graph graph(model, threads);
+  const Samples samples = read_samples(place, graph.input());
+  const Transform transform = transform_of(model.transform, graph.input());
+  each_batch(graph, transform, samples, [&](size_t first, const float* logits, long N) {
+    for (long n = 0; n < N; ++n) {
+      std::printf("%s", to_text(Json::of(samples.names[first + static_cast<size_t>(n)])).c_str());
+      for (long c = 0; all && c < graph.classes(); ++c) std::printf(" %.9g", static_cast<double>(logits[c * N + n]));
+      if (!all) std::printf(" %s", to_text(model.classes.items[static_cast<size_t>(best_of(logits, graph.classes(), n, N))]).c_str());
+      std::printf("\n");
+    }
+  });
+}
+
+std::vector<long> columns_of(const ModelFile& model, const Samples& samples) {
+  std::vector<long> columns;
+  for (const std::string& name : samples.classes) {
+    const auto& names = model.classes.items;
+    const auto found = std::find_if(names.begin(), names.end(), [&](const Json& had) { return had.text == name; });
+    columns.push_back(found == names.end() ? -1 : found - names.begin());
+  }
+  return columns;
+}
+
+void evaluate(const ModelFile& model, const std::string& place, int threads) {
+  Graph graph(model, threads);
+  const Samples samples = read_samples(place, graph.input());
+  const std::vector<long> columns = columns_of(model, samples);
+  std::vector<long> right(samples.classes.size()), seen(right.size());
+  each_batch(graph, transform_of(model.transform, graph.input()), samples, [&](size_t first, const float* logits, long N) {
+    for (long n = 0; n < N; ++n) {
+      const size_t of = static_cast<size_t>(samples.labels[first + static_cast<size_t>(n)]);
+      ++seen[of];
+      right[of] += best_of(logits, graph.classes(), n, N) == columns[of];
+    }
+  });
+  long total = 0;
+  for (size_t c = 0; c < seen.size(); ++c) {
+    total += right[c];
+    if (seen[c]) std::printf("%s %.2f\n", to_text(Json::of(samples.classes[c])).c_str(), 100.0 * static_cast<double>(right[c]) / static_cast<double>(seen[c]));
+  }
+  std::printf("accuracy %.4f (%ld of %zu)\n", 100.0 * static_cast<double>(total) / static_cast<double>(samples.size()), total, samples.size());
+}
+
+Tensor tensor_of(const std::vector<float>& from) {
+  Tensor tensor{"F32", {static_cast<long>(from.size())}, std::vector<uint8_t>(from.size() * sizeof(float))};
+  if (!from.empty()) std::memcpy(tensor.bytes.data(), from.data(), tensor.bytes.size());
+  return tensor;
+}
+
+void gradients(const ModelFile& model, const std::string& place, const std::string& out, int threads) {
+  Graph graph(model, threads);
+  const Samples samples = read_samples(place, graph.input());
+  const Transform transform = transform_of(model.transform, graph.input());
+  const std::vector<long> columns = columns_of(model, samples);
+  const long N = static_cast<long>(samples.size());
+  std::vector<float> x(static_cast<size_t>(samples.extent.count() * N));
+  std::vector<long> labels;
+  for (long n = 0; n < N; ++n) {
+    put_sample(transform, samples.extent, samples.bytes, samples.raw.data() + static_cast<size_t>(n) * samples.stride(), {0, 0, false}, x.data(), n, N);
+    labels.push_back(columns[static_cast<size_t>(samples.labels[static_cast<size_t>(n)])]);
+    if (labels.back() < 0) refuse("a class of the samples is not the model's");
+  }
+  std::vector<float> gradient(static_cast<size_t>(graph.classes() * N));
+  const double loss = cross_entropy(graph.forward(x.data(), N, true), labels, graph.classes(), 1.0, {}, 0, gradient.data());
+  graph.backward(gradient.data());
+  SafeTensors file;
+  file.tensors["loss"] = tensor_of({static_cast<float>(loss)});
+  for (size_t at = 0; at < graph.nodes().size(); ++at) {
+    const Graph::State& state = graph.states()[at];
+    if (!state.weight.value.empty()) file.tensors[graph.nodes()[at].name + ".weight"] = tensor_of(state.weight.gradient);
+    if (!state.bias.value.empty()) file.tensors[graph.nodes()[at].name + ".bias"] = tensor_of(state.bias.gradient);
+    if (!state.running_mean.empty()) file.tensors[graph.nodes()[at].name + ".running_mean"] = tensor_of(state.running_mean);
+    if (!state.running_var.empty()) file.tensors[graph.nodes()[at].name + ".running_var"] = tensor_of(state.running_var);
+  }
+  write_safetensors(out, file);
+  std::printf("loss %.9g\n", loss);
+}
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+int learn(ModelFile& model, const Options& o) {
+  const std::string out = o.out.empty() ? o.places[0] : o.out;
+  const Extent input = Graph(model, o.threads).input();
+  const Samples samples = read_samples(o.places[1], input);
+  Learning learning(model, samples, o.threads, o.new_task);
+  Budget budget = o.budget;
+  if (budget.epochs == 0 && budget.steps == 0 && budget.seconds == 0) budget.epochs = learning.epochs_of_file();
+  if (learning.grown()) std::printf("%ld new class(es): the head has grown\n", learning.grown());
+  if (learning.position.done) std::printf("going on in epoch %ld, after step %ld\n", learning.position.epoch + 1, learning.position.done);
+  struct sigaction action {};
+  action.sa_handler = stop;
+  for (int signal : {SIGINT, SIGTERM, SIGHUP}) sigaction(signal, &action, nullptr);
+  double saved = now(), told = 0;
+  while (!learning.over(budget) && !stopped_by) {
+    learning.step();
+    if (now() - told >= 1) {
+      std::printf("epoch %ld, step %ld (%ld an epoch), loss %.4f, %.1f s\n", learning.position.epoch + 1, learning.position.done, learning.steps_an_epoch(),
+                  learning.loss, learning.position.seconds);
+      std::fflush(stdout);
+      told = now();
+    }
+    if (now() - saved >= o.save_every) learning.save(out), saved = now();
+  }
+  const long steps = learning.position.done;
+  const double seconds = learning.position.seconds;
+  if (learning.over(budget)) {
+    learning.end_task();
+    learning.save(out);
+    std::printf("learned %zu samples of %zu class(es) by %s: %ld steps, %.1f s, last loss %.4f\n", samples.size(), samples.classes.size(), learning.method().c_str(), steps,
+                seconds, learning.loss);
+    std::printf("masks as they were: TDM, DGM and DDR do not run here\n");
+    return 0;
+  }
+  learning.save(out);
+  std::printf("stopped after step %ld; everything is saved, the same command goes on\n", steps);
+  return 128 + stopped_by;
+}
+
+int run(const Options& o) {
+  struct Command {
+    const char* name;
+    size_t places;
+  };
+  constexpr Command kCommands[] = {{"info", 1}, {"predict", 2}, {"evaluate", 2}, {"learn", 2}, {"gradients", 3}};
+  const auto found = std::find_if(std::begin(kCommands), std::end(kCommands), [&](const Command& c) { return o.command == c.name; });
+  if (found == std::end(kCommands)) refuse("unknown command '" + o.command + "'; allowed: info, predict, evaluate, learn, gradients");
+  if (o.places.size() != found->places) refuse(o.command + " needs " + std::to_string(found->places) + " file(s), " + std::to_string(o.places.size()) + " given");
+  ModelFile model = read_model(o.places[0]);
+  if (o.command == "info") info(model, o.threads);
+  if (o.command == "predict") predict(model, o.places[1], o.logits, o.threads);
+  if (o.command == "evaluate") evaluate(model, o.places[1], o.threads);
+  if (o.command == "gradients") gradients(model, o.places[1], o.places[2], o.threads);
+  return o.command == "learn" ? learn(model, o) : 0;
+}
+
+int fail(std::string what, int status) {
+  for (char& c : what)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';  // a file's names must not steer the terminal
+  std::fprintf(stderr, "sparcl-device: %s\n", what.c_str());
+  return status;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  try {
+    const Options o = parse(count, arguments);
+    kernels();  // refuses an unknown SPARCL_ISA
+    if (!o.help && count > 1) {
+      const int status = run(o);
+      if (std::fflush(stdout) != 0) return fail("the output cannot be written", 1);
+      return status;
+    }
+    std::fputs(kHelp, stdout);
+    return 0;
+  } catch (const std::invalid_argument& error) {
+    return fail(error.what(), 2);
+  } catch (const std::length_error&) {
+    return fail("not enough memory", 1);
+  } catch (const std::bad_alloc&) {
+    return fail("not enough memory", 1);
+  } catch (const std::exception& error) {
+    return fail(error.what(), 1);
+  }
+}

@@ -1,0 +1,127 @@
+"""`sparcl export --format device` and `sparcl pack`: what a device goes on from, and what it learns there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparcl import streams
+from sparcl.checkpoint import disk, model_file
+from sparcl.checkpoint.files import safetensors_parts
+from sparcl.checkpoint.store import open_folder
+from sparcl.errors import CheckpointError, ConfigError
+from sparcl.learner import Learner
+from sparcl.methods import Method
+from sparcl.nn.graph import graph
+from sparcl.run import build
+from sparcl.run.experiment import Experiment, read_toml
+from sparcl.streams.augment import Transform
+from sparcl.streams.task import Samples
+
+SAMPLES = "sparcl samples"
+
+
+def export_device(
+    learner: Learner, path: Path, *, transform: Transform, input_shape: Sequence[int], classes: Sequence[str]
+) -> None:
+    """Write a Learner, between two tasks, as one file for `sparcl-device`; `Learner.load` goes on from it as well.
+
+    Args:
+        learner: its model must be of layers that `sparcl.nn.graph` knows.
+        path: the file; one that is there is replaced.
+        transform: from stored samples to what the network sees.
+        input_shape: of one sample.
+        classes: names in the order of the logits.
+
+    Raises:
+        ConfigError: a layer that a device cannot compute, or a Learner in the middle of a task.
+        CheckpointError: the file cannot be written.
+    """
+    if learner.position is not None:
+        raise ConfigError(f"the learner stands inside task {learner.position.task + 1}: export it between two tasks")
+    figures = {
+        "mean": list(transform.normalize.mean),
+        "std": list(transform.normalize.std),
+        "crop_padding": transform.crop_padding,
+        "flip": transform.flip,
+    }
+    nodes, state = graph(learner.model), learner.checkpoint_state()
+    device = {"method": method_figures(learner.method), "position": None}
+    model_file.write(path, model_file.ModelFile(state, nodes, list(input_shape), list(classes), figures, device))
+
+
+def method_figures(method: Method) -> dict[str, Any]:
+    """The method's name and numbers, defaults filled in."""
+    figures: dict[str, Any] = {"name": method.name, "single_head": method.single_head}
+    if method.buffer is not None:
+        figures["buffer_size"] = method.buffer.capacity
+    return {**figures, **{name: float(vars(method)[name]) for name in ("alpha", "beta") if name in vars(method)}}
+
+
+def import_device(path: Path, **options: Any) -> Learner:
+    """The Learner in a device's file; `options` as of `Learner.load`, which this is."""
+    return Learner.load(path, **options)
+
+
+def export_run(run: Path, path: Path) -> None:
+    """Write the last state of a run directory, with its stream's transform and classes, as one file for a device.
+
+    Raises:
+        ConfigError: a layer that a device cannot compute, or a run that stopped inside a task.
+        CheckpointError: no checkpoint, or the file cannot be written.
+        DataError: the run's data, whose transform is asked for, is not there.
+    """
+    given = Experiment.from_dict(read_toml(run / "config.toml"), str(run / "config.toml")).resolve()
+    experiment = dataclasses.replace(given, backend="reference", device="cpu")  # a state is every backend's
+    state = open_folder(run / "checkpoint")
+    state.pop("run", None)
+    stream = build.stream(experiment)
+    learner = build.learner(experiment, stream)
+    learner.restore(state)
+    shape, names = stream.input_shape, stream.class_names
+    export_device(learner, path, transform=stream.tasks[0].transform, input_shape=shape, classes=names)
+
+
+def pack(samples: Samples, classes: Sequence[str], path: Path) -> None:
+    """Write samples as one file for `sparcl-device`: `inputs` as stored, `labels` int64, and the classes' names.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+        ConfigError: inputs that are neither uint8 nor float32.
+    """
+    if samples.inputs.dtype not in (torch.uint8, torch.float32):
+        raise ConfigError(f"samples of {samples.inputs.dtype} cannot be packed; allowed: uint8 and float32")
+    tensors = {"inputs": samples.inputs.contiguous(), "labels": samples.labels.contiguous()}
+    first, *data = safetensors_parts(tensors)
+    header = {"__metadata__": {"format": SAMPLES, "version": "1", "classes": json.dumps(list(classes))}}
+    text = json.dumps({**header, **json.loads(bytes(first)[8:])}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    try:
+        disk.replace_file(path, [len(text).to_bytes(8, "little") + text, *data])
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def pack_stream(
+    name: str, path: Path, *, task: int | None, split: str, data: str | None, resize: int | None = None
+) -> None:
+    """Pack the samples of a stream's task (from 1), or of all of them.
+
+    Raises:
+        ConfigError: an unknown stream, task or split.
+        DataError: the data is not there.
+    """
+    if split not in ("train", "test"):
+        raise ConfigError(f"unknown split {split!r}; allowed: train, test")
+    stream = streams.load(name, None if data is None else Path(data), resize=resize)
+    if task is not None and not 1 <= task <= len(stream):
+        raise ConfigError(f"task {task} is not there; {name} has the tasks 1 to {len(stream)}")
+    source = stream.merged()[0] if task is None else stream[task - 1]
+    samples = source.train if split == "train" else source.test
+    labels = torch.searchsorted(torch.tensor(sorted(source.classes)), samples.labels)  # into the names that are there
+    pack(Samples(samples.inputs, labels), [stream.class_names[c] for c in sorted(source.classes)], path)

@@ -1,0 +1,28 @@
+"""The program, built once for all tests of a session; SPARCL_DEVICE names one that is built already."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ("make", "cmake", "c++")
+
+
+@pytest.fixture(scope="session")
+def program() -> Path:
+    if built := os.environ.get("SPARCL_DEVICE"):
+        return Path(built)
+    if not all(map(shutil.which, TOOLS)):
+        pytest.skip(f"needs {', '.join(TOOLS)}")
+    done = subprocess.run(["make", "sparcl-device"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"^built: (.+), (\d+) bytes$", done.stdout, re.MULTILINE)
+    assert said
+    assert int(said[2]) < 5_000_000
+    return ROOT / said[1]

@@ -1,0 +1,97 @@
+"""Learners and files for the tests of the device, and a way to run the program."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sparcl import Learner
+from sparcl.methods import DERpp, Method
+from sparcl.nn import MLP, ConvNet, ResNet
+from sparcl.run.export_device import export_device, pack
+from sparcl.sparsity import SparCL, Sparsifier, Static
+from sparcl.streams import Stream, Task, Transform, from_arrays
+from sparcl.streams.augment import Normalize
+
+SHAPE = (3, 8, 8)
+CLASSES = ("cat", 'do"g', "Wörter", "x", "new", "newer")
+
+
+def own() -> nn.Module:
+    """A user's own sequence: pools, bias, a ReLU apart, groups, dilation."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2, bias=False),
+        nn.BatchNorm2d(8, momentum=0.2),
+        nn.AvgPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32, 12),
+        nn.BatchNorm1d(12),
+        nn.ReLU(),
+        nn.Linear(12, 4),
+    )
+
+
+MODELS = {
+    "resnet": lambda: ResNet((2, 1, 1, 1), 3, 4, 8),
+    "convnet": lambda: ConvNet(4, 3, 8),
+    "mlp": lambda: MLP(4, SHAPE, 20),
+    "own": own,
+}
+
+
+def stream(tasks: int = 3, per_class: int = 24, transform: Transform | None = None) -> Stream:
+    """Bytes [3, 8, 8], two classes a task, each around a picture of its own."""
+    generator = torch.Generator().manual_seed(5)
+    centres = torch.rand(2 * tasks, *SHAPE, generator=generator) * 255
+    labels = torch.arange(2 * tasks).repeat(per_class)
+
+    def draw() -> torch.Tensor:
+        noise = 60 * torch.randn(len(labels), *SHAPE, generator=generator)
+        return (centres[labels] + noise).clamp(0, 255).to(torch.uint8)
+
+    transform = transform or Transform(Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)), crop_padding=1, flip=True)
+    return from_arrays(draw(), labels, draw(), labels, transform=transform, name="made")
+
+
+def learner(
+    model: str = "convnet",
+    sparsifier: Sparsifier | None = None,
+    method: Method | None = None,
+    backend: str = "reference",
+) -> Learner:
+    torch.manual_seed(3)
+    made = sparsifier or Static(0.6)
+    options = {"lr": 0.05, "epochs": 2, "batch_size": 8, "seed": 4}
+    return Learner(MODELS[model](), method or DERpp(12, alpha=0.2), made, backend=backend, **options)
+
+
+def export(learner: Learner, path: Path, task: Task) -> Path:
+    export_device(learner, path, transform=task.transform, input_shape=SHAPE, classes=CLASSES[:4])
+    return path
+
+
+def packed(task: Task, path: Path, train: bool = True) -> Path:
+    samples = task.train if train else task.test
+    pack(samples, CLASSES, path)
+    return path
+
+
+def run(program: Path, *arguments: object, isa: str = "") -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"SPARCL_ISA": isa}
+    command = [str(program), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+SPARSIFIERS = {
+    "dense": Sparsifier,
+    "static": lambda: Static(0.6),
+    "blocks": lambda: SparCL(0.5, pattern="block", block_size=4),
+}

@@ -1,0 +1,61 @@
+"""From a run directory to a device and back, by the commands that docs/device.md names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import made
+import pytest
+
+from sparcl import Learner
+from sparcl.cli import _main
+from sparcl.streams import seq_digits
+
+
+def sparcl(*arguments: object) -> int:
+    return _main([str(a) for a in arguments])
+
+
+def test_a_run_goes_to_a_device_and_back(program: Path, tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "m.sparcl"
+    small = ("--width", 8, "--epochs", 2, "--limit-per-class", 40, "--threads", 1, "--backend", "reference")
+    assert sparcl("run", "seq-digits", "--out", run, *small) == 0
+    assert sparcl("export", run, "--format", "device", "--out", file) == 0
+    assert sparcl("pack", "seq-digits", "--split", "test", "--out", tmp_path / "test.sparcl") == 0
+    assert sparcl("pack", "seq-digits", "--task", 2, "--out", tmp_path / "two.sparcl") == 0
+    done = made.run(program, "evaluate", file, tmp_path / "test.sparcl")
+    assert (done.returncode, done.stderr) == (0, "")
+    whole = Learner.load(file)
+    parts = whole.evaluate(list(seq_digits())).class_il
+    assert parts is not None
+    sizes = [len(task.test) for task in seq_digits()]
+    mean = sum(p * n for p, n in zip(parts, sizes, strict=True)) / sum(sizes)
+    assert float(done.stdout.splitlines()[-1].split()[1]) == pytest.approx(mean, abs=0.3)
+    done = made.run(program, "learn", file, tmp_path / "two.sparcl", "--epochs", 1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Learner.load(file).learned == whole.learned + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("export", "nowhere", "--out", "x", "--format", "gif"), "unknown format 'gif'; allowed: device"),
+        (("export", "nowhere", "--out", "x"), "nowhere"),
+        (("pack", "seq-digits", "--task", "9", "--out", "x"), "task 9 is not there; seq-digits has the tasks 1 to 5"),
+        (("pack", "seq-digits", "--split", "all", "--out", "x"), "unknown split 'all'; allowed: train, test"),
+        (("pack", "seq-digits", "--out", "no/such/x"), "no/such/x cannot be written: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    arguments: tuple[str, ...],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _main(list(arguments)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "x").exists()
