@@ -390,8 +390,8 @@ class Asks(DDR):
         super().begin_task(index, samples=samples, epochs=epochs, losses=losses)
         self.losses = losses
 
-    def begin_step(self, step: int) -> None:
-        super().begin_step(step)
+    def begin_step(self, step: int, spent: float | None = None) -> None:
+        super().begin_step(step, spent)
         replay = self.losses.replay()
         objective = self.losses.objective()
         values = float(self.losses.task()), None if replay is None else float(replay), float(objective)

@@ -147,7 +147,7 @@ def test_32_bits_a_channel_are_refused_for_what_they_are():
 
 def test_missing_pillow_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(SparclError, match=r"pip install \"sparcl\[images\]\""):
+    with pytest.raises(SparclError, match=r"pip install \"sparcl-edge\[images\]\""):
         decode(b"", "x.png")
 
 
