@@ -106,5 +106,5 @@ def test_a_missing_package_is_one_line_with_the_extra(
     groups = made(tmp_path)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == absent else find(name))
-    with pytest.raises(ConfigError, match=rf"format html needs {absent}: pip install 'sparcl\[report\]'"):
+    with pytest.raises(ConfigError, match=rf"format html needs {absent}: pip install 'sparcl-edge\[report\]'"):
         page(groups, [])

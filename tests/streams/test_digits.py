@@ -35,5 +35,5 @@ def test_no_image_is_in_both_splits_and_every_load_is_the_same():
 
 def test_missing_scikit_learn_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DataError, match=r"pip install \"sparcl\[demo\]\""):
+    with pytest.raises(DataError, match=r"pip install \"sparcl-edge\[demo\]\""):
         seq_digits()

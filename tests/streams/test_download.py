@@ -58,5 +58,5 @@ def test_without_network_the_error_says_which_file_to_put_where(tmp_path):
 
 def test_without_pooch_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(DataError, match=r"put file\.bin into .* or pip install \"sparcl\[download\]\""):
+    with pytest.raises(DataError, match=r"put file\.bin into .* or pip install \"sparcl-edge\[download\]\""):
         fetch([remote("http://nowhere.invalid/")], tmp_path)

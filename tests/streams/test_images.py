@@ -106,7 +106,7 @@ def test_a_damaged_byte_is_refused_or_decoded_but_nothing_else(at, value, form):
 
 def test_missing_pillow_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(SparclError, match=r"pip install \"sparcl\[images\]\""):
+    with pytest.raises(SparclError, match=r"pip install \"sparcl-edge\[images\]\""):
         decode(b"", "x.png")
 
 
