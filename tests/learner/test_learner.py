@@ -392,9 +392,8 @@ class Asks(DDR):
 
     def begin_step(self, step: int, spent: float | None = None) -> None:
         super().begin_step(step, spent)
-        replay = self.losses.replay()
-        objective = self.losses.objective()
-        values = float(self.losses.task()), None if replay is None else float(replay), float(objective)
+        replay, objective = self.losses.replay(), self.losses.objective()
+        values = self.losses.task().item(), None if replay is None else replay.item(), objective.item()
         self.told.append(values)
 
 
