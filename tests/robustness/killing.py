@@ -32,7 +32,8 @@ RUN = ["run", "seq-digits", "--limit-per-class", "60", "--epochs", "3", "--width
 
 VARIANTS = {
     "derpp, sparcl": (),
-    **{f"{name}, sparcl": ("--method", name) for name in ("icarl", "ewc", "lwf", "fdr", "agem")},
+    **{f"{name}, sparcl": ("--method", name) for name in ("icarl", "lwf", "fdr", "agem")},
+    "ewc, snip": ("--method", "ewc", "--sparsifier", "snip"),
     **{f"{name}, dense": ("--method", name, "--sparsifier", "dense") for name in ("packnet", "lps")},
     **{f"derpp, {name}": ("--sparsifier", name) for name in ("rigl", "set", "snip")},
     "derpp, sparcl in blocks": ("--pattern", "block"),
