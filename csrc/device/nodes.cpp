@@ -8,7 +8,7 @@ namespace {
 
 constexpr size_t kMostNodes = 4096;
 // Lists of nonzeros are made for each output channel, and for each input channel and phase of the stride.
-constexpr long kMostChannels = 1 << 16, kMostLists = 1 << 22;
+constexpr long kMostChannels = 1 << 20, kMostLists = 1 << 22;
 
 std::array<int, 2> pair(const Json& node, const char* key, const std::string& what, long least) {
   const auto& items = node.at(key, what).list(what + ": " + key, 2, 2);
