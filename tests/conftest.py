@@ -14,7 +14,24 @@ from hypothesis import settings
 settings.register_profile("sparcl", deadline=None)
 settings.load_profile("sparcl")
 
-SHELL = ("sh", "cat", "chmod", "cp", "env", "ln", "ls", "mkdir", "mv", "rm", "sleep", "test", "touch", "true", "uname")
+SHELL = (
+    "sh",
+    "cat",
+    "chmod",
+    "cp",
+    "env",
+    "ln",
+    "ls",
+    "mkdir",
+    "mv",
+    "rm",
+    "sleep",
+    "test",
+    "touch",
+    "true",
+    "uname",
+    "wc",
+)
 COMPILER = ("cc", "c++", "gcc", "g++", "clang", "clang++", "as", "ld", "ar", "nm", "ranlib", "strip")
 OWN = [word for name in ("CC", "CXX") for word in shlex.split(os.environ.get(name, ""))[:1]]  # the user's compiler
 TOOLS = (*SHELL, "make", *COMPILER, "cmake", *OWN)

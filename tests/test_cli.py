@@ -237,7 +237,7 @@ def test_a_reader_that_has_gone_is_one_line(finished):
     command = [sys.executable, "-m", "sparcl", "report", str(finished)]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
     os.close(write)
-    assert (done.returncode, done.stderr) == (2, "sparcl: standard output cannot be written: Broken pipe\n")
+    assert (done.returncode, done.stderr) == (141, "sparcl: standard output was closed by its reader\n")
 
 
 def test_a_closed_standard_output_stops_nothing(finished, tmp_path):

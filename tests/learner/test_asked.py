@@ -109,7 +109,8 @@ def test_the_command_line_trains_with_one_remembered_sample(tmp_path: Path) -> N
 def test_what_a_model_without_batch_statistics_ranks_on_is_two_samples_too() -> None:
     """One rule for all: whether L(M) counts depends on the buffer and not on the model."""
     told: list[str] = []
-    learner = make_learner(method=ER(1), sparsifier=DGM(0.2, ranking="fresh"), observers=[lambda event, _: told.append(event)])
+    sparsifier = DGM(0.2, ranking="fresh")
+    learner = make_learner(method=ER(1), sparsifier=sparsifier, observers=[lambda event, _: told.append(event)])
     for task in blobs():
         learner.learn(task)
     assert told.count("importance.begin") == told.count("dgm.choose")  # L~(D_t) alone

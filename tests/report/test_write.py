@@ -60,7 +60,8 @@ def test_a_path_that_is_no_text_is_escaped_in_the_file(tmp_path: Path, form: str
     write([tmp_path], form, tmp_path / "out")
     text = (tmp_path / "out").read_text(encoding="utf-8")
     assert "50.0" in text
-    assert form == "csv" or "bad\\udcff" in text
+    escaped = "bad\\\\udcff" if form == "markdown" else "bad\\udcff"  # Markdown's own escape of the backslash
+    assert form == "csv" or escaped in text
 
 
 def test_what_was_there_stays_whole_until_the_new_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,8 @@ def test_a_file_that_cannot_be_written_does_not_lose_the_measurement(
     row |= {"pattern": "block", "sparsity": 0.9, "dense_ms": 471.1, "native_ms": 1.0, "speedup": 471.1}
     row |= {"theoretical_gain": 10.0, "peak_dense_bytes": None, "peak_native_bytes": None}
     monkeypatch.setattr(bench, "measure_all", lambda **_: [row])
-    assert _main(["bench", "--json", str(tmp_path / "absent" / "rows.json")]) == 2
+    (tmp_path / "file").touch()
+    assert _main(["bench", "--json", str(tmp_path / "file" / "rows.json")]) == 2
     said = capsys.readouterr()
     assert "471.1" in said.out
     assert said.err.startswith("sparcl: cannot write")

@@ -38,7 +38,7 @@ NUMBERS: dict[str, tuple[type, ...]] = {"sparsity": (float, int)} | dict.fromkey
 )
 """Settings that are computed with, where there are any."""
 
-UNUSED_BY_DENSE = ("pattern", "block_size", "distribution", "prunable")
+UNUSED_BY_DENSE = ("pattern", "block_size", "distribution", "prunable", "first_mask")
 """Settings that a dense run may hold and never looked at."""
 
 NAMES = ("benchmark", "method", "sparsifier", "cpu", "device")
