@@ -67,7 +67,14 @@ void Learning::read_settings() {
   const Json& settings = model_.state.at("settings", "the state");
   batch_ = std::min<long>(settings.at("batch_size", "settings").whole("batch_size", 1, 1 << 20), static_cast<long>(samples_.size()));
   replay_batch_ = settings.at("replay_batch_size", "settings").whole("replay_batch_size", 1, 1 << 20);
-  epochs_ = settings.at("epochs", "settings").whole("epochs", 1, 1L << 40);
+  const Json& budget = settings.at("budget", "settings");
+  if (budget.members.size() != 1) refuse("the file's budget is not one of: epochs, steps, seconds");
+  const std::string& kind = budget.members.begin()->first;
+  const Json& amount = budget.members.begin()->second;
+  if (kind == "epochs") budget_.epochs = amount.whole("epochs", 1, 1L << 40);
+  else if (kind == "steps") budget_.steps = amount.whole("steps", 1, kMostSteps);
+  else if (kind == "seconds") budget_.seconds = amount.number("seconds", 1e-9, 1e30);
+  else refuse("the file's budget is not one of: epochs, steps, seconds");
   seed_ = settings.at("seed", "settings").whole("seed", 0, 1L << 62);
   const Json& optimizer = model_.state.at("optimizer", "the state");
   if (optimizer.at("kind", "the optimizer").string("the optimizer") != "SGD") refuse("this program goes on with SGD alone, the file's optimizer is another");

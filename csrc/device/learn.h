@@ -50,7 +50,7 @@ class Learning {
   Position position;
   double loss = 0;
   long steps_an_epoch() const { return static_cast<long>(samples_.size()) / batch_; }
-  long epochs_of_file() const { return epochs_; }
+  const Budget& budget_of_file() const { return budget_; }
   long grown() const { return grown_; }
   const std::string& method() const { return method_.name; }
 
@@ -76,7 +76,8 @@ class Learning {
   Transform transform_;
   Method method_;
   Buffer buffer_;
-  long batch_ = 0, replay_batch_ = 0, epochs_ = 0, learned_ = 0, steps_ = 0, seed_ = 0;
+  Budget budget_;
+  long batch_ = 0, replay_batch_ = 0, learned_ = 0, steps_ = 0, seed_ = 0;
   float rate_ = 0, decay_ = 0;
   std::string digest_;
   std::vector<size_t> order_;

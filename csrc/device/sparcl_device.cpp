@@ -31,7 +31,7 @@ const char kHelp[] =
     "  sparcl-device predict MODEL SAMPLES       the class of each sample; --logits: all logits\n"
     "  sparcl-device evaluate MODEL SAMPLES      the share that is right\n"
     "  sparcl-device learn MODEL SAMPLES         learns the samples as a new task; classes that the model lacks are appended\n"
-    "      --epochs N | --steps N | --max-seconds S   (the file's epochs)\n"
+    "      --epochs N | --steps N | --max-seconds S   (the file's budget)\n"
     "      --save-every S   seconds between saves (30); --out FILE   instead of MODEL itself\n"
     "      --new-task       leave a task that was stopped where it is, and begin a new one\n"
     "  sparcl-device gradients MODEL SAMPLES FILE   loss and gradients of all samples as one training batch, to compare\n"
@@ -228,7 +228,7 @@ int learn(ModelFile& model, const Options& o) {
   const Samples samples = read_samples(o.places[1], input);
   Learning learning(model, samples, o.threads, o.new_task);
   Budget budget = o.budget;
-  if (budget.epochs == 0 && budget.steps == 0 && budget.seconds == 0) budget.epochs = learning.epochs_of_file();
+  if (budget.epochs == 0 && budget.steps == 0 && budget.seconds == 0) budget = learning.budget_of_file();
   if (learning.grown()) std::printf("%ld new class(es): the head has grown\n", learning.grown());
   if (learning.position.done) std::printf("going on in epoch %ld, after step %ld\n", learning.position.epoch + 1, learning.position.done);
   struct sigaction action {};

@@ -14,6 +14,7 @@ import torch
 from sparcl import Learner
 from sparcl.checkpoint import model_file, tree
 from sparcl.errors import CheckpointError
+from sparcl.learner.budget import Budget
 from sparcl.methods import DER, ER, DERpp, Finetune, Method
 from sparcl.nn import build
 from sparcl.run.export_device import export_device, pack
@@ -61,7 +62,8 @@ def test_a_step_is_python_s(program: Path, tmp_path: Path) -> None:
     first, second, _ = made.stream(transform=transform)
     learner = made.learner(method=Finetune())
     learner.settings["batch_size"] = learner.batch_size = len(second.train)
-    learner.epochs = learner.settings["epochs"] = 1
+    learner.budget = Budget.of(1, None, None)
+    learner.settings["budget"] = {"epochs": 1}
     learner.learn(first)
     file = made.export(learner, tmp_path / "m.sparcl", first)
     task = Samples(second.train.inputs, second.train.labels)
