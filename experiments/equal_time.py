@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 COSTS = HERE / "results" / "equal-time"
 SAMPLES, BATCH = 2000, 32
 A_PASS = SAMPLES // BATCH
-BASE = {"stream": "seq-cifar10", "limit_per_class": 1000, "limit_test_per_class": 200, "threads": 1}
+BASE = {"stream": "seq-cifar10", "limit_per_class": 1000, "limit_test_per_class": 200, "threads": 1, "drop_last": True}
 MAIN = [
     {"method": "derpp", "sparsifier": "dense"},
     {"method": "derpp", "sparsifier": "sparcl", "sparsity": 0.9},
@@ -61,12 +61,12 @@ def measure(path: Path, width: int) -> None:
     path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def steps(row: dict[str, Any], budget: float, costs: list[dict[str, Any]]) -> int:
-    """Steps of `row` in the time of `budget` dense epochs: a multiple of its step, updates and choices charged."""
+def steps(row: dict[str, Any], budget: float, costs: list[dict[str, Any]]) -> int | None:
+    """Steps of `row` in the time of `budget` dense epochs, updates and choices charged; None: it was not measured."""
     usual: dict[str, Any] = {"sparsity": None, "pattern": "unstructured"}
     same = [c for c in costs if all(c[k] == row.get(k, usual.get(k)) for k in ("method", "sparsifier", *usual))]
     dense = next(c for c in costs if c["method"] == "derpp" and c["sparsifier"] == "dense")
-    return job.steps_within(budget * A_PASS * dense["step_ms"] / 1000, same[0])
+    return job.steps_within(budget * A_PASS * dense["step_ms"] / 1000, same[0]) if same else None
 
 
 def blocks() -> Iterator[str]:
@@ -86,7 +86,10 @@ def blocks() -> Iterator[str]:
         costs = json.loads(path.read_text())
         for row in rows:
             base = ", ".join(f"{k} = {json.dumps(v)}" for k, v in {**row, "width": width}.items())
-            grid = ", ".join(str(steps(row, b, costs)) for b in budgets)
+            found = [steps(row, b, costs) for b in budgets]
+            if None in found:
+                continue
+            grid = ", ".join(map(str, found))
             told = ", ".join(f"{b:g}" for b in budgets)
             yield (
                 f"[[runs]] # budgets of {told} dense epochs\nstage = {stage}\nbase = {{ {base} }}\n"
