@@ -65,7 +65,7 @@ def to_native(model: nn.Module, prunable: Prunable = None, choice: Mapping[str, 
     for module in model.modules():
         if isinstance(module, nn.Sequential):
             merge_relu(module)
-    model.register_forward_hook(_ordinary_output)
+    model.register_forward_hook(ordinary_output)
     return model
 
 
@@ -145,7 +145,7 @@ def _shared_parameters(model: nn.Module) -> set[int]:
     return shared
 
 
-def _ordinary_output(module: nn.Module, inputs: Any, output: Any) -> Any:
+def ordinary_output(module: nn.Module, inputs: Any, output: Any) -> Any:
     """The model's result leaves as an ordinary contiguous tensor."""
     del module, inputs
     return output.contiguous() if isinstance(output, Tensor) else output
