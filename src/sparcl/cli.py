@@ -128,6 +128,20 @@ def predict(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a finished run's directory")],
+    out: Annotated[Path, typer.Option(help="file to write")],
+    format: Annotated[str, typer.Option(help="torch (safetensors and the code that loads it) or onnx")] = "torch",
+    task: Annotated[int | None, typer.Option(help="this task's classes only, from 1")] = None,
+) -> None:
+    """Write a run's network for use without sparcl: raw samples in, logits out."""
+    from sparcl.run.export import execute
+
+    files = execute(run, format, out, task)
+    _console().print(f"written: {', '.join(map(str, files))}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run directories, or folders that hold some")],
     format: Annotated[str, typer.Option(help="table, markdown, csv or html")] = "table",

@@ -7,12 +7,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from toys import Net, blobs
 
 from sparcl import Learner, kernels
 from sparcl.nn import build
 from sparcl.nn.convert import dense_state_dict
 from sparcl.sparsity import SparCL
-from tests.toys import Net, blobs
 
 BACKENDS = ["reference", pytest.param("native", marks=pytest.mark.skipif(not kernels.available(), reason="no engine"))]
 

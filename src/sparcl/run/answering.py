@@ -71,6 +71,8 @@ class Answering:
         state: dict[str, Tensor] = {}
         if kind.answers_need is not None:
             state, _ = pretrained.read(directory.answers, ours=True, error=CheckpointError)
+            if not state:
+                raise CheckpointError(f"{directory.answers} is empty: it must hold {kind.answers_need}")
         network = _network(experiment, len(known["names"]), known["input_shape"], tensors, directory.model)
         return cls(path, experiment, network, state, **known)
 
