@@ -138,7 +138,8 @@ def export(
     from sparcl.run.export import execute
 
     files = execute(run, format, out, task)
-    _console().print(f"written: {', '.join(map(str, files))}", highlight=False, markup=False, soft_wrap=True)
+    told = neutral.line(f"written: {', '.join(map(str, files))}")
+    _console().print(told, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

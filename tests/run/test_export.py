@@ -100,6 +100,16 @@ def test_onnx_runtime_answers_raw_pixels(tmp_path, runs, pixels, kind, task, cap
     assert json.loads(names) == [known["class_names"][k] for k in columns]
 
 
+def test_the_guide_says_how_to_load_it(tmp_path, runs, pixels) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "use.md").read_text(encoding="utf-8")
+    assert cli._main(["export", str(runs["convnet"]), "--out", str(tmp_path / "model.safetensors")]) == 0
+    np.save(tmp_path / "x.npy", pixels.numpy())
+    first = "import sys, numpy, torch; sys.modules['sparcl'] = None; pixels = torch.from_numpy(numpy.load('x.npy'))\n"
+    program = first + guide.split("```python\n")[1].split("```")[0] + "print(names)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(Answering.of(runs["convnet"]).predict(pixels).labels), done.stderr
+
+
 def test_the_exported_weights_start_another_run(tmp_path, runs) -> None:
     out = tmp_path / "w.safetensors"
     assert cli._main(["export", str(runs["convnet"]), "--out", str(out)]) == 0

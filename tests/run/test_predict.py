@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import random
 import re
 import shutil
 from pathlib import Path
@@ -205,3 +206,22 @@ def test_a_damaged_run_is_one_line(tmp_path, run, capsys) -> None:
     assert "is no safetensors file, or damaged" in refused(capsys, copied, tmp_path / "x.npy")
     os.remove(copied / "model.safetensors")
     assert "does not exist" in refused(capsys, copied, tmp_path / "x.npy")
+
+
+def test_files_changed_at_random_are_answered_or_refused_in_one_line(tmp_path, run, capsys) -> None:
+    copied, x, rng = tmp_path / "run", tmp_path / "x.npy", random.Random(5)
+    shutil.copytree(run, copied)
+    np.save(x, np.zeros((2, 1, 8, 8), np.uint8))
+    codes = set()
+    for _ in range(120):
+        file = rng.choice([x, *(copied / name for name in ("result.json", "config.toml", "model.safetensors"))])
+        own = file.read_bytes()
+        at = rng.randrange(min(len(own), rng.choice([200, 3000, len(own)])))
+        piece = rng.choice([b"", b"9", b"[", b"-", b"1e9", b'"', b"{", bytes([rng.randrange(256)])])
+        file.write_bytes(own[:at] + piece + own[at + rng.randrange(3) :])
+        capsys.readouterr()
+        codes.add(code := cli._main(["predict", str(copied), str(x), "--format", "csv"]))
+        told = capsys.readouterr()
+        assert (code, told.err.count("\n"), bool(told.out)) in {(0, 0, True), (2, 1, False)}, told.err
+        file.write_bytes(own)
+    assert codes == {0, 2}

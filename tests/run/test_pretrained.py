@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from sparcl import cli, nn, streams
 from sparcl.errors import CheckpointError, ConfigError
-from sparcl.run import build, pretrained
+from sparcl.run import build, pretrained, sweep
 from sparcl.run.experiment import Experiment, overridden
 from sparcl.run.resume import check_same, settings
 
@@ -125,6 +125,20 @@ def test_the_file_is_recorded_and_another_is_refused(tmp_path, capsys) -> None:
     values = overridden(known, {"init": str(file)})
     assert "init_sha256" not in values
     assert pretrained.recorded(Experiment.from_dict(values)).init_sha256 != sha256
+
+
+def test_a_sweep_knows_its_finished_runs_by_the_file(tmp_path) -> None:
+    file, table = tmp_path / "w.safetensors", tmp_path / "sweep.toml"
+    weights(file)
+    table.write_text(f'[base]\nstream = "seq-digits"\nwidth = 8\ninit = "{file}"\n', encoding="utf-8")
+    (cell,) = sweep.read(table)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text(cell.experiment.to_toml(), encoding="utf-8")
+    sweep._check_directory(tmp_path / "run", cell.experiment)
+    weights(file, seed=4)
+    (other,) = sweep.read(table)
+    with pytest.raises(ConfigError, match="holds a run with init_sha256 = "):
+        sweep._check_directory(tmp_path / "run", other.experiment)
 
 
 def test_settings_of_before_go_on_and_a_checksum_alone_is_refused() -> None:

@@ -57,13 +57,7 @@ class Answering:
         Raises:
             CheckpointError: there is no run, it is not finished, or its files are damaged or do not fit each other.
         """
-        if not path.is_dir():
-            raise CheckpointError(f"{path} is no run directory: name one that `sparcl run` has left")
-        directory = RunDirectory(path)
-        if not directory.finished:
-            begun = directory.config.exists()
-            hint = "is not finished: go on with sparcl run --resume" if begun else "holds no run: it has no config.toml"
-            raise CheckpointError(f"{path} {hint}")
+        directory = _finished(path)
         experiment = Experiment.from_dict(read_toml(directory.config), str(directory.config)).resolve()
         known = _data(directory.read_result().get("data"), directory.result)
         kind = methods.find(experiment.method)
@@ -125,6 +119,21 @@ class Answering:
             raise CheckpointError(f"the files in {self.path} do not fit each other: {error!s:.120}") from error
         if any(a.probabilities.shape != (1, len(self.names)) or bool(a.probabilities.isnan().any()) for a in answers):
             raise CheckpointError(f"the files in {self.path} do not fit each other: they give no answer")
+
+
+def _finished(path: Path) -> RunDirectory:
+    """The directory of a finished run."""
+    try:
+        if not path.is_dir():
+            raise CheckpointError(f"{path} is no run directory: name one that `sparcl run` has left")
+        directory = RunDirectory(path)
+        if not directory.finished:
+            begun = directory.config.exists()
+            hint = "is not finished: go on with sparcl run --resume" if begun else "holds no run: it has no config.toml"
+            raise CheckpointError(f"{path} {hint}")
+    except OSError as error:
+        raise CheckpointError(f"run directory {path} cannot be read: {error.strerror}") from None
+    return directory
 
 
 def _network(
