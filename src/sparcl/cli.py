@@ -50,7 +50,9 @@ def run(
     block_size: Annotated[int | None, typer.Option(help="output channels that share positions; default 4")] = None,
     distribution: Annotated[str | None, typer.Option(help="sparsity over the layers: uniform (default) or erk")] = None,
     prunable: Annotated[list[str] | None, typer.Option(help="names of prunable layers (shell patterns)")] = None,
-    first_mask: Annotated[str | None, typer.Option(help="random (default) or magnitude: the largest weights")] = None,
+    first_mask: Annotated[
+        str | None, typer.Option(help="random (default) or magnitude (default with --init): the largest weights")
+    ] = None,
     gradient_sparsity: Annotated[float | None, typer.Option(help="DGM: share of active weights not updated")] = None,
     sample_removal: Annotated[float | None, typer.Option(help="DDR: share of a task's samples removed")] = None,
     ddr_score: Annotated[str | None, typer.Option(help="misclassified (default) or forgetting")] = None,
@@ -72,6 +74,7 @@ def run(
     weight_decay: Annotated[float | None, typer.Option(help="default: published (0 for most)")] = None,
     model: Annotated[str | None, typer.Option(help="resnet18, convnet or mlp; default: the stream's")] = None,
     width: Annotated[int | None, typer.Option(help="channels of the model's first layer; resnet18: 64")] = None,
+    init: Annotated[str | None, typer.Option(help="safetensors file with the weights to start from")] = None,
     scenario: Annotated[str | None, typer.Option(help="class-il or task-il")] = None,
     backend: Annotated[str | None, typer.Option(help="auto (default), native or reference")] = None,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda")] = None,
@@ -111,17 +114,37 @@ def watch(run: Annotated[Path, typer.Argument(help="a run directory, while anoth
 
 
 @app.command()
-def export(
-    run: Annotated[Path, typer.Argument(help="a run directory")],
-    out: Annotated[Path, typer.Option(help="file to write")],
-    format: Annotated[str, typer.Option(help="device: one file for sparcl-device")] = "device",
+def predict(
+    run: Annotated[Path, typer.Argument(help="a finished run's directory")],
+    files: Annotated[list[Path], typer.Argument(help="images, or .npy arrays of samples")],
+    format: Annotated[str, typer.Option(help="table, csv or json")] = "table",
+    task: Annotated[int | None, typer.Option(help="ask among this task's classes only, from 1")] = None,
+    top: Annotated[int, typer.Option(help="so many of the most probable classes")] = 1,
 ) -> None:
-    """Write a run's network for use elsewhere: `device` is one file that sparcl-device goes on learning from."""
-    from sparcl.run.export_device import export_run
+    """What a run answers to files: class names and probabilities."""
+    from sparcl.run.predict import execute
 
-    if format != "device":
-        raise ConfigError(f"unknown format {format!r}; allowed: device")
-    export_run(run, out)
+    execute(run, files, format, task, top, _console(), lambda told: print(neutral.line(told), file=sys.stderr))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a finished run's directory")],
+    out: Annotated[Path, typer.Option(help="file to write")],
+    format: Annotated[
+        str, typer.Option(help="torch (safetensors and the code that loads it), onnx, or device (for sparcl-device)")
+    ] = "torch",
+    task: Annotated[int | None, typer.Option(help="this task's classes only, from 1")] = None,
+) -> None:
+    """Write a run's network for use without sparcl: raw samples in, logits out.
+
+    `device` is one file that sparcl-device goes on learning from.
+    """
+    from sparcl.run.export import execute
+
+    files = execute(run, format, out, task)
+    told = neutral.line(f"written: {', '.join(map(str, files))}")
+    _console().print(told, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -135,3 +135,29 @@ def test_a_task_that_fails_leaves_the_model_in_evaluation_mode() -> None:
     with pytest.raises(KeyboardInterrupt):
         learner.learn(blobs()[0])
     assert modes(learner) == {False}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_network_of_its_own_answers_as_the_method_does(name: str) -> None:
+    learner, stream = learned(name)
+    plain, state = Net(6).eval(), learner.method.answer_state(stream.tasks[0])
+    plain.load_state_dict(dense_state_dict(learner.model))
+    before = {key: tensor.clone() for key, tensor in plain.state_dict().items()}
+    for task in stream:
+        x = task.transform.test(task.test.inputs)
+        network = type(learner.method).as_network(plain, state, task.index).eval()
+        expected = type(learner.method).answer(plain, x, state, task.index)
+        torch.testing.assert_close(network(x), expected, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in plain.state_dict().items())
+
+
+def test_a_class_without_a_mean_is_never_the_nearest() -> None:
+    stream = blobs(3)
+    learner = Learner(Net(6), ICaRL(24), batch_size=8)
+    learner.learn(stream.tasks[0])
+    plain = Net(6).eval()
+    plain.load_state_dict(dense_state_dict(learner.model))
+    x, state = stream.tasks[0].test.inputs[:3], learner.method.answer_state(stream.tasks[0])
+    scores = ICaRL.as_network(plain, state)(x)
+    assert torch.equal(scores.isfinite(), torch.tensor([[True, True, False, False, False, False]]).expand(3, 6))
+    torch.testing.assert_close(scores, ICaRL.answer(plain, x, state), atol=1e-5, rtol=1e-5)

@@ -172,7 +172,12 @@ def test_every_setting_is_an_option_of_the_command():
 
     options = set(inspect.signature(run).parameters)
     missing = {f.name for f in dataclasses.fields(Experiment)} - options
-    assert missing == {"method_options", "layer_choice", "pace"}  # --option NAME=NUMBER; measured, not given
+    assert missing == {
+        "method_options",
+        "layer_choice",
+        "pace",
+        "init_sha256",
+    }  # --option NAME=NUMBER; measured, not given
 
 
 def test_ranking_reaches_the_parts_that_rank():

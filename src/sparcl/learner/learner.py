@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from sparcl.learner.asked import Asked
 from sparcl.learner.backend import give_to_backend
 from sparcl.learner.budget import Budget, check_pace
 from sparcl.learner.chance import ChanceWatch
-from sparcl.learner.classes import Classes
+from sparcl.learner.classes import Classes, GrowingLinear
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position
 from sparcl.learner.prediction import Prediction, predict
@@ -39,6 +39,7 @@ from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
 from sparcl.methods.respond import evaluating
 from sparcl.nn import memory
+from sparcl.nn.dense import dense_model
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import Transform
 from sparcl.streams.batches import steps as steps_of_epoch
@@ -419,7 +420,21 @@ class Learner:
         columns = None if task is None else self.classes.of_tasks[task]
         index = max(self.learned - 1, 0) if task is None else task
         with evaluating(self.model):
-            return predict(self.method, inputs, self.transform, self.classes.names, columns, index, self.device)
+            return predict(self.method.predict, inputs, self.transform, self.classes.names, columns, index, self.device)
+
+    def dense_model(self) -> nn.Module:
+        """A copy of the model as plain dense PyTorch, evaluating: `torch.onnx.export` and others take it.
+
+        No compact layers, zeros where weights are not active; its state dict loads into the model as it was made.
+
+        Raises:
+            ConfigError: the model cannot be copied.
+        """
+        made = dense_model(self.model)
+        for module in made.modules():
+            if type(module) is GrowingLinear:
+                cast(Any, module).__class__ = nn.Linear
+        return made
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 

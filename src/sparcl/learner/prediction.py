@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sparcl.errors import ConfigError, DataError, one_line
-from sparcl.methods.method import Method
 from sparcl.streams.augment import Transform
 from sparcl.streams.split import ArrayLike, as_inputs
 from sparcl.streams.task import Name, Samples, Task
@@ -41,7 +41,7 @@ class Prediction:
 
 @torch.no_grad()
 def predict(
-    method: Method,
+    answer: Callable[[Tensor, Task], Tensor],
     inputs: ArrayLike,
     transform: Transform,
     names: list[Name],
@@ -49,9 +49,10 @@ def predict(
     index: int,
     device: torch.device,
 ) -> Prediction:
-    """Answers of a method's network, which is evaluating, to inputs as stored: the transform of the tests goes first.
+    """Answers of a network, which is evaluating, to inputs as stored: the transform of the tests goes first.
 
     Args:
+        answer: `Method.predict` of a Learner, or `Method.answer` without one.
         columns: of the task that is asked about; None: all.
         index: of that task, or of the last one.
 
@@ -64,7 +65,7 @@ def predict(
     answers = []
     for batch in torch.split(stored, BATCH):
         try:
-            answers.append(method.predict(transform.test(batch.to(device)), task).cpu())
+            answers.append(answer(transform.test(batch.to(device)), task).cpu())
         except (RuntimeError, ValueError, TypeError, IndexError, ConfigError) as error:
             given = f"{str(stored.dtype).removeprefix('torch.')} {list(stored.shape)}"
             raise DataError(f"the model does not take these inputs, {given}: {one_line(error)}") from error

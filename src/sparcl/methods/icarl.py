@@ -5,8 +5,9 @@ Legend: N batch, C classes of the whole stream, S classes seen so far, D feature
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from sparcl.checkpoint import checks
 from sparcl.errors import ConfigError
 from sparcl.methods.balanced import BalancedBuffer
 from sparcl.methods.method import Batch, RehearsalMethod, only
-from sparcl.methods.respond import check_answers, classifier_inputs, features_of, loaded_answers, logits_of
+from sparcl.methods.respond import check_answers, classifier, classifier_inputs, features_of, loaded_answers, logits_of
 from sparcl.streams.task import Task
 
 
@@ -128,6 +129,12 @@ class ICaRL(RehearsalMethod):
         scores[:, state["classes"]] = -torch.cdist(features, state["means"]).square()
         return scores
 
+    @classmethod
+    def as_network(cls, model: nn.Module, state: Mapping[str, Tensor], task: int | None = None) -> nn.Module:
+        """As `NearestMean`; the model's classifier must be what it does last."""
+        del task
+        return NearestMean(model, state["means"], state["classes"]) if state else model
+
     def _class_means(self, task: Task) -> Tensor:
         """Normalised mean of the exemplars' features, [S, D], in the order of `old`."""
         assert self.buffer.inputs is not None
@@ -145,6 +152,36 @@ class ICaRL(RehearsalMethod):
         super().load_state_dict(state)
         self.old, self._means = [checks.integer(k, "a class") for k in state["old"]], None
         self.recorded = loaded_answers(state.get("recorded"), self.host.device)
+
+
+class NearestMean(nn.Module):
+    """Minus the squared distance of normalised features to each class's mean, [N, C]; -inf where a class has none.
+
+    Args:
+        model: whose classifier makes its logits, last of all; it is copied.
+        means: [S, D], L2-normalised.
+        classes: int64 [S], the columns that they are of.
+    """
+
+    means: Tensor
+    place: Tensor
+
+    def __init__(self, model: nn.Module, means: Tensor, classes: Tensor) -> None:
+        super().__init__()
+        self.features = copy.deepcopy(model)
+        head = classifier(self.features)
+        columns = cast(nn.Linear, head).out_features
+        name = next(name for name, module in self.features.named_modules() if module is head)
+        self.features.set_submodule(name, nn.Identity())
+        place = torch.full((columns,), len(means))
+        place[classes] = torch.arange(len(means))
+        self.register_buffer("means", means)
+        self.register_buffer("place", place)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features = F.normalize(self.features(inputs).flatten(1), dim=1)
+        distances = (features.unsqueeze(1) - self.means).square().sum(dim=2)
+        return F.pad(-distances, (0, 1), value=float("-inf")).index_select(1, self.place)
 
 
 def herding(features: Tensor, count: int) -> Tensor:

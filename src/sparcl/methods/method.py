@@ -181,6 +181,17 @@ class Method(Recorded, ABC):
         logits: Tensor = model(inputs)
         return logits
 
+    @classmethod
+    def as_network(cls, model: nn.Module, state: Mapping[str, Tensor], task: int | None = None) -> nn.Module:
+        """A network of its own whose forward pass is `answer`: for programs that know nothing of methods.
+
+        Args:
+            model: as `answer` takes it; it stays as it is, but may be a part of what is returned.
+            state, task: see `answer`.
+        """
+        del state, task
+        return model
+
     def task_importance_loss(self, batch: Batch) -> Tensor:
         """L~(D_t), the single-head cross-entropy that importance is asked of."""
         return self.single_head_loss(self.host.model(batch.inputs), batch)

@@ -5,6 +5,7 @@ Legend: t task, from 0; owner of an entry: 0 while free, t + 1 once it belongs t
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -178,6 +179,19 @@ class PartitionMethod(Method):
     @classmethod
     @torch.no_grad()
     def answer(cls, model: nn.Module, inputs: Tensor, state: Mapping[str, Tensor], task: int | None = None) -> Tensor:
+        logits: Tensor = torch.func.functional_call(model, cls._replaced(model, state, task), (inputs,))
+        return logits
+
+    @classmethod
+    @torch.no_grad()
+    def as_network(cls, model: nn.Module, state: Mapping[str, Tensor], task: int | None = None) -> nn.Module:
+        made = copy.deepcopy(model)
+        made.load_state_dict(cls._replaced(model, state, task), strict=False)
+        return made
+
+    @classmethod
+    def _replaced(cls, model: nn.Module, state: Mapping[str, Tensor], task: int | None) -> dict[str, Tensor]:
+        """The weights that answer for a task, and its buffers, by name."""
         part = {k.removeprefix(f"task-{task}."): v for k, v in state.items() if k.startswith(f"task-{task}.")}
         if not part:
             learned = sorted({k.partition(".")[0] for k in state}) or ["none"]
@@ -187,8 +201,7 @@ class PartitionMethod(Method):
         for key, tensor in part.items():
             kind, _, name = key.partition(".")
             replaced[name] = weights[name].masked_fill(~tensor, 0.0) if kind == "mask" else tensor
-        logits: Tensor = torch.func.functional_call(model, replaced, (inputs,))
-        return logits
+        return replaced
 
     def state_dict(self) -> dict[str, Any]:
         owner = {str(i): owner for i, owner in enumerate(self.owner)}

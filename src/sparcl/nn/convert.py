@@ -65,7 +65,7 @@ def to_native(model: nn.Module, prunable: Prunable = None, choice: Mapping[str, 
     for module in model.modules():
         if isinstance(module, nn.Sequential):
             merge_relu(module)
-    model.register_forward_hook(_ordinary_output)
+    model.register_forward_hook(ordinary_output)
     return model
 
 
@@ -149,10 +149,10 @@ def is_converted(model: nn.Module) -> bool:
     """Whether the only hook on a model is the conversion's own."""
     others = (model._forward_pre_hooks, model._backward_hooks, model._backward_pre_hooks)
     alone = not any(others) and not hasattr(model, "parametrizations") and "forward" not in vars(model)
-    return alone and list(model._forward_hooks.values()) == [_ordinary_output]
+    return alone and list(model._forward_hooks.values()) == [ordinary_output]
 
 
-def _ordinary_output(module: nn.Module, inputs: Any, output: Any) -> Any:
+def ordinary_output(module: nn.Module, inputs: Any, output: Any) -> Any:
     """The model's result leaves as an ordinary contiguous tensor."""
     del module, inputs
     return output.contiguous() if isinstance(output, Tensor) else output

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from pathlib import Path
 
 import torch
 
 from sparcl import methods, nn, seeds, streams
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, DataWarning
 from sparcl.learner import Learner
 from sparcl.methods.method import Method
+from sparcl.run import pretrained
 from sparcl.run.experiment import Experiment
 from sparcl.sparsity import SPARSIFIERS
 from sparcl.sparsity.patterns import make_pattern
@@ -112,6 +114,8 @@ def learner(experiment: Experiment, stream: Stream) -> Learner:
     with seeds.given_back():
         seeds.seed_torch(seeds.derive(experiment.seed, "model"))
         model = nn.build(experiment.model, stream.n_classes, stream.input_shape, experiment.width)
+    if (note := pretrained.start(model, experiment)) is not None:
+        warnings.warn(note, DataWarning, stacklevel=2)
     return Learner(
         model,
         the_method,

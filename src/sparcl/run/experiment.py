@@ -91,6 +91,9 @@ class Experiment:
     drop_last: bool | None = None
     model: str | None = None
     width: int | None = None
+    init: str | None = None
+    init_sha256: str | None = None
+    """Of the file `init`, hex: a run goes on, or runs again, from that one only."""
     # what is computed at all
     sparsity: float | None = None
     pattern: str = "unstructured"
@@ -144,8 +147,11 @@ class Experiment:
         ):
             if number is not None:
                 check_range(label, number, least, most)
-        if self.data is not None and re.search("[\0\ud800-\udfff]", self.data):
-            raise ConfigError(f"data {self.data!r} is not allowed; use a path that is text in UTF-8")
+        for label, path in (("data", self.data), ("init", self.init)):
+            if path is not None and re.search("[\0\ud800-\udfff]", path):
+                raise ConfigError(f"{label} {path!r} is not allowed; use a path that is text in UTF-8")
+        if self.init_sha256 is not None and self.init is None:
+            raise ConfigError("init_sha256 goes with init, the file that it is of")
         if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
             raise ConfigError(f"max seconds {self.max_seconds} is not allowed; use a number above 0")
         check_pace(self.pace)
@@ -212,6 +218,7 @@ class Experiment:
         model = self.model or protocol.model
         sparse = self.sparsifier != "dense"
         sparcl = self.sparsifier == "sparcl"
+        usual_mask = "magnitude" if self.init else "random"  # the largest of given weights are what they know
         by_epochs = self.steps is None and self.max_seconds is None
         return dataclasses.replace(
             self,
@@ -226,7 +233,7 @@ class Experiment:
             sparsity=(DEFAULT_SPARSITY if self.sparsity is None else self.sparsity) if sparse else None,
             drop_last=find(self.sparsifier).drops_last if self.drop_last is None else self.drop_last,
             prunable=self.prunable if sparse else None,
-            first_mask=self.first_mask or "random" if sparse and self.sparsifier != "snip" else None,
+            first_mask=(self.first_mask or usual_mask) if sparse and self.sparsifier != "snip" else None,
             gradient_sparsity=_default(self.gradient_sparsity, 0.2) if sparcl else None,
             sample_removal=_default(self.sample_removal, 0.3 if by_epochs else 0.0) if sparcl else None,
             ddr_score=self.ddr_score or "misclassified" if sparcl else None,
@@ -293,6 +300,8 @@ def overridden(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in values.items() if not (changed and k == "layer_choice")}
     if any(k != "data" and given[k] != values.get(k) for k in given):
         kept.pop("pace", None)
+    if "init" in given:
+        kept.pop("init_sha256", None)
     if any(k in given for k in BUDGETS):
         kept = {k: v for k, v in kept.items() if k not in BUDGETS}
     return {**kept, **given}

@@ -86,4 +86,7 @@ mean, std = (torch.tensor(known[k]).view(-1, *[1] * {len(stream.input_shape) - 1
 x = (pixels / 255 - mean) / std  # pixels: uint8 [N, {shape}]; floating inputs are not divided by 255
 logits = methods.find("{experiment.method}").answer(model, x, {load}{argument})
 ```
+
+Or by command: `sparcl predict . FILES` names the classes of images and `.npy` arrays, `sparcl export . --out
+model.safetensors` writes the network with the code that loads it without sparcl (`--format onnx`: for ONNX Runtime).
 """

@@ -37,8 +37,9 @@ COMPUTED_WITH = {
 }
 """What the bits of a run depend on beside its settings, and what it is called. Checkpoints of before know two of it."""
 
-MAY_DIFFER = ("data", "layer_choice", "pace")
-"""Settings that may change: where the data lies (what it is may not), and what the checkpoint itself decides."""
+MAY_DIFFER = ("data", "init", "layer_choice", "pace")
+"""Settings that may change: where data and first weights lie (what they are may not), and what the checkpoint itself
+decides."""
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
@@ -113,6 +114,8 @@ def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> 
         CheckpointError: a setting differs; it is named, with both values.
     """
     ours = settings(experiment)
+    if isinstance(saved, Mapping):
+        saved = {"init": None, "init_sha256": None, **saved}  # as before there were any
     checks.keys(saved, ours, "the configuration")
     for name, value in ours.items():
         if name not in MAY_DIFFER and saved[name] != value:

@@ -25,7 +25,7 @@ from sparcl.errors import CheckpointError, ConfigError, Stopped, one_line
 from sparcl.learner import Learner
 from sparcl.nn.convert import backends
 from sparcl.report import write as write_report
-from sparcl.run import build, final, trackers
+from sparcl.run import build, final, pretrained, trackers
 from sparcl.run.console import deserted
 from sparcl.run.evaluate import AccuracyMatrix
 from sparcl.run.experiment import Experiment, read_toml
@@ -64,7 +64,7 @@ def execute(
         SparclError: anything the user can mend; no new run directory is left behind unless it holds a checkpoint.
         Stopped: a signal came; a checkpoint holds everything up to the last step.
     """
-    experiment = experiment.resolve()
+    experiment = pretrained.recorded(experiment.resolve())
     every = Interval.parse(checkpoint_every)
     build.check(experiment)
     trackers.check(track)

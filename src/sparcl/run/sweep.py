@@ -33,7 +33,7 @@ from rich.live import Live
 from rich.text import Text
 
 from sparcl.errors import ConfigError, SparclError
-from sparcl.run import build
+from sparcl.run import build, pretrained
 from sparcl.run.experiment import Experiment, read_toml
 from sparcl.run.launch import Job, Launcher, Outcome
 from sparcl.run.progress import duration, updates_in_place
@@ -45,7 +45,7 @@ BLOCK = ("base", "grid", "stage")
 IN_NAME = ("stream", "method", "sparsifier", "sparsity", "pattern", "seed")
 """Settings that a run's name holds anyway."""
 
-INCIDENTAL = ("data", "threads", "layer_choice", "pace", "device")
+INCIDENTAL = ("data", "init", "threads", "layer_choice", "pace", "device")
 """Settings in which a finished run may differ from what the file asks for: where, not what."""
 
 WORK = ".sweep"
@@ -75,7 +75,7 @@ def read(path: Path, data: str | None = None) -> list[Cell]:
     for stage, given, values in _combinations(path):
         where = f"{path}: run {', '.join(f'{k}={v}' for k, v in given.items()) or 'of [base]'}"
         try:
-            experiment = Experiment.from_dict(values, str(path)).resolve()
+            experiment = pretrained.recorded(Experiment.from_dict(values, str(path)).resolve())
             if data is not None and STREAMS[experiment.stream].needs_data:
                 experiment = dataclasses.replace(experiment, data=data)
             build.method(experiment), build.sparsifier(experiment)
