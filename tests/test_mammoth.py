@@ -18,13 +18,13 @@ from sparcl.nn import ConvNet
 class ContinualModel(nn.Module):
     """The part of Mammoth's base class that the example rests on."""
 
-    def __init__(self, backbone, loss, args, transform, dataset=None):
+    def __init__(self, backbone, loss, args, transform, **_):
         super().__init__()
         self.net, self.loss, self.args, self.transform, self.device = backbone, loss, args, transform, "cpu"
         self.current_task = self.epoch_iteration = 0
         self.opt = self.get_optimizer()
 
-    def get_optimizer(self, params=None, lr=None):
+    def get_optimizer(self, *_):
         return torch.optim.SGD(self.net.parameters(), lr=self.args.lr, momentum=0.9)
 
     def get_offsets(self, task):
@@ -60,7 +60,7 @@ class Buffer:
         kept = new if self.kept is None else [torch.cat(pair) for pair in zip(self.kept, new, strict=True)]
         self.kept = [part[-self.size :] for part in kept]
 
-    def get_data(self, size, transform=None, device=None):
+    def get_data(self, size, **_):
         chosen = torch.randperm(len(self.kept[0]))[:size]
         return tuple(part[chosen] for part in self.kept)
 
@@ -72,7 +72,7 @@ def example(monkeypatch):
         "models.utils": {},
         "models.utils.continual_model": {"ContinualModel": ContinualModel},
         "utils": {},
-        "utils.args": {"ArgumentParser": object, "add_rehearsal_args": lambda parser: None},
+        "utils.args": {"ArgumentParser": object, "add_rehearsal_args": print},
         "utils.buffer": {"Buffer": Buffer},
     }
     for name, holds in stand_ins.items():

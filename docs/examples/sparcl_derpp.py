@@ -55,12 +55,15 @@ class SparclDerpp(ContinualModel):
         self.sparsifier.begin_task(self.current_task, samples=size, epochs=epochs, losses=losses)
 
     def begin_epoch(self, epoch: int, dataset) -> None:
+        del dataset
         self.sparsifier.begin_epoch(epoch, steps=len(self.loader))
 
     def end_task(self, dataset) -> None:
+        del dataset
         self.sparsifier.end_task()
 
     def observe(self, inputs: Tensor, labels: Tensor, not_aug_inputs: Tensor, epoch=None) -> float:
+        del epoch
         self.sparsifier.begin_step(self.epoch_iteration)  # masks move now, and at no other time
         self.opt.zero_grad()
         outputs = self.net(inputs)
