@@ -44,6 +44,7 @@ types: $(READY)
 clean:  ## remove the environment, builds and caches
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
+-include docs.mk
 -include csrc/portability.mk
 -include csrc/devices.mk
 -include tests/robustness/robustness.mk

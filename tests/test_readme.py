@@ -1,21 +1,19 @@
 """The README's Python runs as it stands."""
 
-import re
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
+from pages import ROOT, blocks
 from torch.utils.data import DataLoader, TensorDataset
 
 from sparcl import nn
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text("utf-8"), re.DOTALL)
+FIRST, LOOP, BUDGET, UNANNOUNCED = blocks(ROOT / "README.md", "python")
 
 
 def test_the_first_example_learns_and_is_saved(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(BLOCKS[0], names)
+    exec(FIRST, names)
     assert "mean of 5 tasks" in capsys.readouterr().out
     assert (tmp_path / "checkpoint" / "latest").exists()
 
@@ -31,7 +29,26 @@ def test_the_loop_of_ones_own_keeps_the_network_sparse():
         "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-2),
         "loaders": [DataLoader(d, batch_size=8, shuffle=True) for d in data],
     }
-    exec(BLOCKS[1], names)
+    exec(LOOP, names)
     for layer in names["tdm"].layers:
         assert len(layer.index) == round(0.1 * layer.parameter.numel())
         assert int((layer.parameter != 0).sum()) <= len(layer.index)
+
+
+def test_a_budget_of_seconds_is_kept():
+    names: dict = {}
+    exec(FIRST.split("\n\n")[0], names)  # its imports
+    exec(BUDGET, names)
+    learner = names["learner"]
+    assert learner.budget.kind == "seconds"
+    assert learner.steps == learner.pace[0][-1] > 1
+
+
+def test_classes_that_come_unannounced_are_known_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(FIRST.split("\n\n")[0], names)
+    names["monday"], names["tuesday"], names["frame"] = torch.randn(3, 8, 3, 16, 16)
+    exec(UNANNOUNCED, names)
+    assert names["learner"].classes.names == ["cup", "hand", "dog"]
+    assert set(names["answer"].labels) <= {"cup", "hand", "dog"}
