@@ -39,7 +39,7 @@ def test_a_run_goes_to_a_device_and_back(program: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("export", "nowhere", "--out", "x", "--format", "gif"), "unknown format 'gif'; allowed: device"),
+        (("export", "nowhere", "--out", "x", "--format", "gif"), "unknown format 'gif'; allowed: torch, onnx, device"),
         (("export", "nowhere", "--out", "x"), "nowhere"),
         (("pack", "seq-digits", "--task", "9", "--out", "x"), "task 9 is not there; seq-digits has the tasks 1 to 5"),
         (("pack", "seq-digits", "--split", "all", "--out", "x"), "unknown split 'all'; allowed: train, test"),
