@@ -27,3 +27,9 @@ def test_the_compiler_finds_its_parts(tmp_path: Path) -> None:
     (tmp_path / "four.cpp").write_text("#include <vector>\nint main() { return std::vector<int>{4}[0]; }\n")
     subprocess.run(["c++", "four.cpp", "-o", "four"], cwd=tmp_path, check=True)
     assert subprocess.run([tmp_path / "four"], check=False).returncode == 4
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Pytest imports them by it."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    assert len(set(names)) == len(names)
