@@ -42,12 +42,6 @@ def test_markdown_shows_text_and_obeys_none() -> None:
     assert all(f"\\{c}" in shown for c in "[]*|`$#")
 
 
-def test_a_label_is_no_formula_and_is_not_hidden() -> None:
-    assert neutral.label("$x^{$") == r"\$x^{\$"
-    assert not neutral.label("_name").startswith("_")
-    assert neutral.label("derpp 0.90") == "derpp 0.90"
-
-
 def test_a_report_of_an_odd_record_is_neutral(tmp_path: Path) -> None:
     odd = "=cmd()<img src=x>\x1b[2J|"
     make_run(tmp_path / "run", {"method": odd}, method=odd)

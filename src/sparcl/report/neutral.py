@@ -1,4 +1,4 @@
-"""Text of strangers made harmless where it comes out: in a terminal, a spreadsheet, Markdown, a figure.
+"""Text of strangers made harmless where it comes out: in a terminal, a spreadsheet, Markdown.
 
 Names of files, settings and machines come from records and archives that anyone may have written. What a place would
 take for more than text (an escape sequence, a formula, a tag) is shown there, never obeyed.
@@ -46,9 +46,3 @@ def csv_cell(value: Any) -> Any:
 def markdown(text: str) -> str:
     """Markdown that shows `text` in one line, as it is; also inside a table."""
     return MARKDOWN.sub(lambda found: {"<": "&lt;", ">": "&gt;"}.get(found[0], f"\\{found[0]}"), line(text))
-
-
-def label(text: str) -> str:
-    """Text for a figure by matplotlib: no formula, and no underscore in front, which would hide it from a legend."""
-    plain = line(text).replace("\\", "\\\\").replace("$", "\\$")
-    return f"\u200a{plain}" if plain.startswith("_") else plain
