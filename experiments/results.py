@@ -36,10 +36,11 @@ TABLES = {
     " leave out a forward pass of the prunable layers at each of their rankings, which newer runs are charged. Records"
     " of DDR by forgetting events were withdrawn: the score was not the released code's. Its seconds are of a machine"
     " that did other work beside and paused some of these runs for minutes: for time see performance.md.",
-    "equal-time": "Split CIFAR-10 at equal time, begun: 1,000 training and 200 test images a class (JPEG, as in the small"
-    " comparison), ResNet-18 of width 32. A budget of 1 is what an epoch of dense DER++ takes, 62 steps a task; every row"
-    " has as many steps as fit into that by its own cost of a step (results/equal-time/costs-32.json). One or two seeds so"
-    " far: no claim rests on it. Its seconds are of a machine that did much beside.",
+    "equal-time": "Split CIFAR-10 at equal time, begun: 1,000 training and 200 test images a class (JPEG, as in the"
+    " small comparison), ResNet-18 of width 32. A budget of 1 is what an epoch of dense DER++ takes, 62"
+    " steps a task; every row has as many steps as fit into that by its own cost of a step (results/equal-"
+    " time/costs-32.json). One or two seeds so far: no claim rests on it. Its seconds are of a machine"
+    " that did much beside.",
     "hosts-digits": "SparCL under every rehearsal method, beside its dense host: embedded digits, 290 images a task, a"
     " network of 66,000 weights. Every run left out an epoch's last partial batch. A-GEM's memory is ours: filled at a"
     " task's end up to the buffer's size, where Mammoth stores one batch of samples a task.",
