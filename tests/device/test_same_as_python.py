@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from sparcl import Learner
+from sparcl import Learner, kernels
 from sparcl.checkpoint import model_file, tree
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.nn.graph import graph
@@ -67,7 +67,10 @@ def test_accuracy_is_python_s_and_threads_change_no_bit(program: Path, tmp_path:
     assert accuracy == pytest.approx(learner.evaluate().class_il[0], abs=1e-3)
 
 
-@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize(
+    "backend",
+    ["reference", pytest.param("native", marks=pytest.mark.skipif(not kernels.available(), reason="no engine"))],
+)
 def test_a_file_is_a_learner_to_the_last_bit(tmp_path: Path, backend: str) -> None:
     first, second, _ = made.stream()
     learner = made.learner("resnet", made.SparCL(0.6), backend=backend)

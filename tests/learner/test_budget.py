@@ -74,9 +74,9 @@ def test_removal_under_a_budget_of_steps_shortens_no_training() -> None:
 def test_seconds_are_kept_and_the_moments_follow_them() -> None:
     watch = Watch("tdm.update")
     learner = learned(watch, sparsifier=NO_REMOVAL(), epochs=None, seconds=0.5)
-    # 1/64 s for the task's beginning and for each step: 31 steps fill half a second, and every 3.2 a tenth of it
-    assert [steps[-1] for steps in learner.pace] == [31, 31]
-    assert [step for _, step in watch.seen[:8]] == [3, 6, 9, 12, 15, 19, 22, 25]
+    # 1/64 s for each step, the first with the task's beginning: 32 fill half a second, and every 3.2 a tenth of it
+    assert [steps[-1] for steps in learner.pace] == [32, 32]
+    assert [step for _, step in watch.seen[:8]] == [4, 7, 10, 13, 16, 20, 23, 26]
 
 
 @pytest.mark.usefixtures("ticking")
@@ -107,6 +107,31 @@ def test_a_stopped_run_goes_on_with_what_is_left(budget: dict[str, float], tmp_p
     resumed.learn(blobs()[1])
     assert (resumed.steps, resumed.pace) == (whole.steps, whole.pace)
     assert digest(resumed) == digest(whole)
+
+
+def test_checkpoints_and_evaluation_take_nothing_from_a_budget_of_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(learner_module.time, "perf_counter", lambda: now[0])
+    save = Learner._save_to
+
+    def slow_save(self: Learner, store: Any) -> Path:
+        now[0] += 7
+        return save(self, store)
+
+    monkeypatch.setattr(Learner, "_save_to", slow_save)
+
+    def look(event: str, figures: dict[str, Any]) -> None:
+        now[0] += {"step.begin": 1 / 64, "evaluate.batch": 5}.get(event, 0)
+        if event == "step.end" and figures["step"] == 2:
+            learner.evaluate([blobs()[0]])
+
+    options = {"checkpoint_dir": tmp_path, "checkpoint_every": 3, "observers": [look]}
+    learner = make_learner(epochs=None, seconds=0.5, **options)
+    learner.learn(blobs()[0])
+    assert [steps[-1] for steps in learner.pace] == [32]
+    assert now[0] > 7 * 10 + 5 * 6
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,10 @@ def test_a_terminal_that_closes_ends_the_run_with_a_checkpoint(tmp_path: Path) -
     import pty
 
     out = tmp_path / "run"
-    ours, theirs = pty.openpty()
+    try:
+        ours, theirs = pty.openpty()
+    except OSError:
+        pytest.skip("this system gives no terminals")
     run = subprocess.Popen(
         run_into(out, "--epochs", "3000"), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
     )

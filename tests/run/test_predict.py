@@ -21,7 +21,7 @@ from sparcl import Learner, cli, streams
 QUICK = ["--epochs", "2", "--width", "8", "--limit-per-class", "40", "--threads", "1"]
 
 
-def made_run(out: Path, method: str = "er", sparsifier: str = "sparcl", backend: str = "native") -> Path:
+def made_run(out: Path, method: str = "er", sparsifier: str = "sparcl", backend: str = "auto") -> Path:
     command = ["run", "seq-digits", *QUICK, "--method", method, "--sparsifier", sparsifier, "--backend", backend]
     assert cli._main([*command, "--out", str(out)]) == 0
     return out

@@ -103,5 +103,5 @@ def test_the_old_name_of_the_sparsity_is_refused_with_the_new_one() -> None:
 
 def test_one_default_sparsity() -> None:
     kinds = (SparCL, TDM, Static, SET, SNIP, RigL)
-    defaults = {inspect.signature(kind).parameters["sparsity"].default for kind in kinds}
+    defaults = {inspect.signature(kind.__init__).parameters["sparsity"].default for kind in kinds}
     assert defaults == {0.90} == {Experiment("seq-digits").resolve().sparsity}

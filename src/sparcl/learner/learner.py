@@ -170,6 +170,7 @@ class Learner:
         self.learned = self.steps = 0
         self._midway = self._learning = False
         self.watch_loss, self.watch_chance = LossWatch(), ChanceWatch()
+        self._mark = 0.0  # until when time is counted
         self._parts: apart.Parts | None = None  # of a step whose gradients are ranked by
 
     def __repr__(self) -> str:
@@ -182,9 +183,21 @@ class Learner:
     def tell(self, event: str, figures: dict[str, Any]) -> None:
         """Pass an event on to the observers."""
         for observer in self.observers:
-            observer(event, figures)
+            with self._not_counted(isinstance(observer, Checkpointer)):
+                observer(event, figures)
         if self._checkpointer is not None:
-            self._checkpointer(event, figures)  # last: what the others count is in the state
+            with self._not_counted(True):
+                self._checkpointer(event, figures)  # last: what the others count is in the state
+
+    @contextlib.contextmanager
+    def _not_counted(self, applies: bool) -> Iterator[None]:
+        """What is done in here, if it applies, takes nothing from a budget of seconds: checkpoints and evaluation."""
+        started = time.perf_counter() if applies and self.position is not None else None
+        try:
+            yield
+        finally:
+            if started is not None:
+                self._mark += time.perf_counter() - started
 
     # --- learning -----------------------------------------------------------------------------------------------
 
@@ -248,6 +261,7 @@ class Learner:
 
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
+        self._mark = time.perf_counter()
         if self.method.buffer is not None:
             self.method.buffer.check_inputs(task.train.inputs)
         if self.position is None:
@@ -270,13 +284,12 @@ class Learner:
         self.tell("task.begin", {"task": task.index, "classes": list(task.classes), "samples": len(task.train)})
         self.model.train()
         seeds.seed_torch(seeds.derive(self.seed, f"torch/{task.index}"), self.device)  # what a model draws: dropout
-        started = time.perf_counter()
         with self._under_way():
             self.method.begin_task(task)
             epochs = int(self.budget.amount) if self.budget.kind == "epochs" else 1
             self.sparsifier.begin_task(task.index, samples=len(task.train), epochs=epochs, losses=losses)
-        seconds, pace = time.perf_counter() - started, self.pace[task.index :][:1]
-        position = Position(task.index, seconds=seconds, pace=[*pace[0]] if pace else [], replayed=bool(pace))
+        pace = self.pace[task.index :][:1]
+        position = Position(task.index, pace=[*pace[0]] if pace else [], replayed=bool(pace))
         self.position = position  # not before: a state saved until now begins the task anew
 
     def _begin_epoch(self, position: Position) -> None:
@@ -295,12 +308,13 @@ class Learner:
 
     def _step(self, position: Position) -> None:
         """One step, unless a removal at this very step has left too few samples of this epoch."""
-        started = time.perf_counter()
         with self._under_way():
             if (done := self._train(position)) is None:
                 return
             loss, samples = done
-            self.budget.note(position, time.perf_counter() - started)
+            now = time.perf_counter()
+            self.budget.note(position, now - self._mark)
+            self._mark = now
             position.cursor += samples
             position.step += 1
             self.steps += 1
@@ -393,7 +407,7 @@ class Learner:
         self.tell("evaluate.begin", {})
         self.model.eval()
         try:
-            with self.generators.aside(seeds.derive(self.seed, "evaluate")):
+            with self._not_counted(True), self.generators.aside(seeds.derive(self.seed, "evaluate")):
                 return measure(tasks, self.method, self.device, partial(self.tell, "evaluate.batch", {}))
         finally:
             self.model.train(self._learning)

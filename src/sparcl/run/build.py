@@ -42,7 +42,7 @@ def stream(experiment: Experiment, progress: Progress | None = None) -> Stream:
 def method(experiment: Experiment) -> Method:
     """The experiment's method; an option that it does not have is refused with those it has."""
     kind = methods.find(experiment.method)
-    accepted = [name for name in inspect.signature(kind).parameters if name != "self"]
+    accepted = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
     own = [name for name in accepted if name not in SETTINGS]
     for name in experiment.method_options:
         if name in SETTINGS:

@@ -196,7 +196,11 @@ def measure(
         tell(f"timing {len(sides)} kinds of training in turn: {turn}/{TURNS}")
         for side in sides:
             side.take_turn(stream[0], turn)
-    where = {"threads": torch.get_num_threads(), "device": str(sides[0].learner.device), "isa": kernels.isa()}
+    where = {
+        "threads": torch.get_num_threads(),
+        "device": str(sides[0].learner.device),
+        "isa": kernels.isa() if kernels.available() else None,
+    }
     shared = {"stream": first.stream, "model": first.model, "width": first.width}
     tell("measuring memory, each row in a process of its own")
     return [{**side.fits(seconds, samples), "peak_bytes": side.peak_bytes(), **shared, **where} for side in sides]
