@@ -87,6 +87,7 @@ LEARNER = (
     "apart",
     "asked",
     "saving",
+    "training",
     "learner",
     "__init__",
 )

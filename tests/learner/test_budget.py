@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from toys import adam, blobs, make_learner
 
 from sparcl import Learner, SparCL
 from sparcl.errors import ConfigError
-from sparcl.learner import learner as learner_module
 from sparcl.learner.budget import UNITS
 from sparcl.sparsity import SET, RigL, Sparsifier
 
@@ -47,7 +47,7 @@ def learned(watch: Watch | None = None, **options: Any) -> Learner:
 def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock by which everything between two looks takes 1/64 s, which no sum rounds."""
     ticks = itertools.count()
-    monkeypatch.setattr(learner_module.time, "perf_counter", lambda: next(ticks) / 64)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) / 64)
 
 
 def test_a_budget_of_steps_is_exactly_so_many_in_each_task() -> None:
@@ -113,7 +113,7 @@ def test_checkpoints_and_evaluation_take_nothing_from_a_budget_of_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(learner_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     save = Learner._save_to
 
     def slow_save(self: Learner, store: Any) -> Path:

@@ -10,52 +10,33 @@ Legend: N batch, C classes of the whole stream.
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparcl import seeds
-from sparcl.checkpoint import Checkpointer, Interval, Store
+from sparcl.checkpoint import Store
 from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError
-from sparcl.learner import apart, refusals, saving
+from sparcl.learner import saving
 from sparcl.learner.accuracy import Accuracy, measure
-from sparcl.learner.asked import Asked
-from sparcl.learner.backend import give_to_backend
-from sparcl.learner.budget import Budget, check_pace
-from sparcl.learner.chance import ChanceWatch
-from sparcl.learner.classes import Classes, GrowingLinear
-from sparcl.learner.loss_watch import LossWatch
-from sparcl.learner.position import Position
+from sparcl.learner.classes import GrowingLinear
 from sparcl.learner.prediction import Prediction, predict
-from sparcl.learner.trained import Trained
-from sparcl.methods.finetune import Finetune
-from sparcl.methods.method import Batch, Host, Method
+from sparcl.learner.training import SAFE, MakeOptimizer, Observer, Training
+from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating
-from sparcl.nn import memory
 from sparcl.nn.dense import dense_model
 from sparcl.sparsity.sparsifier import Sparsifier
-from sparcl.streams.augment import Transform
-from sparcl.streams.batches import steps as steps_of_epoch
-from sparcl.streams.checked import checked, checked_test
+from sparcl.streams.checked import checked_test
 from sparcl.streams.split import ArrayLike
-from sparcl.streams.task import Name, Task
-
-MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-Observer = Callable[[str, dict[str, Any]], None]
-"""Told of all that happens: an event's name and its figures. Observers look on and change nothing."""
-
-SAFE = ("task.begin", "epoch.begin", "step.end", "epoch.end", "task.end")
-"""Events between two steps: where an observer may save."""
+from sparcl.streams.task import Task
 
 
-class Learner:
+class Learner(Training):
     """Learns tasks one after another.
 
     Args:
@@ -88,301 +69,6 @@ class Learner:
     Raises:
         ConfigError: a value outside its range or a combination that cannot work, before any work is done.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        method: Method | None = None,
-        sparsifier: Sparsifier | None = None,
-        *,
-        optimizer: MakeOptimizer | None = None,
-        lr: float = 0.03,
-        weight_decay: float = 0.0,
-        epochs: int | None = None,
-        steps: int | None = None,
-        seconds: float | None = None,
-        pace: Sequence[Sequence[int]] = (),
-        batch_size: int = 32,
-        replay_batch_size: int | None = None,
-        drop_last: bool | None = None,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-        backend: str = "auto",
-        layer_choice: Mapping[str, str] | None = None,
-        input_shape: tuple[int, ...] | None = None,
-        classes: Sequence[Name] | None = None,
-        observers: Sequence[Observer] = (),
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_every: int | str = "60s",
-    ) -> None:
-        refusals.check_settings(batch_size, replay_batch_size, lr)
-        refusals.check_model(model)
-        self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
-        self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
-        self.recipes = saving.recipes(model, self.method, self.sparsifier)
-        self.device = torch.device(device)
-        self.model = model.to(self.device).eval()  # training mode is for `learn` alone
-        memory.own_memory(self.model)
-        self.budget, self.batch_size, self.seed = Budget.of(epochs, steps, seconds), batch_size, seed
-        check_pace(pace)
-        self.pace = [list(steps) for steps in pace]
-        self.classes = Classes(self.model, self.method, classes)
-        self.transform: Transform | None = None
-        self.backend, self.layer_choice = give_to_backend(
-            self.model,
-            self.sparsifier,
-            self.device,
-            backend,
-            batch_size=batch_size,
-            layer_choice=layer_choice or {},
-            input_shape=input_shape,
-        )
-        self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-        self.settings["budget"] = {self.budget.kind: self.budget.amount}
-        self.settings["replay_batch_size"] = replay_batch_size or batch_size
-        self.drop_last = self.settings["drop_last"] = self.sparsifier.drops_last if drop_last is None else drop_last
-        self.observers = list(observers)
-        self._checkpointer: Checkpointer | None = None
-        if checkpoint_dir is not None:
-            store, every = Store(Path(checkpoint_dir)), Interval.parse(checkpoint_every)
-            self._checkpointer = Checkpointer(every, lambda: self._save_to(store))
-        make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay))
-        self.optimizer = make(list(self.model.parameters()))
-        refusals.check_optimizer(self.optimizer)
-        self.trained = Trained(self.model, self.optimizer)
-        self.sparsifier.attach(self.model, self.optimizer, seed)
-        self.classes.check_dense(self.sparsifier.layers)
-        self.sparsifier.notify = self.tell
-        self.generators = seeds.Generators(seed, self.device)
-        self.method.attach(
-            Host(
-                model=self.model,
-                augment=self._augment,
-                generator=self.generators.method,
-                device=self.device,
-                replay_batch_size=replay_batch_size or batch_size,
-                mask_gradients=self.sparsifier.mask_gradients,
-                read_replay=self._read_replay,
-            )
-        )
-        self.tasks: list[Task] = []
-        self.position: Position | None = None
-        self.learned = self.steps = 0
-        self._midway = self._learning = False
-        self.watch_loss, self.watch_chance = LossWatch(), ChanceWatch()
-        self._mark = 0.0  # until when time is counted
-        self._parts: apart.Parts | None = None  # of a step whose gradients are ranked by
-
-    def __repr__(self) -> str:
-        kind, weights = type(self.model).__name__, sum(p.numel() for p in self.model.parameters())
-        made = f"{kind} of {weights:,} weights, method {self.method.name}, sparsifier {self.sparsifier.name}"
-        where = f", inside task {self.position.task + 1}" if self.position is not None else ""
-        done = f"{self.learned} task(s) learned{where}, {self.steps:,} steps"
-        return f"<Learner: {made},\n  backend {self.backend} on {self.device};\n  {done}>"
-
-    def tell(self, event: str, figures: dict[str, Any]) -> None:
-        """Pass an event on to the observers."""
-        for observer in self.observers:
-            with self._not_counted(isinstance(observer, Checkpointer)):
-                observer(event, figures)
-        if self._checkpointer is not None:
-            with self._not_counted(True):
-                self._checkpointer(event, figures)  # last: what the others count is in the state
-
-    @contextlib.contextmanager
-    def _not_counted(self, applies: bool) -> Iterator[None]:
-        """What is done in here, if it applies, takes nothing from a budget of seconds: checkpoints and evaluation."""
-        started = time.perf_counter() if applies and self.position is not None else None
-        try:
-            yield
-        finally:
-            if started is not None:
-                self._mark += time.perf_counter() - started
-
-    # --- learning -----------------------------------------------------------------------------------------------
-
-    def learn(self, task: Task) -> None:
-        """Learn one task; where a loaded state stands inside it, go on from there.
-
-        The model is in training mode meanwhile, and in evaluation mode before and after. A task of your own is cast and
-        checked as `streams.from_arrays` does it. PyTorch's global generators are the Learner's own until this returns,
-        for its observers too; the caller's are then as they were.
-
-        Raises:
-            TrainingError: the loss became NaN or infinite (names task, epoch and step).
-            DataError: the task cannot be trained on.
-            ConfigError: it is not the next, or the model and its optimizer no longer fit each other or the task.
-            CheckpointError: a loaded state stands inside a task with other data; or a checkpoint cannot be written.
-        """
-        refusals.check_trained(self.optimizer)
-        if (misfit := self._misfit()) is not None:
-            raise ConfigError(misfit)
-        task, new = self.classes.bind(task, self.learned)
-        task = checked(task)
-        refusals.check_turn(task, self.learned)
-        self.classes.extend(new, self.optimizer, self.generators.head)
-        self._learning = True
-        try:
-            with self.generators.lent():
-                self._learn(task)
-        finally:
-            self._learning = False
-            self.model.eval()
-        self.tell("task.end", {"task": task.index})
-
-    def _misfit(self) -> str | None:
-        """What of the model has changed so that it would not train as it seems, in one line."""
-        by_parameter = self.method.name if self.method.by_parameter else ""
-        return self.trained.misfit(self.model, self.optimizer, self.sparsifier.layers, by_parameter=by_parameter)
-
-    def _learn(self, task: Task) -> None:
-        """Learn a task that is well formed and the next one."""
-        self._enter(task)
-        position = self.position
-        assert position is not None
-        while not self.budget.over(position):
-            self._begin_epoch(position)
-            while position.upcoming(self.drop_last) and not self.budget.over(position):
-                self._step(position)
-            self.watch_loss.settle(position)
-            self.watch_chance.end_epoch(position)
-            position.epoch, position.step, position.cursor, position.order = position.epoch + 1, 0, 0, None
-            self.tell("epoch.end", {"task": position.task, "epoch": position.epoch - 1})
-        with self._under_way():
-            self.sparsifier.end_task()
-            self.method.end_task(self.task)
-        if self.budget.kind == "seconds" and not position.replayed:
-            self.pace.append(position.pace)
-        if not position.learned:
-            figures = {"task": task.index, "accuracy": position.accuracy, "chance": self.watch_chance.most}
-            self.tell("learner.chance", figures)
-        self.position = None
-        self.learned += 1
-
-    def _enter(self, task: Task) -> None:
-        """Bind to the task; begin it unless a loaded state stands inside it."""
-        self._mark = time.perf_counter()
-        if self.method.buffer is not None:
-            self.method.buffer.check_inputs(task.train.inputs)
-        if self.position is None:
-            fits = (self.model, self.method, task, self.device, self.batch_size)
-            refusals.check_fit(*fits, grows=self.classes.grows)
-            self.method.check_task(task)
-        else:
-            saving.check_task(self.position, task, self.sparsifier)
-        self.task, self.transform = task, task.transform
-        self.classes.note(task)
-        self.watch_chance.begin_task(task)
-        self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
-        self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
-        asked = (self._assemble, self.generators.importance, len(task.train), self.batch_size, self.tell)
-        losses = Asked(self.method, self.sparsifier, *asked).losses()
-        if self.position is not None:
-            self.sparsifier.resume_task(losses)
-            self.method.resume_task(task)
-            return
-        self.tell("task.begin", {"task": task.index, "classes": list(task.classes), "samples": len(task.train)})
-        self.model.train()
-        seeds.seed_torch(seeds.derive(self.seed, f"torch/{task.index}"), self.device)  # what a model draws: dropout
-        with self._under_way():
-            self.method.begin_task(task)
-            epochs = int(self.budget.amount) if self.budget.kind == "epochs" else 1
-            self.sparsifier.begin_task(task.index, samples=len(task.train), epochs=epochs, losses=losses)
-        pace = self.pace[task.index :][:1]
-        position = Position(task.index, pace=[*pace[0]] if pace else [], replayed=bool(pace))
-        self.position = position  # not before: a state saved until now begins the task anew
-
-    def _begin_epoch(self, position: Position) -> None:
-        """Draw the epoch's order, less what DDR has removed; a resumed epoch has it already."""
-        self.model.train()
-        if position.order is not None:
-            return
-        drawn = torch.randperm(len(self.task.train), generator=self.generators.order)
-        position.plan(self.sparsifier.keep(drawn), self.batch_size, self.drop_last)
-        self.sparsifier.begin_epoch(position.epoch, position.planned_steps)
-        # what a dense host would make of the epoch; under the other budgets it makes as many steps as this one
-        dense_steps, _, dense_last = steps_of_epoch(len(self.task.train), self.batch_size, self.drop_last)
-        figures = {"task": position.task, "epoch": position.epoch, "steps": position.planned_steps}
-        dense = {"dense_steps": dense_steps if self.budget.kind == "epochs" else 0, "dense_last": dense_last}
-        self.tell("epoch.begin", {**figures, **dense})
-
-    def _step(self, position: Position) -> None:
-        """One step, unless a removal at this very step has left too few samples of this epoch."""
-        with self._under_way():
-            if (done := self._train(position)) is None:
-                return
-            loss, samples = done
-            now = time.perf_counter()
-            self.budget.note(position, now - self._mark)
-            self._mark = now
-            position.cursor += samples
-            position.step += 1
-            self.steps += 1
-        figures = {"task": position.task, "epoch": position.epoch, "step": position.step}
-        figures |= {"steps": position.planned_steps, "samples": samples}
-        self.tell("step.end", {**figures, "loss": loss.detach(), "spent": self.budget.spent(position)})
-
-    def _train(self, position: Position) -> tuple[Tensor, int] | None:
-        """Masks move, forward, backward, optimizer, memory: the loss and its samples; None where no batch is left."""
-        self._begin_step(position)
-        self.method.begin_step(self.budget.spent(position))
-        assert position.order is not None
-        if not (samples := position.upcoming(self.drop_last)):
-            return None
-        ids = position.order[position.cursor : position.cursor + samples]
-        batch = self._assemble(ids)
-        self.tell("step.begin", {"samples": len(ids)})
-        wanted = self.sparsifier.wants_gradients()
-        parts = self._parts = apart.Parts(self.sparsifier.layers, self.tell) if wanted else None
-        with apart.cut(self.model, parts):
-            loss, logits = self.method.loss(batch)
-            self.watch_loss(loss, position)
-            self.watch_chance(logits, batch.labels)
-            self.sparsifier.after_forward(ids, logits, batch.labels)
-            self.optimizer.zero_grad(set_to_none=True)
-            if parts is None:
-                loss.backward()  # type: ignore[no-untyped-call]
-            else:
-                parts.backward(loss, len(ids), lambda logits: self.method.single_head_loss(logits, batch))
-            self.method.after_backward(batch)
-        if parts is not None:
-            parts.finish(self.sparsifier)
-        self.sparsifier.after_backward()  # it has the last word on what moves
-        self.optimizer.step()
-        self.sparsifier.after_step()
-        self.method.after_step(batch, logits)
-        return loss, samples
-
-    def _begin_step(self, position: Position) -> None:
-        removed = self.sparsifier.removed
-        self.sparsifier.begin_step(position.step, self.budget.schedule(position))
-        if self.sparsifier.removed != removed:
-            position.shorten(self.sparsifier.keep, self.batch_size, self.drop_last)
-
-    def _assemble(self, ids: Tensor) -> Batch:
-        """The batch of the samples `ids` (int64 [N], on the CPU)."""
-        where = ids.to(self.device, non_blocking=True)
-        raw, labels = self.inputs[where], self.labels[where]
-        return Batch(ids, raw, self._augment(raw), labels, self.task)
-
-    def _augment(self, raw: Tensor) -> Tensor:
-        return self.task.transform.train(raw, self.generators.augment)
-
-    @contextlib.contextmanager
-    def _under_way(self) -> Iterator[None]:
-        """What happens in here happens as one: a state taken meanwhile would be neither the one before nor after."""
-        self._midway = True
-        try:
-            yield
-        finally:
-            self._midway = False
-
-    def _read_replay(self, backward: Callable[[], None]) -> None:
-        """Send a method's L(M) back, and read it where the step's gradients are ranked by."""
-        if self._parts is None:
-            backward()
-        else:
-            self._parts.read_after(backward)
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
