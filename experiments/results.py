@@ -355,8 +355,10 @@ def collect(runs: Path, name: str) -> int:
     for record in records:
         to = RECORDS / name / record.path.name
         to.mkdir(parents=True, exist_ok=True)
-        for file in (CONFIG, RESULT):
-            shutil.copyfile(record.path / file, to / file)
+        shutil.copyfile(record.path / RESULT, to / RESULT)
+        lines = (record.path / CONFIG).read_text(encoding="utf-8").splitlines(keepends=True)
+        settings = [line for line in lines if not line.startswith("data = ")]  # where it lay on that machine
+        (to / CONFIG).write_text("".join(settings), encoding="utf-8")
     return len(records)
 
 
