@@ -11,7 +11,7 @@ from sparcl.cost.flops import Counts, Ledger
 from sparcl.cost.probe import Passes, TaskPasses, probe
 from sparcl.errors import ConfigError
 from sparcl.methods.method import Method
-from sparcl.sparsity.collected import Budget
+from sparcl.sparsity.collected import Allowance
 from sparcl.sparsity.ddr import DDR, REMOVAL_MOMENTS
 from sparcl.sparsity.dgm import DGM
 from sparcl.sparsity.set import SET
@@ -83,7 +83,7 @@ class Forecast:
         self.layers, self.block = sparsifier.layers, sparsifier.pattern.block
         self.tdm, self.dgm, self.ddr = _parts(sparsifier)
         self.by_steps = any(part is not None and part.ranking == "step" for part in (self.tdm, self.dgm))
-        self.budget = Budget()
+        self.budget = Allowance()
         self.target = [len(layer.index) // self.block for layer in self.layers]
         self._set_units(self.target)
 

@@ -74,7 +74,7 @@ class Side:
                     self._note(now - began[0], events)
                 events.clear()
                 began[0] = time.perf_counter()
-            elif event in ("epoch.begin",):
+            elif event == "epoch.begin":
                 began[0] = time.perf_counter()
             else:
                 events.append(event)

@@ -26,7 +26,7 @@ BACKWARD = 2 / 3
 """A backward pass, as a share of a pass forward and back."""
 
 
-class Budget:
+class Allowance:
     """How much ranking a task's steps pay for: `MOST_SHARE` of those begun, but always one step's worth of gradients.
 
     What a step that is read costs follows from the samples that pass back once more, so that it is the same wherever
@@ -68,7 +68,7 @@ class Collected:
     """
 
     def __init__(self) -> None:
-        self.budget = Budget()
+        self.budget = Allowance()
         self.begin_task()
 
     def begin_task(self) -> None:
