@@ -71,7 +71,8 @@ def test_removal_under_a_budget_of_steps_shortens_no_training() -> None:
 
 
 @pytest.mark.usefixtures("ticking")
-def test_seconds_are_kept_and_the_moments_follow_them() -> None:
+def test_seconds_are_kept_and_the_moments_follow_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparcl.sparsity.tdm.STEPS_APART", 1)  # tasks are short here
     watch = Watch("tdm.update")
     learner = learned(watch, sparsifier=NO_REMOVAL(), epochs=None, seconds=0.5)
     # 1/64 s for each step, the first with the task's beginning: 32 fill half a second, and every 3.2 a tenth of it

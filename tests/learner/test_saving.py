@@ -309,7 +309,10 @@ def test_a_state_saved_at_any_event_between_two_steps_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize("event", ["step.begin", "importance.end", "tdm.update", "tdm.expand"])
-def test_a_state_asked_for_in_the_middle_of_a_step_is_refused(tmp_path: Path, event: str) -> None:
+def test_a_state_asked_for_in_the_middle_of_a_step_is_refused(
+    tmp_path: Path, event: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparcl.sparsity.tdm.STEPS_APART", 1)  # tasks are short here
     learner = made("reference")
     first, second = stream()
     learner.learn(first)

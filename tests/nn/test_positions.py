@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparcl.nn.positions import common, kth_lowest, merged
+from sparcl.nn.positions import common, kth_lowest, merged, split
 
 SETS = st.sets(st.integers(0, 40))
 
@@ -17,8 +19,17 @@ def ascending(values: set[int]) -> torch.Tensor:
 
 @given(SETS, SETS)
 def test_what_two_sets_have_in_common(old: set[int], new: set[int]) -> None:
-    stays, stayed = common(ascending(old), ascending(new), 41)
-    assert ascending(old)[stays].tolist() == ascending(new)[stayed].tolist() == sorted(old & new)
+    in_old, in_new = common(ascending(old), ascending(new), 41)
+    assert ascending(old)[in_old].tolist() == ascending(new)[in_new].tolist() == sorted(old & new)
+
+
+@given(SETS, st.randoms())
+def test_a_set_in_two(values: set[int], random: Random) -> None:
+    positions = ascending(values)
+    mask = torch.tensor([random.random() < 0.5 for _ in values], dtype=torch.bool)
+    there, others = split(positions, mask)
+    assert torch.equal(there, positions[mask])
+    assert torch.equal(others, positions[~mask])
 
 
 @given(SETS, SETS)

@@ -49,7 +49,7 @@ def test_a_signal_finishes_the_step_saves_and_resumes_to_the_same_bits(
     whole, out = tmp_path / "whole", tmp_path / "stopped"
     assert killing.wait(killing.start([*arguments, "--out", str(whole)], output)) == 0
     pid = killing.start([*arguments, "--out", str(out)], output)
-    while not (out / "events.jsonl").exists() or b"tdm.update" not in (out / "events.jsonl").read_bytes():
+    while not (out / "events.jsonl").exists() or b"tdm.expand" not in (out / "events.jsonl").read_bytes():
         time.sleep(0.002)
     os.kill(pid, number)
     assert killing.wait(pid) == code, output.read_text()

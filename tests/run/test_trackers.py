@@ -106,6 +106,6 @@ def test_the_table_of_events_names_every_event_and_its_figures(tracked: Path) ->
     lines = [json.loads(line) for line in (tracked / "events.jsonl").read_text().splitlines()]
     for line in lines:
         assert set(line) - everywhere <= known[line["event"]], line["event"]
-    assert {"run.begin", "loss.epoch", "masks", "tdm.update", "dgm.choose", "ddr.remove", "evaluate"} <= {
+    assert {"run.begin", "loss.epoch", "masks", "tdm.shrink", "dgm.choose", "ddr.remove", "evaluate"} <= {
         line["event"] for line in lines
     }

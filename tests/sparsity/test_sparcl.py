@@ -17,7 +17,10 @@ from sparcl.sparsity.sparcl import SETTINGS
 
 @pytest.mark.parametrize("pattern", ["unstructured", "block"])
 @pytest.mark.parametrize("epochs", [1, 5])
-def test_each_part_fires_in_every_task_and_every_task_ends_at_exactly_s(epochs: int, pattern: str) -> None:
+def test_each_part_fires_in_every_task_and_every_task_ends_at_exactly_s(
+    epochs: int, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparcl.sparsity.tdm.STEPS_APART", 1)  # tasks are short here
     model = Net(classes=6)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     sparcl = SparCL(0.75, pattern=pattern).attach(model, optimizer, seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from sparcl.errors import ConfigError
 from sparcl.nn.layers import ELEMENTWISE_OPTIMIZERS, elementwise_state
 from sparcl.sparsity import DGM, TDM, Losses, SparCL, Sparsifier, Static
 from sparcl.sparsity.sparsifier import Moments, draw_free
-from sparcl.sparsity.tdm import UPDATE_MOMENTS
+from sparcl.sparsity.tdm import STEPS_APART, UPDATE_MOMENTS, update_moments, updates_within
 
 Make = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {
@@ -241,6 +242,27 @@ def test_moments_that_a_shortened_epoch_did_not_reach_are_due_at_the_next_step()
     assert moments.due(0) == 1
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 9, 10, 11, 25, 49, 50, 99, 100, 101, 640, 15600])
+def test_mask_updates_are_some_steps_apart_however_short_the_task(steps: int) -> None:
+    for spent in (False, True):
+        moments = update_moments()
+        moments.begin_task(1)
+        moments.begin_epoch(0, steps)
+        due, near = [], []
+        for step in range(steps):
+            share = (step + 0.5) / steps if spent else None
+            due += [step] if moments.due(step, share) else []
+            near += [step] if moments.near(step, 1, share) else []
+        assert all(b - a >= STEPS_APART for a, b in itertools.pairwise([-1, *due]))
+        assert [step + 1 for step in near if step + 1 < steps] == due
+        assert len(due) == updates_within(steps)
+        if steps >= 100:
+            assert len(due) == len(UPDATE_MOMENTS)
+            assert all(abs(at / steps - f) <= 1 / steps for at, f in zip(due, UPDATE_MOMENTS, strict=True))
+        assert due or steps <= STEPS_APART + 1
+        assert all((at + 0.5) / steps < 0.9 for at in due)
+
+
 def test_the_dense_sparsifier_changes_nothing() -> None:
     model, plain = Net(), Net()
     optimizer, other = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, plain))
@@ -262,7 +284,7 @@ def test_newcomers_are_free_different_exact_and_drawn_evenly(size: int, taken: i
     free[torch.randperm(size, generator=generator)[:taken]] = False
     drawn, together, draws = torch.zeros(size), torch.zeros(size, size), 4000
     for _ in range(draws):
-        positions = draw_free(free, count, generator)
+        positions = draw_free(free, int(free.sum()), count, generator)
         assert positions.tolist() == sorted(set(positions.tolist()))
         assert len(positions) == min(count, size - taken)
         drawn[positions] += 1
@@ -282,7 +304,7 @@ def test_growth_draws_what_it_needs_and_no_permutation_of_the_layer(monkeypatch:
         raise AssertionError(f"all {size} positions were permuted")
 
     monkeypatch.setattr(torch, "randperm", refuse)
-    positions = draw_free(torch.ones(1 << 20, dtype=torch.bool), 1000, torch.Generator().manual_seed(0))
+    positions = draw_free(torch.ones(1 << 20, dtype=torch.bool), 1 << 20, 1000, torch.Generator().manual_seed(0))
     assert len(positions.unique()) == 1000
 
 

@@ -27,6 +27,12 @@ def counts(tdm: TDM) -> list[int]:
     return [len(layer.index) for layer in tdm.layers]
 
 
+@pytest.fixture(autouse=True)
+def every_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks of a few steps, and all their moments."""
+    monkeypatch.setattr("sparcl.sparsity.tdm.STEPS_APART", 1)
+
+
 def update_steps(epochs: int, steps: int) -> set[int]:
     """Global steps at which at least one of the moments 10 %, 20 % ... 80 % has come, the first step excepted."""
     come = [max(1, math.floor(tenth * epochs * steps / 10 + 0.5)) for tenth in range(1, 9)]

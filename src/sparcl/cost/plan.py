@@ -18,7 +18,7 @@ from sparcl.sparsity.set import SET
 from sparcl.sparsity.sparcl import SparCL
 from sparcl.sparsity.sparsifier import Moments, Sparsifier
 from sparcl.sparsity.static import Static
-from sparcl.sparsity.tdm import TDM, UPDATE_MOMENTS
+from sparcl.sparsity.tdm import TDM, update_moments
 from sparcl.streams.batches import last, steps
 
 FORESEEABLE: tuple[type[Sparsifier], ...] = (Sparsifier, SparCL, TDM, DGM, DDR, Static, SET)
@@ -103,7 +103,7 @@ class Forecast:
     def task(self, index: int, samples: int, passes: TaskPasses) -> None:
         """A whole task."""
         self.passes, self.removal = passes, _Removal(self.ddr, samples, self.epochs)
-        self.updates, self.iteration, self.steps_made = Moments(UPDATE_MOMENTS), 0, 0
+        self.updates, self.iteration, self.steps_made = update_moments(), 0, 0
         self.updates.begin_task(self.epochs)
         self.budget.begin_task()
         self.owed, self.ready = True, False

@@ -60,6 +60,7 @@ class CompactLayer(nn.Module, ABC):
         self._kept: Tensor | None = None  # int32 [K]: all ones for the chosen, zero for the frozen
         self._computes_frozen = False
         self._plan: Any = None
+        self._was_planned = False
 
     # --- SparseLayer --------------------------------------------------------------------------------------------
 
@@ -90,11 +91,11 @@ class CompactLayer(nn.Module, ABC):
         """
         if len(index) > 0 and not 0 <= int(index[0]) <= int(index[-1]) < math.prod(self.shape):
             raise ConfigError(f"layer {self.name}: active positions must lie in 0..{math.prod(self.shape) - 1}")
-        stays, stayed = common(self.index, index, math.prod(self.shape))
+        in_old, in_new = common(self.index, index, math.prod(self.shape))
 
         def moved(tensor: Tensor, fresh: float) -> Tensor:
             result = torch.full((len(index),), fresh, dtype=tensor.dtype)
-            result[stayed] = tensor[stays]
+            result[in_new] = tensor[in_old]
             return result
 
         states = {} if optimizer is None else elementwise_state(optimizer, self.values)
@@ -159,8 +160,9 @@ class CompactLayer(nn.Module, ABC):
     def plan(self) -> Any:
         """What the kernels know of the positions; made at the first use after they changed."""
         if self._plan is None:
-            return_freed_memory()
-            self._plan = self._make_plan()
+            if not self._was_planned:  # a dense model has just become compact
+                return_freed_memory()
+            self._plan, self._was_planned = self._make_plan(), True
             self._tell_plan()
         return self._plan
 

@@ -14,16 +14,31 @@ from torch import Tensor
 
 
 def common(old: Tensor, new: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Which of two sets of positions below `size` (M) are in both: bool, of each of `old` and of each of `new`.
+    """Where two sets of positions below `size` (M) hold what is in both: places in `old` and in `new`, int64.
 
-    Both are ascending, and so `old[in_new]` and `new[in_old]` are the same, in the same order.
+    Both are ascending, and so `old[in_old]` and `new[in_new]` are the same, in the same order.
     """
-    there = torch.zeros(size, dtype=torch.bool, device=old.device)
-    there[old] = True
-    in_old = there[new]
-    there.zero_()
-    there[new] = True
-    return there[old], in_old
+    if old.device.type == "cpu":
+        there, before, after = np.zeros(size, dtype=np.bool_), old.numpy(), new.numpy()
+        there[before] = True
+        held = np.flatnonzero(there[after])
+        there[before] = False
+        there[after] = True
+        return torch.from_numpy(np.flatnonzero(there[before])), torch.from_numpy(held)
+    marked = torch.zeros(size, dtype=torch.bool, device=old.device)
+    marked[old] = True
+    in_new = marked[new].nonzero().squeeze(1)
+    marked.zero_()
+    marked[new] = True
+    return marked[old].nonzero().squeeze(1), in_new
+
+
+def split(positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions [K] where `mask` (bool [K]) holds, and the others, each in their order."""
+    if positions.device.type != "cpu":
+        return positions[mask], positions[~mask]
+    held, there = positions.numpy(), mask.numpy()
+    return torch.from_numpy(held[there]), torch.from_numpy(held[~there])
 
 
 def merged(one: Tensor, other: Tensor) -> Tensor:

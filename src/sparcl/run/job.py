@@ -30,7 +30,7 @@ from sparcl.run.bench import INPUT_SHAPES, peak_bytes
 from sparcl.run.experiment import MOST, Experiment, check_range
 from sparcl.sparsity.dgm import DGM
 from sparcl.sparsity.rigl import UPDATES_AT_LEAST, RigL
-from sparcl.sparsity.tdm import UPDATE_MOMENTS
+from sparcl.sparsity.tdm import updates_within
 from sparcl.streams.split import from_arrays
 from sparcl.streams.task import Stream, Task
 
@@ -152,7 +152,7 @@ def updates_of(row: Mapping[str, Any], steps: int) -> int:
     """How often a mask moves in a task of so many steps."""
     match row["sparsifier"]:
         case "sparcl":
-            return min(len(UPDATE_MOMENTS), max(0, steps - 1))
+            return updates_within(steps)
         case "rigl":
             usual = RigL()
             return int(usual.stop * steps / max(1, min(usual.every, steps // UPDATES_AT_LEAST)))

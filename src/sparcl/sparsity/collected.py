@@ -125,11 +125,11 @@ class Collected:
         """
         if not self.batches:
             return
-        stays, stayed = common(before, after, size)
+        in_old, in_new = common(before, after, size)
         for sums in (self.task, self.replay):
             old = sums[layer]
             new = old.abs().mean().expand(len(after)).clone() if len(old) else old.new_zeros(len(after))
-            new[stayed] = old[stays]
+            new[in_new] = old[in_old]
             sums[layer] = new
 
     def state_dict(self) -> dict[str, Any]:

@@ -213,11 +213,13 @@ class MaskSparsifier(Sparsifier):
 
         The draw is made on the CPU so that every device and backend grows the same.
         """
-        free = torch.ones(self.pattern.units(layer.shape), dtype=torch.bool)
-        free[active.cpu()] = False
-        if barred is not None:
-            free[barred.cpu()] = False
-        return draw_free(free, count, self.generator).to(active.device)
+        units = self.pattern.units(layer.shape)
+        free = np.ones(units, dtype=np.bool_)
+        taken = [active] if barred is None else [active, barred]
+        for unfree in taken:
+            free[unfree.cpu().numpy()] = False
+        unused = units - sum(map(len, taken))
+        return draw_free(torch.from_numpy(free), unused, count, self.generator).to(active.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}
@@ -239,13 +241,12 @@ def set_entries(tensor: Tensor, entries: Tensor, values: Tensor | float) -> None
         tensor[torch.unravel_index(entries, tensor.shape)] = values
 
 
-def draw_free(free: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` positions, int64, ascending, of those that are `free` (bool [M]; all of them if there are fewer).
+def draw_free(free: Tensor, unused: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` positions, int64, ascending, of the `unused` that are `free` (bool [M]; all of them if there are fewer).
 
     Every set of them is as likely as any other. Where most are free and few are asked for, positions are drawn until
     enough are free and differ, so that the work follows `count`, and what is too many leaves at random.
     """
-    unused = int(free.sum())
     if 2 * count > unused or 4 * unused < len(free):
         candidates = free.nonzero().squeeze(1)
         return candidates[torch.randperm(unused, generator=generator)[:count]].sort().values
@@ -276,16 +277,19 @@ ROUNDING = 1e-9
 class Moments:
     """Fixed fractions of a task at which something happens, rounded to steps, for tasks of one epoch or of fifty.
 
-    A moment that an epoch, shortened by removed samples, did not reach is due at the next step. None is due before a
-    task's first step is done: what a new task expanded is trained at least once, however short the task.
+    A moment that an epoch, shortened by removed samples, did not reach is due at the next step, as is one that came
+    sooner than `apart` steps after the last or after the task's begin: those that wait are due together, but none from
+    the fraction `until` on. However small `apart` is, what a new task expanded is trained at least once.
     """
 
-    def __init__(self, fractions: Sequence[float]) -> None:
-        self.fractions = tuple(fractions)
+    def __init__(self, fractions: Sequence[float], apart: int = 1, until: float = 1.0) -> None:
+        self.fractions, self.apart, self.until = tuple(fractions), apart, until
         self.begin_task(1)
 
     def begin_task(self, epochs: int) -> None:
         self.epochs, self.passed, self.asked = epochs, 0, 0
+        self.last = 0
+        """`asked`, when a moment was due last."""
         self.begin_epoch(0, 1)
 
     def begin_epoch(self, epoch: int, steps: int) -> None:
@@ -298,8 +302,10 @@ class Moments:
             return 0
         now, whole = (self.epoch + (step + 0.5) / self.steps, self.epochs) if spent is None else (spent, 1)
         passed = sum(1 for f in self.fractions if f * whole < now + ROUNDING)
-        due = max(passed - self.passed, 0)
-        self.passed = max(passed, self.passed)
+        due = passed - self.passed
+        if due <= 0 or self.asked - self.last < self.apart or now >= self.until * whole:
+            return 0
+        self.passed, self.last = passed, self.asked
         return due
 
     def near(self, step: int, window: int, spent: float | None = None) -> bool:
@@ -307,10 +313,13 @@ class Moments:
         then, whole = self.epoch + (step + window + 0.5) / self.steps, self.epochs
         if spent is not None:  # in the middle of the step that `due` was asked about last
             then, whole = spent * (1 + window / (self.asked - 0.5)), 1
+        if self.asked + window - self.last < self.apart or then >= self.until * whole:
+            return False
         return sum(1 for f in self.fractions if f * whole < then + ROUNDING) > self.passed
 
     def state_dict(self) -> dict[str, int]:
-        counts = {"passed": self.passed, "asked": self.asked, "epoch": self.epoch, "steps": self.steps}
+        counts = {"passed": self.passed, "asked": self.asked, "last": self.last}
+        counts |= {"epoch": self.epoch, "steps": self.steps}
         return {"epochs": self.epochs, **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -321,3 +330,4 @@ class Moments:
         self.passed = checks.integer(state["passed"], "passed moments", most=len(self.fractions))
         self.epoch = checks.integer(state["epoch"], "epoch")
         self.asked = checks.integer(state["asked"], "steps asked about")
+        self.last = checks.integer(state["last"], "the last moment", most=self.asked)
