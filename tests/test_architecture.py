@@ -1,4 +1,4 @@
-"""Imports point one way: cli → run → learner → {methods, sparsity, streams} → nn → kernels.
+"""Imports point one way: main → cli → run → learner → {methods, sparsity, streams} → nn → kernels.
 
 Nothing but run and cli imports cost and report; report reads saved records only.
 """
@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": CORE,
     "run": CORE | {"learner", "cost", "report", "checkpoint", "sparcl"},
     "cli": CORE | {"learner", "cost", "report", "checkpoint", "run", "sparcl"},
-    "__main__": {"cli"},
+    "main": {"cli", "report", "run", "sparcl"},
+    "__main__": {"main"},
 }
 """What each part may import of the others, beside itself and the leaves; `sparcl` is the package itself."""
 

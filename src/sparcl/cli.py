@@ -1,38 +1,24 @@
-"""The command line: `sparcl run`, `sparcl info`, ...
-
-Exit codes: 0 done, 2 bad arguments or data (exactly one line on stderr), 128 + N stopped by signal N: 130 Ctrl-C, 143
-SIGTERM, 129 SIGHUP, 141 where nobody reads standard output any more (one line on stderr).
-"""
+"""The command line: `sparcl run`, `sparcl info`, ..."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import signal
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TextIO, cast
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-import sparcl
-from sparcl import overlaid
-from sparcl.errors import ConfigError, DataWarning, OutputError, SparclError, Stopped, out_of_memory
+from sparcl.errors import ConfigError
 from sparcl.report import neutral
-from sparcl.run.console import CommandConsole, Output
+from sparcl.run.console import CommandConsole
 
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-# Typer carries Click inside since 0.2x: the common base of all that its parser refuses is found from here.
-ParserError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 @app.callback()
@@ -93,8 +79,9 @@ def run(
     config: Annotated[Path | None, typer.Option(help="a TOML file with these settings; options override it")] = None,
 ) -> None:
     """Train on a stream of tasks, one after another, and leave a run directory with the result."""
-    from sparcl.run.experiment import Experiment, overridden, read_toml
+    from sparcl.run.experiment import Experiment, overridden
     from sparcl.run.run import execute
+    from sparcl.run.toml import read_toml
 
     given: dict[str, Any] = {k: v for k, v in locals().items() if k in {f.name for f in dataclasses.fields(Experiment)}}
     given = {k: v for k, v in given.items() if v is not None}
@@ -307,69 +294,3 @@ def _options(pairs: list[str]) -> dict[str, float]:
         except ValueError:
             raise ConfigError(f"--option {pair!r} is not NAME=NUMBER") from None
     return options
-
-
-def main() -> None:
-    """Entry point: run the command; whatever is the user's to mend is one line on stderr and exit code 2."""
-    from sparcl.run.progress import spell_out
-
-    if sys.stdout is None:  # closed by the caller: nobody wants to read
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
-    spell_out()  # a path may hold what the terminal's encoding does not
-    output = Output(sys.stdout)
-    sys.stdout = cast(TextIO, output)
-    if not hasattr(sparcl, "Learner"):  # another's __init__.py, over ours
-        said = overlaid.warning(Path(__file__).parents[1])
-        sys.exit(
-            _refuse(said or f"{sparcl.__file__} is not this project's; install sparcl-edge in a fresh environment")
-        )
-    warnings.showwarning = _tell(warnings.showwarning)
-    code = _main(sys.argv[1:])
-    try:
-        output.flush()
-    except OutputError as error:
-        code = code or _refuse(str(error))  # one line, where the command has not said it
-        output.give_up()
-    sys.exit(_unheard() if output.deserted and not code else code)
-
-
-def _tell(otherwise: Callable[..., None]) -> Callable[..., None]:
-    """Shows what data should be heard of as a line of its own, every other warning as before."""
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, DataWarning):
-            print(message)
-        else:
-            otherwise(message, category, *where, **more)
-
-    return show
-
-
-def _main(arguments: list[str]) -> int:
-    try:
-        code = app(arguments or ["--help"], prog_name="sparcl", standalone_mode=False)
-    except SparclError as error:
-        return _refuse(str(error))
-    except ParserError as error:
-        return _refuse(error.format_message())  # type: ignore[attr-defined]
-    except Stopped as stop:
-        return _unheard(stop.saved) if stop.signal == signal.SIGPIPE else 128 + stop.signal
-    except (typer.Abort, KeyboardInterrupt):
-        return 130
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        return _refuse("there is not enough memory; use a smaller width, batch size or buffer size")
-    return int(code or 0)
-
-
-def _refuse(message: str, code: int = 2) -> int:
-    with contextlib.suppress(OSError):  # stderr may be gone as well
-        print("sparcl: " + neutral.line(message), file=sys.stderr, flush=True)
-    return code
-
-
-def _unheard(saved: str | None = None) -> int:
-    """Nobody reads standard output any more."""
-    kept = f"; {saved} is saved: go on with --resume" if saved else ""
-    return _refuse(f"standard output was closed by its reader{kept}", 128 + signal.SIGPIPE)

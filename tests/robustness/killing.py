@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
-from sparcl import cli, kernels
+from sparcl import kernels
 from sparcl.checkpoint import files
+from sparcl.main import _main
 from sparcl.run import run as _loaded_before_forking  # noqa: F401
 from sparcl.streams.digits import read_digits
 
@@ -65,7 +66,7 @@ def start(arguments: list[str], output: Path) -> int:
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
-            code = cli._main(arguments)
+            code = _main(arguments)
         except KeyboardInterrupt:  # before the command began
             code = 130
         except Exception:

@@ -16,8 +16,9 @@ from sparcl.errors import CheckpointError, ConfigError, SparclError
 from sparcl.learner.prediction import Prediction, predict
 from sparcl.methods.method import Method
 from sparcl.run import pretrained
-from sparcl.run.experiment import Experiment, read_toml
+from sparcl.run.experiment import Experiment
 from sparcl.run.record import RunDirectory
+from sparcl.run.toml import read_toml
 from sparcl.streams.augment import Normalize, Transform
 from sparcl.streams.task import Task
 

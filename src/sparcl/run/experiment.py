@@ -8,21 +8,19 @@ runs again to the same result.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
-import tomllib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from sparcl import methods, regular
-from sparcl.errors import LARGEST, ConfigError, one_line
+from sparcl import methods
+from sparcl.errors import LARGEST, ConfigError
 from sparcl.learner.budget import check_pace
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
 from sparcl.nn import DEFAULT_WIDTH, MODELS
 from sparcl.nn.auto import BACKENDS
+from sparcl.run.toml import check_type, toml_value, tupled
 from sparcl.sparsity import SPARSIFIERS, find
 from sparcl.sparsity.collected import RANKINGS
 from sparcl.sparsity.patterns import DISTRIBUTIONS, PATTERNS
@@ -32,8 +30,6 @@ from sparcl.streams import STREAMS
 DEVICES = ("auto", "cpu", "cuda")
 MOST = 2**31 - 1
 """Of whatever is counted: what PyTorch takes as a size anywhere."""
-MAX_TOML = 16 << 20
-"""Bytes of a configuration."""
 
 MOST_WIDTH = 2**16
 MOST_THREADS = 1024
@@ -188,7 +184,7 @@ class Experiment:
         usual = {f.name: f.default for f in dataclasses.fields(self)}
         unusual = [name for name in OF_SPARSE if (getattr(self, name) or None) != usual[name]]
         if self.sparsifier == "dense" and unusual:
-            told = f"{unusual[0].replace('_', ' ')} {_toml(getattr(self, unusual[0]))}"
+            told = f"{unusual[0].replace('_', ' ')} {toml_value(getattr(self, unusual[0]))}"
             otherwise = "" if usual[unusual[0]] is None else f", or {usual[unusual[0]]}"
             raise ConfigError(f"{told} goes with a sparsifier; dense has none (leave it out{otherwise})")
         if self.pattern != "block" and "block_size" in unusual:
@@ -258,9 +254,9 @@ class Experiment:
             if value is None or value in ({}, ()):
                 continue
             if isinstance(value, dict):
-                tables += ["", f"[{key}]", *(f"{_toml(k)} = {_toml(v)}" for k, v in value.items())]
+                tables += ["", f"[{key}]", *(f"{toml_value(k)} = {toml_value(v)}" for k, v in value.items())]
             else:
-                lines.append(f"{key} = {_toml(value)}")
+                lines.append(f"{key} = {toml_value(value)}")
         return "\n".join([*lines, *tables, ""])
 
     @classmethod
@@ -270,10 +266,10 @@ class Experiment:
         for key, value in values.items():
             if key not in fields:
                 raise ConfigError(f"{source}: unknown setting {key!r}; allowed: {', '.join(fields)}")
-            _check_type(source, key, str(fields[key].type), value)
+            check_type(source, key, str(fields[key].type), value)
         if "stream" not in values:
             raise ConfigError(f"{source}: no stream is named; allowed: {', '.join(STREAMS)}")
-        values = {k: _tupled(v) for k, v in values.items()}
+        values = {k: tupled(v) for k, v in values.items()}
         return cls(**values)
 
 
@@ -315,66 +311,5 @@ def check_range(label: str, number: int, least: int, most: int) -> None:
         raise ConfigError(f"{label} {number} is not allowed; use {most} or less")
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The values of a TOML file.
-
-    Raises:
-        ConfigError: it is missing, unreadable or not TOML (one line, with the place).
-    """
-    try:
-        return tomllib.loads(
-            regular.read(path, MAX_TOML).decode("utf-8-sig")
-        )  # an editor may have put a byte-order mark
-    except FileNotFoundError:
-        raise ConfigError(f"configuration {path} does not exist") from None
-    except ValueError as error:  # TOML's own, of the encoding, of a number with thousands of digits
-        raise ConfigError(f"configuration {path} is not valid TOML: {one_line(error)}") from None
-    except (OSError, RecursionError) as error:
-        raise ConfigError(f"configuration {path} cannot be read: {one_line(error)}") from None
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
-
-
 def _default(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
-
-
-PLAIN_TYPES: dict[str, list[type]] = {
-    "str": [str],
-    "int": [int],
-    "float": [float, int],
-    "bool": [bool],
-    "tuple": [list, tuple],
-    "dict": [dict],
-}
-
-
-def _check_type(source: str, key: str, annotation: str, value: object) -> None:
-    allowed: list[type] = []
-    for part in annotation.split("|"):
-        kind = part.strip().split("[")[0]
-        allowed += PLAIN_TYPES.get(kind, [])
-    right = type(value) in allowed
-    if right and isinstance(value, list | tuple) and "tuple[int" in annotation:
-        rows = [row if isinstance(row, list | tuple) else [None] for row in value]
-        right = all(type(number) is int for row in rows for number in row)
-    elif right and isinstance(value, list | tuple):
-        right = all(isinstance(item, str) for item in value)
-    if right and isinstance(value, dict):
-        inner = (str,) if "str, str" in annotation else (int, float)
-        right = all(isinstance(item, inner) and not isinstance(item, bool) for item in value.values())
-    if not right:
-        raise ConfigError(f"{source}: {key} must be {annotation.replace(' | None', '')}, not {value!r}"[:300])
-
-
-def _toml(value: object) -> str:
-    """A TOML value (or bare key): JSON's strings, numbers and arrays are TOML's, but for a few floats."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return repr(value) if math.isfinite(value) else str(value)
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

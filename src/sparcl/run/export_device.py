@@ -19,7 +19,8 @@ from sparcl.learner import Learner
 from sparcl.methods import Method
 from sparcl.nn.graph import graph
 from sparcl.run import build
-from sparcl.run.experiment import Experiment, read_toml
+from sparcl.run.experiment import Experiment
+from sparcl.run.toml import read_toml
 from sparcl.streams.augment import Transform
 from sparcl.streams.task import Samples
 

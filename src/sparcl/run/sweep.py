@@ -34,10 +34,11 @@ from rich.text import Text
 
 from sparcl.errors import ConfigError, SparclError
 from sparcl.run import build, pretrained
-from sparcl.run.experiment import Experiment, read_toml
+from sparcl.run.experiment import Experiment
 from sparcl.run.launch import Job, Launcher, Outcome
 from sparcl.run.progress import duration, updates_in_place
 from sparcl.run.record import RunDirectory, write_atomically
+from sparcl.run.toml import read_toml
 from sparcl.streams import STREAMS
 
 SECTIONS = ("base", "grid", "runs")
