@@ -46,6 +46,9 @@ def run(
     ranking: Annotated[str | None, typer.Option(help="gradients of: step (default), training's, or fresh")] = None,
     buffer_size: Annotated[int | None, typer.Option(help="samples kept for rehearsal; default 200")] = None,
     single_head: Annotated[bool | None, typer.Option(help="mask other tasks' logits in the training loss")] = None,
+    sparsifier_option: Annotated[
+        list[str] | None, typer.Option(help="of a sparsifier of your own: NAME=NUMBER")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="a named setting of the method, e.g. sparcl-script")] = None,
     option: Annotated[list[str] | None, typer.Option(help="the method's own: NAME=NUMBER, e.g. alpha=0.2")] = None,
     epochs: Annotated[int | None, typer.Option(help="passes over each task; default: published")] = None,
@@ -58,7 +61,18 @@ def run(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate; default: published")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="default: published (0 for most)")] = None,
-    model: Annotated[str | None, typer.Option(help="resnet18, convnet or mlp; default: the stream's")] = None,
+    lr_schedule: Annotated[
+        str | None, typer.Option(help="over each task: constant (default), cosine or step(0.5,0.75,by=0.1)")
+    ] = None,
+    warmup: Annotated[float | None, typer.Option(help="share of each task in which the rate rises; default 0")] = None,
+    clip_grad_norm: Annotated[float | None, typer.Option(help="what the gradients' norm is scaled down to")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd (default), adam, adamw, or your own")] = None,
+    momentum: Annotated[float | None, typer.Option(help="of optimizer sgd; default 0")] = None,
+    optimizer_option: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER, e.g. beta2=0.99")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="resnet18, convnet, mlp, or your own as package.module:name; default: the stream's"),
+    ] = None,
     width: Annotated[int | None, typer.Option(help="channels of the model's first layer; resnet18: 64")] = None,
     init: Annotated[str | None, typer.Option(help="safetensors file with the weights to start from")] = None,
     scenario: Annotated[str | None, typer.Option(help="class-il or task-il")] = None,
@@ -72,13 +86,19 @@ def run(
     classes_per_task: Annotated[int | None, typer.Option(help="default: the stream's published split")] = None,
     class_order_seed: Annotated[int | None, typer.Option(help="shuffle the classes over the tasks")] = None,
     resize: Annotated[int | None, typer.Option(help="folder: side to resize images to")] = None,
+    augment: Annotated[
+        list[str] | None, typer.Option(help="none, crop, flip, crop+flip, or your own; default: the stream's")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="run directory; default runs/<name>")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run directory's checkpoint")] = False,
     checkpoint_every: Annotated[str, typer.Option(help="steps or seconds between checkpoints: 500 or 60s")] = "60s",
     track: Annotated[list[str] | None, typer.Option(help="tell csv, tensorboard or wandb of the metrics")] = None,
     config: Annotated[Path | None, typer.Option(help="a TOML file with these settings; options override it")] = None,
 ) -> None:
-    """Train on a stream of tasks, one after another, and leave a run directory with the result."""
+    """Train on a stream of tasks, one after another, and leave a run directory with the result.
+
+    Stream, method, sparsifier, model, optimizer and augmentation may be your own: package.module:name.
+    """
     from sparcl.run.experiment import Experiment, overridden
     from sparcl.run.run import execute
     from sparcl.run.toml import read_toml
@@ -86,8 +106,13 @@ def run(
     given: dict[str, Any] = {k: v for k, v in locals().items() if k in {f.name for f in dataclasses.fields(Experiment)}}
     given = {k: v for k, v in given.items() if v is not None}
     values = read_toml(config) if config is not None else {}
-    if option:
-        values = {**values, "method_options": {**values.get("method_options", {}), **_options(option)}}
+    for of, pairs in (("method", option), ("sparsifier", sparsifier_option), ("optimizer", optimizer_option)):
+        if pairs:
+            kept = values.get(f"{of}_options", {})
+            values = {
+                **values,
+                f"{of}_options": {**kept, **_options(pairs, "option" if of == "method" else f"{of}-option")},
+            }
     experiment = Experiment.from_dict(overridden(values, given), str(config) if config else "options")
     execute(experiment, out, resume=resume, checkpoint_every=checkpoint_every, console=_console(), track=track or ())
 
@@ -284,7 +309,7 @@ def _console() -> Console:
     return CommandConsole()
 
 
-def _options(pairs: list[str]) -> dict[str, float]:
+def _options(pairs: list[str], option: str) -> dict[str, float]:
     """NAME=NUMBER pairs."""
     options = {}
     for pair in pairs:
@@ -292,5 +317,5 @@ def _options(pairs: list[str]) -> dict[str, float]:
         try:
             options[name] = float(number)
         except ValueError:
-            raise ConfigError(f"--option {pair!r} is not NAME=NUMBER") from None
+            raise ConfigError(f"--{option} {pair!r} is not NAME=NUMBER") from None
     return options

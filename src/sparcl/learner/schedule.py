@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def parse(name: str) -> Factor:
         ConfigError: it is none of these.
     """
     if name == CONSTANT:
-        return lambda share: 1.0
+        return lambda _: 1.0
     if name == "cosine":
         return lambda share: 0.5 * (1 + math.cos(math.pi * share))
     try:
@@ -103,7 +103,8 @@ class Rate:
         self.warmup = warmup
         self.constant = self.name == CONSTANT and not warmup
         if not self.constant:
-            self(0.0), self(0.5)
+            for share in (0.0, 0.5):  # a function that gives no numbers is refused at once
+                self(share)
 
     def __call__(self, share: float) -> float:
         """The factor where a share of the budget, 0 to less than 1, is spent (ConfigError where it cannot be one)."""
@@ -149,7 +150,7 @@ USUAL: dict[str, Any] = {"lr_schedule": CONSTANT, "warmup": 0.0, "clip_grad_norm
 """Settings of a Learner that a checkpoint names only where they are others."""
 
 
-def of_checkpoint(saved: dict[str, Any], schedule: str | Factor | None) -> dict[str, Any]:
+def of_checkpoint(saved: Mapping[str, Any], schedule: str | Factor | None) -> dict[str, Any]:
     """Those of a checkpoint, checked, for a Learner that is given `schedule`, a function of the user's own or None.
 
     Raises:

@@ -34,6 +34,11 @@ def find(name: str) -> type[Method]:
     return METHODS[name]
 
 
+def has_buffer(kind: type[Method]) -> bool:
+    """Whether a method takes `buffer_size`."""
+    return named.takes(kind, "buffer_size")
+
+
 def check_combination(method: str, sparsifier: str) -> None:
     """Raise ConfigError if the method cannot work under the sparsifier, both by name."""
     kind = sparsity.find(sparsifier)

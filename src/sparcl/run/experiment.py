@@ -13,19 +13,22 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparcl import methods
+from sparcl import methods, named
 from sparcl.errors import LARGEST, ConfigError
 from sparcl.learner.budget import check_pace
+from sparcl.learner.schedule import CONSTANT, check_clip, check_warmup, parse
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
-from sparcl.nn import DEFAULT_WIDTH, MODELS
+from sparcl.nn import AUTO, DEFAULT_WIDTH, MODELS
 from sparcl.nn.auto import BACKENDS
+from sparcl.run import optimizers
 from sparcl.run.toml import check_type, toml_value, tupled
 from sparcl.sparsity import SPARSIFIERS, find
 from sparcl.sparsity.collected import RANKINGS
 from sparcl.sparsity.patterns import DISTRIBUTIONS, PATTERNS
 from sparcl.sparsity.static import DEFAULT_SPARSITY, FIRST_MASKS
 from sparcl.streams import STREAMS
+from sparcl.streams.augment import augmentations
 
 DEVICES = ("auto", "cpu", "cuda")
 MOST = 2**31 - 1
@@ -55,6 +58,9 @@ PROTOCOLS = {
 }
 """Published for seq-cifar10 and seq-tinyimg (METHOD.md, section 4), as the field does for MNIST; ours for the rest."""
 
+OF_OWN = Protocol(AUTO, 50)
+"""Of a stream of the user's own: as for a folder, but the model goes by the shape of a sample."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -72,6 +78,7 @@ class Experiment:
     limit_per_class: int | None = None
     limit_test_per_class: int | None = None
     resize: int | None = None
+    augment: tuple[str, ...] | None = None
     # how it is learned
     scenario: str | None = None
     preset: str | None = None
@@ -80,6 +87,12 @@ class Experiment:
     method_options: dict[str, float] = field(default_factory=dict)
     lr: float | None = None
     weight_decay: float | None = None
+    optimizer: str | None = None
+    momentum: float | None = None
+    optimizer_options: dict[str, float] = field(default_factory=dict)
+    lr_schedule: str | None = None
+    warmup: float | None = None
+    clip_grad_norm: float | None = None
     epochs: int | None = None
     steps: int | None = None
     max_seconds: float | None = None
@@ -91,6 +104,7 @@ class Experiment:
     init_sha256: str | None = None
     """Of the file `init`, hex: a run goes on, or runs again, from that one only."""
     # what is computed at all
+    sparsifier_options: dict[str, float] = field(default_factory=dict)
     sparsity: float | None = None
     pattern: str = "unstructured"
     block_size: int = 4
@@ -118,15 +132,15 @@ class Experiment:
             ("backend", self.backend, BACKENDS),
             ("device", self.device, DEVICES),
             ("scenario", self.scenario, (None, *SCENARIOS)),
-            ("model", self.model, (None, *MODELS)),
+            ("model", self.model, (None, AUTO, *MODELS)),
             ("pattern", self.pattern, PATTERNS),
             ("sparsity distribution", self.distribution, DISTRIBUTIONS),
             ("first mask", self.first_mask, (None, *FIRST_MASKS)),
             ("importance", self.importance, (None, *IMPORTANCES)),
             ("ranking", self.ranking, (None, *RANKINGS)),
         ):
-            if value not in allowed:
-                names = ", ".join(name for name in allowed if name is not None)
+            if value not in allowed and not (label in OF_YOUR_OWN and named.is_own(value)):
+                names = ", ".join([name for name in allowed if name is not None] + OF_YOUR_OWN.get(label, []))
                 raise ConfigError(f"unknown {label} {value!r}; allowed: {names}")
         for label, number, least, most in (
             ("epochs", self.epochs, 1, MOST),
@@ -159,10 +173,22 @@ class Experiment:
             raise ConfigError(
                 f"weight decay {self.weight_decay:.6g} is not allowed; use 0 or more, at most {LARGEST:.2g}"
             )
-        for option, setting in self.method_options.items():
-            if not abs(setting) <= LARGEST:  # NaN, infinity, and what float32 does not hold
-                raise ConfigError(f"method option {option} is not a finite number of at most {LARGEST:.2g}")
+        for what in ("method", "sparsifier", "optimizer"):
+            for option, setting in getattr(self, f"{what}_options").items():
+                if not abs(setting) <= LARGEST:  # NaN, infinity, and what float32 does not hold
+                    raise ConfigError(f"{what} option {option} is not a finite number of at most {LARGEST:.2g}")
+        self._check_steps()
         self._check_combination()
+
+    def _check_steps(self) -> None:
+        """Refuse what the optimizer's steps cannot follow, and an augmentation that is none."""
+        if self.lr_schedule is not None and not named.is_own(self.lr_schedule):
+            parse(self.lr_schedule)
+        check_warmup(self.warmup or 0.0)
+        check_clip(self.clip_grad_norm)
+        optimizers.check(self.optimizer, self.momentum, self.optimizer_options)
+        if self.augment is not None:
+            augmentations(self.augment)
 
     def _check_combination(self) -> None:
         """Refuse what could only be ignored."""
@@ -176,7 +202,7 @@ class Experiment:
             raise ConfigError(
                 f"method {self.method} does not support {self.scenario}; it supports: {', '.join(method.scenarios)}"
             )
-        if self.buffer_size is not None and not issubclass(method, methods.RehearsalMethod):
+        if self.buffer_size is not None and not methods.has_buffer(method):
             replay = ", ".join(n for n, m in methods.METHODS.items() if issubclass(m, methods.RehearsalMethod))
             raise ConfigError(f"method {self.method} has no buffer; --buffer-size goes with: {replay}")
         if self.sparsifier == "dense" and self.sparsity:
@@ -191,6 +217,8 @@ class Experiment:
             raise ConfigError(f"block size {self.block_size} goes with pattern block, not {self.pattern}")
         if self.sparsifier == "snip" and self.first_mask is not None:
             raise ConfigError("first mask goes with another sparsifier: snip's comes from gradients (leave it out)")
+        if self.sparsifier_options and not named.is_own(self.sparsifier):
+            raise ConfigError("sparsifier options go with a sparsifier of your own, --sparsifier package.module:Class")
         only_sparcl = ("gradient_sparsity", "sample_removal", "ddr_score", "importance", "ranking")
         given = [name for name in only_sparcl if getattr(self, name) is not None]
         if self.sparsifier != "sparcl" and given:
@@ -205,31 +233,37 @@ class Experiment:
         Raises:
             ConfigError: an unknown preset.
         """
-        protocol = PROTOCOLS[self.stream]
+        protocol = PROTOCOLS.get(self.stream, OF_OWN)
         method = methods.find(self.method)
-        has_buffer = issubclass(method, methods.RehearsalMethod)
-        buffer_size = (self.buffer_size or 200) if has_buffer else None
+        buffer_size = (self.buffer_size or 200) if methods.has_buffer(method) else None
         settings = published(self.stream, self.method, buffer_size, self.preset)
         options = {k: v for k, v in settings.items() if k not in ("lr", "weight_decay", "source")}
         model = self.model or protocol.model
-        sparse = self.sparsifier != "dense"
+        sparsifier, own = find(self.sparsifier), named.is_own(self.sparsifier)
+        sparse = self.sparsifier != "dense" and (not own or named.takes(sparsifier, "sparsity"))
         sparcl = self.sparsifier == "sparcl"
+        has_mask = self.sparsifier != "snip" and not own
         usual_mask = "magnitude" if self.init else "random"  # the largest of given weights are what they know
+        lr, weight_decay = self._rates(settings)
         by_epochs = self.steps is None and self.max_seconds is None
         return dataclasses.replace(
             self,
             scenario=self.scenario or method.scenarios[0],
             buffer_size=buffer_size,
             method_options={**options, **self.method_options},
-            lr=settings["lr"] if self.lr is None else self.lr,
-            weight_decay=_default(self.weight_decay, settings.get("weight_decay", 0.0)),
+            lr=lr,
+            weight_decay=weight_decay,
+            optimizer=None if self.optimizer == optimizers.USUAL else self.optimizer,
+            momentum=self.momentum if named.is_own(self.optimizer) else self.momentum or None,
+            lr_schedule=None if self.lr_schedule == CONSTANT else self.lr_schedule,
+            warmup=self.warmup or None,
             epochs=(self.epochs or protocol.epochs) if by_epochs else None,
             model=model,
-            width=self.width or DEFAULT_WIDTH[model],
-            sparsity=(DEFAULT_SPARSITY if self.sparsity is None else self.sparsity) if sparse else None,
-            drop_last=find(self.sparsifier).drops_last if self.drop_last is None else self.drop_last,
-            prunable=self.prunable if sparse else None,
-            first_mask=(self.first_mask or usual_mask) if sparse and self.sparsifier != "snip" else None,
+            width=self.width or DEFAULT_WIDTH.get(model),
+            sparsity=_default(self.sparsity, DEFAULT_SPARSITY) if sparse else self.sparsity if own else None,
+            drop_last=sparsifier.drops_last if self.drop_last is None else self.drop_last,
+            prunable=self.prunable if sparse or own else None,
+            first_mask=(self.first_mask or usual_mask) if sparse and has_mask else self.first_mask,
             gradient_sparsity=_default(self.gradient_sparsity, 0.2) if sparcl else None,
             sample_removal=_default(self.sample_removal, 0.3 if by_epochs else 0.0) if sparcl else None,
             ddr_score=self.ddr_score or "misclassified" if sparcl else None,
@@ -237,15 +271,24 @@ class Experiment:
             ranking=self.ranking or "step" if sparcl else None,
         )
 
+    def _rates(self, published: dict[str, Any]) -> tuple[float | None, float | None]:
+        """Learning rate and weight decay: given, published for SGD, or the optimizer's; one's own is asked itself."""
+        if named.is_own(self.optimizer):
+            return self.lr, self.weight_decay
+        kind = optimizers.OPTIMIZERS[self.optimizer or optimizers.USUAL]
+        lr = published["lr"] if kind.lr is None else kind.lr
+        decay = published.get("weight_decay", 0.0) if kind.weight_decay is None else kind.weight_decay
+        return lr if self.lr is None else self.lr, _default(self.weight_decay, decay)
+
     @property
     def name(self) -> str:
         """A short name, for the run directory: stream, method, sparsifier, seed."""
         parts = [self.stream, self.method, self.sparsifier]
-        if self.sparsifier != "dense":
+        if self.sparsifier != "dense" and not (named.is_own(self.sparsifier) and self.sparsity is None):
             parts.append(f"{DEFAULT_SPARSITY if self.sparsity is None else self.sparsity:g}")
         if self.pattern != "unstructured":
             parts.append(self.pattern)
-        return "-".join([*parts, f"seed{self.seed}"])
+        return "-".join([*parts, f"seed{self.seed}"]).replace(":", ".")  # a colon is not for every disk
 
     def to_toml(self) -> str:
         """The experiment as TOML; `None` is left out."""
@@ -274,6 +317,14 @@ class Experiment:
 
 
 IMPORTANCES = ("cwi", "magnitude")
+OF_YOUR_OWN = {
+    "stream": ["package.module:name"],
+    "model": ["package.module:name"],
+    "method": ["package.module:Class"],
+    "sparsifier": ["package.module:Class"],
+}
+"""What may be named beside what is in the registries."""
+
 BUDGETS = ("epochs", "steps", "max_seconds")
 """How long a task is trained: one of these."""
 
