@@ -108,11 +108,8 @@ def run(
     values = read_toml(config) if config is not None else {}
     for of, pairs in (("method", option), ("sparsifier", sparsifier_option), ("optimizer", optimizer_option)):
         if pairs:
-            kept = values.get(f"{of}_options", {})
-            values = {
-                **values,
-                f"{of}_options": {**kept, **_options(pairs, "option" if of == "method" else f"{of}-option")},
-            }
+            asked = _options(pairs, "option" if of == "method" else f"{of}-option")
+            values = {**values, f"{of}_options": {**values.get(f"{of}_options", {}), **asked}}
     experiment = Experiment.from_dict(overridden(values, given), str(config) if config else "options")
     execute(experiment, out, resume=resume, checkpoint_every=checkpoint_every, console=_console(), track=track or ())
 

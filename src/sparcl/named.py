@@ -28,6 +28,12 @@ def is_own(name: str | None) -> bool:
     return name is not None and ":" in name
 
 
+def check_form(what: str, name: str) -> None:
+    """Raise ConfigError unless it is `package.module:name`; nothing is imported."""
+    if not FORM.fullmatch(name):
+        raise ConfigError(f"{what} {name!r:.80} is not allowed; one of your own is named package.module:name")
+
+
 def find(what: str, name: str) -> Any:
     """The object that `package.module:name` names.
 
@@ -37,8 +43,7 @@ def find(what: str, name: str) -> Any:
     Raises:
         ConfigError: not of this form, no such module or name, an import that fails, or a module in a run directory.
     """
-    if not FORM.fullmatch(name):
-        raise ConfigError(f"{what} {name!r:.80} is not allowed; one of your own is named package.module:name")
+    check_form(what, name)
     module_name, _, path = name.partition(":")
     _check_place(what, name, module_name)
     try:

@@ -20,6 +20,7 @@ from sparcl.sparsity import SPARSIFIERS, find
 from sparcl.sparsity.patterns import make_pattern
 from sparcl.sparsity.sparcl import SparCL
 from sparcl.sparsity.sparsifier import Sparsifier
+from sparcl.streams.augment import Transform
 from sparcl.streams.files import Progress
 from sparcl.streams.task import Stream
 
@@ -140,6 +141,9 @@ def check_parts(experiment: Experiment) -> None:
     method(experiment)
     sparsifier(experiment)
     schedule(experiment)
+    optimizers.maker(experiment)
+    if experiment.augment is not None:
+        Transform().augmented(experiment.augment)
     for what in ("stream", "model"):
         if named.is_own(name := getattr(experiment, what)):
             named.find(what, name)

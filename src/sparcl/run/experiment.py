@@ -184,11 +184,14 @@ class Experiment:
         """Refuse what the optimizer's steps cannot follow, and an augmentation that is none."""
         if self.lr_schedule is not None and not named.is_own(self.lr_schedule):
             parse(self.lr_schedule)
+        for label, own in (("lr-schedule", self.lr_schedule), ("stream", self.stream), ("model", self.model)):
+            if own is not None and named.is_own(own):
+                named.check_form(label, own)
         check_warmup(self.warmup or 0.0)
         check_clip(self.clip_grad_norm)
         optimizers.check(self.optimizer, self.momentum, self.optimizer_options)
         if self.augment is not None:
-            augmentations(self.augment)
+            augmentations(self.augment)  # names alone: what is the user's own is imported where it is used
 
     def _check_combination(self) -> None:
         """Refuse what could only be ignored."""
@@ -251,6 +254,7 @@ class Experiment:
             scenario=self.scenario or method.scenarios[0],
             buffer_size=buffer_size,
             method_options={**options, **self.method_options},
+            augment=None if self.augment is None else tuple("+".join(self.augment).split("+")),
             lr=lr,
             weight_decay=weight_decay,
             optimizer=None if self.optimizer == optimizers.USUAL else self.optimizer,

@@ -48,7 +48,7 @@ def check(name: str | None, momentum: float | None, options: Mapping[str, float]
     """
     name = name or USUAL
     if named.is_own(name):
-        named.find("optimizer", name)
+        named.check_form("optimizer", name)
         return
     if name not in OPTIMIZERS:
         raise ConfigError(f"unknown optimizer {name!r}; allowed: {', '.join(OPTIMIZERS)}, package.module:name")

@@ -111,7 +111,8 @@ class Transform:
         """
         names, own = augmentations(how)
         padding = (self.crop_padding or CROP_PADDING) if "crop" in names else 0
-        return replace(self, crop_padding=padding, flip="flip" in names, augment=own)
+        found = named.find("augmentation", own) if isinstance(own, str) else own
+        return replace(self, crop_padding=padding, flip="flip" in names, augment=found)
 
     def settings(self) -> dict[str, Any] | None:
         """As JSON values, for `of`, less what is the user's own; None for a transform of another class."""
@@ -159,28 +160,28 @@ class Transform:
         return self.normalize(inputs)
 
 
-def augmentations(how: How) -> tuple[tuple[str, ...], Augment | None]:
-    """The named ones, in the order of `AUGMENTATIONS`, and the user's own.
+def augmentations(how: How) -> tuple[tuple[str, ...], Augment | str | None]:
+    """The named ones, in the order of `AUGMENTATIONS`, and the user's own or its name; nothing is imported.
 
     Raises:
         ConfigError: an unknown name, one that is there twice, `none` beside others, or two of the user's own.
     """
     asked = [how] if isinstance(how, str) or callable(how) else list(how)
     words = [word for one in asked for word in (one.split("+") if isinstance(one, str) else [one])]
-    own = [
-        named.find("augmentation", w) if isinstance(w, str) else w for w in words if not isinstance(w, str) or ":" in w
-    ]
-    names = [word for word in words if isinstance(word, str) and ":" not in word]
+    own = [word for word in words if not isinstance(word, str) or named.is_own(word)]
+    names = [word for word in words if isinstance(word, str) and not named.is_own(word)]
     allowed = f"allowed: {', '.join(AUGMENTATIONS)}, several joined by +, and one package.module:name"
     for name in names:
         if name not in AUGMENTATIONS:
             raise ConfigError(f"unknown augmentation {name!r:.80}; {allowed}")
     if not words or len(set(names)) < len(names) or len(own) > 1 or ("none" in names and len(words) > 1):
         raise ConfigError(f"augmentation {'+'.join(map(str, words)):.120} is not allowed; {allowed}, each once")
-    if own and not callable(own[0]):
-        raise ConfigError(
-            f"the augmentation is a {type(own[0]).__name__}; a function of a batch and a generator is needed"
-        )
+    for one in own:
+        if isinstance(one, str):
+            named.check_form("augmentation", one)
+        elif not callable(one):
+            kind = type(one).__name__
+            raise ConfigError(f"the augmentation is a {kind}; a function of a batch and a generator is needed")
     return tuple(name for name in AUGMENTATIONS[1:] if name in names), own[0] if own else None
 
 
