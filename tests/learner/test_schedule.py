@@ -129,7 +129,7 @@ def test_they_are_in_the_checkpoint_and_training_goes_on_to_the_same_bits(tmp_pa
         whole.learn(task)
     killed = make(observers=[])
 
-    def save(event: str, figures: dict[str, Any]) -> None:
+    def save(event: str, _: dict[str, Any]) -> None:
         if event == "step.end" and killed.steps == 7:
             killed.save(tmp_path)
 
@@ -152,7 +152,7 @@ def test_a_function_of_ones_own_is_given_again(tmp_path: Any) -> None:
     def falling(share: float) -> float:
         return 1 - share / 2
 
-    learner = make_learner(model=Net(), lr_schedule=falling)
+    learner = make_learner(model=Net(), lr_schedule=falling, sparsifier=Sparsifier())  # all epochs alike
     told = rates(learner)
     learner.learn(blobs()[0])
     assert told[0] == 0.01

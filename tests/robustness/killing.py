@@ -38,8 +38,11 @@ VARIANTS = {
     **{f"{name}, dense": ("--method", name, "--sparsifier", "dense") for name in ("packnet", "lps")},
     **{f"derpp, {name}": ("--sparsifier", name) for name in ("rigl", "set", "snip")},
     "derpp, sparcl in blocks": ("--pattern", "block"),
+    "derpp, sparcl, adamw": (
+        *("--optimizer", "adamw", "--lr-schedule", "cosine", "--warmup", "0.1", "--clip-grad-norm", "0.5"),
+    ),
 }
-"""Methods and sparsifiers with a state of their own."""
+"""Methods, sparsifiers and optimizers with a state of their own."""
 
 ENDS = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15), signal.SIGINT: (130,), signal.SIGHUP: (129, -1)}
 """How a run is ended, and with which codes it may end: at once where nothing has begun, else by its own."""

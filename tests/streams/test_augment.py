@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from sparcl import streams
 from sparcl.errors import ConfigError
 from sparcl.streams.augment import CIFAR_MEAN, CIFAR_STD, Normalize, Transform, random_crop_flip
 
@@ -156,7 +157,7 @@ def test_ones_own_is_drawn_from_the_generator_and_leaves_the_data_alone():
         ([], "each once"),
         ([shift, shift], "each once"),
         ([3], "a function of a batch"),
-        (lambda batch, generator: batch.float(), "shape and dtype must stay"),
+        (lambda batch, _: batch.float(), "shape and dtype must stay"),
         (lambda batch: batch, "fails: TypeError"),
     ],
 )
