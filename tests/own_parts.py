@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,17 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (folder / "mine_broken.py").write_text("import no_such_package_anywhere\n")
     (folder / "mine_raises.py").write_text("1 / 0\n")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
-    yield folder
-    for name in [n for n in sys.modules if n.partition(".")[0] in (NAME, "mine_broken", "mine_raises")]:
-        del sys.modules[name]
+    with forgotten(NAME, "mine_broken", "mine_raises"):
+        yield folder
+
+
+@contextmanager
+def forgotten(*modules: str) -> Iterator[None]:
+    """What is imported of these modules in here, and where it was looked for, is afterwards as if it never was."""
+    before, sys.path[:] = list(sys.path), [place for place in sys.path if place]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+        for name in [n for n in sys.modules if n.partition(".")[0] in modules]:
+            del sys.modules[name]

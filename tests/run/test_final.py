@@ -67,6 +67,7 @@ def test_result_names_the_data_its_classes_and_their_normalisation(tmp_path: Pat
         "input_dtype": "uint8",
         "mean": [0.0],
         "std": [1.0],
+        "augment": [],
         "class_names": list(stream.class_names),
         "tasks": [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]],
     }
