@@ -256,7 +256,7 @@ def test_measuring_leaves_no_trace() -> None:
 
 
 def test_a_run_records_what_really_ran(tmp_path: Path) -> None:
-    from sparcl.cli import _main
+    from sparcl.main import _main
 
     arguments = ["run", "seq-digits", "--epochs", "1", "--limit-per-class", "20", "--width", "8", "--threads", "1"]
     for backend in BACKENDS:

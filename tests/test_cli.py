@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparcl.cli import _main
+from sparcl.main import _main
 
 RECORDED = {
     *("benchmark", "method", "sparsifier", "backend", "seed", "model_sha256", "accuracy_matrix"),

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 import typer
+from own_parts import forgotten
 from pages import PAGES, ROOT, anchors, blocks, commands, links, prose
 
 from sparcl.cli import app
+from sparcl.main import _main
 from sparcl.run.experiment import Experiment
+from sparcl.run.toml import read_toml
 
 RUN = ["start", "own-data", "on-device", "extending", "coming-from"]
 NEW = [*RUN, "index", "choosing", "faq", "reference"]
@@ -45,6 +48,12 @@ def photos(tmp_path, monkeypatch):
         image.fromarray(draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(where / f"{k}.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def write_mine(folder):
+    """mine.py, of the blocks of extending.md that are for it."""
+    parts = [b for b in blocks(ROOT / "docs" / "extending.md", "python") if b.startswith("# mine.py")]
+    (folder / "mine.py").write_text("\n\n".join(parts))
 
 
 def equal(a, b) -> bool:
@@ -100,6 +109,21 @@ def test_the_sparsifier_that_extending_adds_moves_and_keeps_its_number(tmp_path,
     assert equal(names["resumed"], learner)
 
 
+def test_what_extending_names_on_the_command_line_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_mine(tmp_path)
+    np.save("digits.npy", np.zeros((2, 1, 8, 8), dtype=np.uint8))
+    asked = [words for words in commands(ROOT / "docs" / "extending.md") if any("mine" in word for word in words)]
+    assert [words[1] for words in asked] == ["run", "predict", "run"]
+    with forgotten("mine"):
+        for words in asked:
+            assert _main(words[1:]) == 0, capsys.readouterr().err
+    assert "own" not in capsys.readouterr().err
+    for run, named in (("mine", ("method", "sparsifier")), ("all", ("stream", "model", "optimizer", "lr_schedule"))):
+        settings = read_toml(tmp_path / "runs" / run / "config.toml")
+        assert all(settings[name].startswith("mine:") for name in named)
+
+
 def test_the_worked_examples_are_under_40_lines():
     examples = [b for b in blocks(ROOT / "docs" / "extending.md", "python") if re.search(r"^class ", b, re.MULTILINE)]
     assert len(examples) == 2
@@ -116,7 +140,14 @@ def test_no_page_with_python_is_left_out():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_parses(page):
+def test_every_command_parses(page, tmp_path, monkeypatch):
+    write_mine(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with forgotten("mine"):
+        check_commands(page)
+
+
+def check_commands(page):
     for words in commands(page):
         if words[0] == "sparcl" and len(words) > 1:
             check_sparcl(words[1:])

@@ -15,7 +15,7 @@ from sparcl import overlaid
 
 OURS = Path(sparcl.__file__).parent
 REMEDY = "pip uninstall sparclclient sparcl-edge, then install sparcl-edge alone"
-MAIN = "import sys; from sparcl.cli import main; sys.argv = ['sparcl', 'info']; main()"
+MAIN = "import sys; from sparcl.main import main; sys.argv = ['sparcl', 'info']; main()"
 
 
 def add_record(site: Path, name: str, *files: str) -> None:

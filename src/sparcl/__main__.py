@@ -1,5 +1,5 @@
 """`python -m sparcl` is the `sparcl` command."""
 
-from sparcl.cli import main
+from sparcl.main import main
 
 main()

@@ -1,38 +1,24 @@
-"""The command line: `sparcl run`, `sparcl info`, ...
-
-Exit codes: 0 done, 2 bad arguments or data (exactly one line on stderr), 128 + N stopped by signal N: 130 Ctrl-C, 143
-SIGTERM, 129 SIGHUP, 141 where nobody reads standard output any more (one line on stderr).
-"""
+"""The command line: `sparcl run`, `sparcl info`, ..."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import signal
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TextIO, cast
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-import sparcl
-from sparcl import overlaid
-from sparcl.errors import ConfigError, DataWarning, OutputError, SparclError, Stopped, out_of_memory
+from sparcl.errors import ConfigError
 from sparcl.report import neutral
-from sparcl.run.console import CommandConsole, Output
+from sparcl.run.console import CommandConsole
 
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-# Typer carries Click inside since 0.2x: the common base of all that its parser refuses is found from here.
-ParserError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 @app.callback()
@@ -60,6 +46,9 @@ def run(
     ranking: Annotated[str | None, typer.Option(help="gradients of: step (default), training's, or fresh")] = None,
     buffer_size: Annotated[int | None, typer.Option(help="samples kept for rehearsal; default 200")] = None,
     single_head: Annotated[bool | None, typer.Option(help="mask other tasks' logits in the training loss")] = None,
+    sparsifier_option: Annotated[
+        list[str] | None, typer.Option(help="of a sparsifier of your own: NAME=NUMBER")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="a named setting of the method, e.g. sparcl-script")] = None,
     option: Annotated[list[str] | None, typer.Option(help="the method's own: NAME=NUMBER, e.g. alpha=0.2")] = None,
     epochs: Annotated[int | None, typer.Option(help="passes over each task; default: published")] = None,
@@ -72,7 +61,18 @@ def run(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate; default: published")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="default: published (0 for most)")] = None,
-    model: Annotated[str | None, typer.Option(help="resnet18, convnet or mlp; default: the stream's")] = None,
+    lr_schedule: Annotated[
+        str | None, typer.Option(help="over each task: constant (default), cosine or step(0.5,0.75,by=0.1)")
+    ] = None,
+    warmup: Annotated[float | None, typer.Option(help="share of each task in which the rate rises; default 0")] = None,
+    clip_grad_norm: Annotated[float | None, typer.Option(help="what the gradients' norm is scaled down to")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd (default), adam, adamw, or your own")] = None,
+    momentum: Annotated[float | None, typer.Option(help="of optimizer sgd; default 0")] = None,
+    optimizer_option: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER, e.g. beta2=0.99")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="resnet18, convnet, mlp, or your own as package.module:name; default: the stream's"),
+    ] = None,
     width: Annotated[int | None, typer.Option(help="channels of the model's first layer; resnet18: 64")] = None,
     init: Annotated[str | None, typer.Option(help="safetensors file with the weights to start from")] = None,
     scenario: Annotated[str | None, typer.Option(help="class-il or task-il")] = None,
@@ -86,21 +86,30 @@ def run(
     classes_per_task: Annotated[int | None, typer.Option(help="default: the stream's published split")] = None,
     class_order_seed: Annotated[int | None, typer.Option(help="shuffle the classes over the tasks")] = None,
     resize: Annotated[int | None, typer.Option(help="folder: side to resize images to")] = None,
+    augment: Annotated[
+        list[str] | None, typer.Option(help="none, crop, flip, crop+flip, or your own; default: the stream's")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="run directory; default runs/<name>")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run directory's checkpoint")] = False,
     checkpoint_every: Annotated[str, typer.Option(help="steps or seconds between checkpoints: 500 or 60s")] = "60s",
     track: Annotated[list[str] | None, typer.Option(help="tell csv, tensorboard or wandb of the metrics")] = None,
     config: Annotated[Path | None, typer.Option(help="a TOML file with these settings; options override it")] = None,
 ) -> None:
-    """Train on a stream of tasks, one after another, and leave a run directory with the result."""
-    from sparcl.run.experiment import Experiment, overridden, read_toml
+    """Train on a stream of tasks, one after another, and leave a run directory with the result.
+
+    Stream, method, sparsifier, model, optimizer and augmentation may be your own: package.module:name.
+    """
+    from sparcl.run.experiment import Experiment, overridden
     from sparcl.run.run import execute
+    from sparcl.run.toml import read_toml
 
     given: dict[str, Any] = {k: v for k, v in locals().items() if k in {f.name for f in dataclasses.fields(Experiment)}}
     given = {k: v for k, v in given.items() if v is not None}
     values = read_toml(config) if config is not None else {}
-    if option:
-        values = {**values, "method_options": {**values.get("method_options", {}), **_options(option)}}
+    for of, pairs in (("method", option), ("sparsifier", sparsifier_option), ("optimizer", optimizer_option)):
+        if pairs:
+            asked = _options(pairs, "option" if of == "method" else f"{of}-option")
+            values = {**values, f"{of}_options": {**values.get(f"{of}_options", {}), **asked}}
     experiment = Experiment.from_dict(overridden(values, given), str(config) if config else "options")
     execute(experiment, out, resume=resume, checkpoint_every=checkpoint_every, console=_console(), track=track or ())
 
@@ -297,7 +306,7 @@ def _console() -> Console:
     return CommandConsole()
 
 
-def _options(pairs: list[str]) -> dict[str, float]:
+def _options(pairs: list[str], option: str) -> dict[str, float]:
     """NAME=NUMBER pairs."""
     options = {}
     for pair in pairs:
@@ -305,71 +314,5 @@ def _options(pairs: list[str]) -> dict[str, float]:
         try:
             options[name] = float(number)
         except ValueError:
-            raise ConfigError(f"--option {pair!r} is not NAME=NUMBER") from None
+            raise ConfigError(f"--{option} {pair!r} is not NAME=NUMBER") from None
     return options
-
-
-def main() -> None:
-    """Entry point: run the command; whatever is the user's to mend is one line on stderr and exit code 2."""
-    from sparcl.run.progress import spell_out
-
-    if sys.stdout is None:  # closed by the caller: nobody wants to read
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
-    spell_out()  # a path may hold what the terminal's encoding does not
-    output = Output(sys.stdout)
-    sys.stdout = cast(TextIO, output)
-    if not hasattr(sparcl, "Learner"):  # another's __init__.py, over ours
-        said = overlaid.warning(Path(__file__).parents[1])
-        sys.exit(
-            _refuse(said or f"{sparcl.__file__} is not this project's; install sparcl-edge in a fresh environment")
-        )
-    warnings.showwarning = _tell(warnings.showwarning)
-    code = _main(sys.argv[1:])
-    try:
-        output.flush()
-    except OutputError as error:
-        code = code or _refuse(str(error))  # one line, where the command has not said it
-        output.give_up()
-    sys.exit(_unheard() if output.deserted and not code else code)
-
-
-def _tell(otherwise: Callable[..., None]) -> Callable[..., None]:
-    """Shows what data should be heard of as a line of its own, every other warning as before."""
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, DataWarning):
-            print(message)
-        else:
-            otherwise(message, category, *where, **more)
-
-    return show
-
-
-def _main(arguments: list[str]) -> int:
-    try:
-        code = app(arguments or ["--help"], prog_name="sparcl", standalone_mode=False)
-    except SparclError as error:
-        return _refuse(str(error))
-    except ParserError as error:
-        return _refuse(error.format_message())  # type: ignore[attr-defined]
-    except Stopped as stop:
-        return _unheard(stop.saved) if stop.signal == signal.SIGPIPE else 128 + stop.signal
-    except (typer.Abort, KeyboardInterrupt):
-        return 130
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        return _refuse("there is not enough memory; use a smaller width, batch size or buffer size")
-    return int(code or 0)
-
-
-def _refuse(message: str, code: int = 2) -> int:
-    with contextlib.suppress(OSError):  # stderr may be gone as well
-        print("sparcl: " + neutral.line(message), file=sys.stderr, flush=True)
-    return code
-
-
-def _unheard(saved: str | None = None) -> int:
-    """Nobody reads standard output any more."""
-    kept = f"; {saved} is saved: go on with --resume" if saved else ""
-    return _refuse(f"standard output was closed by its reader{kept}", 128 + signal.SIGPIPE)

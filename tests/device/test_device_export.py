@@ -8,7 +8,7 @@ import made
 import pytest
 
 from sparcl import Learner
-from sparcl.cli import _main
+from sparcl.main import _main
 from sparcl.streams import seq_digits
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from made_runs import make_run
 
-from sparcl import cli
+from sparcl.main import _main
 from sparcl.report import group, load, neutral
 from sparcl.report.tables import as_csv, as_markdown
 
@@ -54,8 +54,8 @@ def test_a_report_of_an_odd_record_is_neutral(tmp_path: Path) -> None:
 
 
 def test_a_refusal_does_not_pass_on_escape_sequences(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli._main(["run", "seq-digits", "--method", "\x1b[31mx\u202e"]) == 2
-    assert cli._main(["report", "\x1b[31mabsent"]) == 2
+    assert _main(["run", "seq-digits", "--method", "\x1b[31mx\u202e"]) == 2
+    assert _main(["report", "\x1b[31mabsent"]) == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 2
     assert "\x1b" not in said
@@ -68,5 +68,5 @@ def test_figures_near_the_largest_float_stop_no_report(
 ) -> None:
     for seed in range(3):
         make_run(tmp_path / str(seed), {"seed": seed}, seed=seed, class_il=(-1) ** seed * 1.7e308, forgetting=1.7e308)
-    assert cli._main(["report", str(tmp_path), "--format", form]) == 0
+    assert _main(["report", str(tmp_path), "--format", form]) == 0
     assert "derpp" in capsys.readouterr().out

@@ -42,7 +42,8 @@ from sparcl.checkpoint.store import open_folder
 from sparcl.errors import SparclError, out_of_memory
 from sparcl.methods import DERpp
 from sparcl.nn import MLP
-from sparcl.run.experiment import Experiment, read_toml
+from sparcl.run.experiment import Experiment
+from sparcl.run.toml import read_toml
 from sparcl.streams.idx import read_idx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "streams"))

@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
-from sparcl import cli, kernels
+from sparcl import kernels
 from sparcl.checkpoint import files
+from sparcl.main import _main
 from sparcl.run import run as _loaded_before_forking  # noqa: F401
 from sparcl.streams.digits import read_digits
 
@@ -37,8 +38,11 @@ VARIANTS = {
     **{f"{name}, dense": ("--method", name, "--sparsifier", "dense") for name in ("packnet", "lps")},
     **{f"derpp, {name}": ("--sparsifier", name) for name in ("rigl", "set", "snip")},
     "derpp, sparcl in blocks": ("--pattern", "block"),
+    "derpp, sparcl, adamw": (
+        *("--optimizer", "adamw", "--lr-schedule", "cosine", "--warmup", "0.1", "--clip-grad-norm", "0.5"),
+    ),
 }
-"""Methods and sparsifiers with a state of their own."""
+"""Methods, sparsifiers and optimizers with a state of their own."""
 
 ENDS = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15), signal.SIGINT: (130,), signal.SIGHUP: (129, -1)}
 """How a run is ended, and with which codes it may end: at once where nothing has begun, else by its own."""
@@ -65,7 +69,7 @@ def start(arguments: list[str], output: Path) -> int:
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
-            code = cli._main(arguments)
+            code = _main(arguments)
         except KeyboardInterrupt:  # before the command began
             code = 130
         except Exception:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparcl import cli
 from sparcl.checkpoint import Store
 from sparcl.errors import CheckpointError
+from sparcl.main import _main
 
 RUN = ["run", "seq-digits", "--limit-per-class", "40", "--epochs", "1", "--width", "4", "--threads", "1"]
 ARGUMENTS = [*RUN, "--backend", "reference", "--checkpoint-every", "2"]
@@ -70,7 +70,7 @@ def run_with(root: Path, allowed: int, arguments: list[str]) -> tuple[int, int]:
     """Exit code and operations left over."""
     with pytest.MonkeyPatch.context() as patch:
         disk = FailingDisk(root, allowed, patch)
-        code = cli._main(arguments)
+        code = _main(arguments)
     return code, disk.left
 
 
@@ -97,7 +97,7 @@ def test_whichever_write_fails_the_run_says_so_in_one_line_and_can_go_on(
         assert loaded is not None
         assert loaded.damaged == ()
         saved_before += 1
-        assert cli._main([*ARGUMENTS, "--out", str(out), "--resume"]) == 0
+        assert _main([*ARGUMENTS, "--out", str(out), "--resume"]) == 0
         weights = [(folder / "model.safetensors").read_bytes() for folder in (out, tmp_path / "whole")]
         assert weights[0] == weights[1]
         capsys.readouterr()

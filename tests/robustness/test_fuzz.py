@@ -16,7 +16,7 @@ import sparcl
 from sparcl import streams
 from sparcl.checkpoint import files
 from sparcl.errors import SparclError
-from sparcl.run.experiment import read_toml
+from sparcl.run.toml import read_toml
 from sparcl.streams.idx import read_idx
 
 

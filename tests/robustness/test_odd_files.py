@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sparcl import cli
+from sparcl.main import _main
 from sparcl.report import load
 
 RUN = ["run", "seq-digits", "--limit-per-class", "40", "--epochs", "1", "--width", "4", "--threads", "1"]
@@ -35,13 +35,13 @@ def no_hang() -> Iterator[None]:
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
     out = tmp_path / "run"
-    assert cli._main([*ARGUMENTS, "--out", str(out)]) == 0
+    assert _main([*ARGUMENTS, "--out", str(out)]) == 0
     return out
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     capsys.readouterr()
-    assert cli._main(list(arguments)) == 2
+    assert _main(list(arguments)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
@@ -94,7 +94,7 @@ def test_a_hard_link_is_not_written_through(finished: Path, capsys: pytest.Captu
         assert "hard link" in refusal(capsys, *ARGUMENTS, "--out", str(finished), "--resume")
         assert (finished / "other").read_bytes() == kept
         (finished / "other").unlink()
-    assert cli._main([*ARGUMENTS, "--out", str(finished), "--resume"]) == 0
+    assert _main([*ARGUMENTS, "--out", str(finished), "--resume"]) == 0
 
 
 def test_a_linked_checkpoint_is_passed_over_and_what_is_behind_it_stays(
@@ -104,13 +104,13 @@ def test_a_linked_checkpoint_is_passed_over_and_what_is_behind_it_stays(
     (finished / "result.json").unlink()
     (finished / "checkpoint" / "step-0").symlink_to(theirs)
     capsys.readouterr()
-    assert cli._main([*ARGUMENTS, "--out", str(finished), "--resume"]) == 0
+    assert _main([*ARGUMENTS, "--out", str(finished), "--resume"]) == 0
     assert (theirs / "theirs").read_text() == "theirs\n"
     (finished / "result.json").unlink()
     latest = (finished / "checkpoint" / "latest").read_text().strip()
     (finished / "checkpoint" / latest).rename(tmp_path / "elsewhere")
     (finished / "checkpoint" / latest).symlink_to(tmp_path / "elsewhere")
-    assert cli._main([*ARGUMENTS, "--out", str(finished), "--resume"]) == 0
+    assert _main([*ARGUMENTS, "--out", str(finished), "--resume"]) == 0
     assert "is a link" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "elsewhere" / "manifest.json").exists()
 

@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from powerloss import Recorder, Step, replays
 
-from sparcl import cli
 from sparcl.checkpoint import State, Store
 from sparcl.checkpoint import disk as durable
+from sparcl.main import _main
 
 
 def made(step: int) -> State:
@@ -125,9 +125,9 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> list[Step]:
     root = tmp_path_factory.mktemp("real")
     recorder = Recorder(root)
     with pytest.MonkeyPatch.context() as patch, recorder.recording(patch) as recorded:
-        assert cli._main([*ARGUMENTS, "--out", str(root / "runs" / "run")]) == 0
+        assert _main([*ARGUMENTS, "--out", str(root / "runs" / "run")]) == 0
         durable.os.unlink(root / "runs" / "run" / "result.json")
-        assert cli._main([*ARGUMENTS, "--out", str(root / "runs" / "run"), "--resume"]) == 0
+        assert _main([*ARGUMENTS, "--out", str(root / "runs" / "run"), "--resume"]) == 0
     return recorded
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from made_data import picture, tree, write_folder
 
-from sparcl import cli
 from sparcl.errors import Stopped
+from sparcl.main import _main
 from sparcl.run.signals import StopRequest
 from sparcl.streams import cache, images, safe_pickle
 
@@ -40,7 +40,7 @@ def test_a_signal_while_data_is_read_ends_with_its_code_and_leaves_nothing(
         monkeypatch.setattr(np, "load", interrupted(number, np.load))
     else:
         monkeypatch.setattr(images, "_to_rgb", interrupted(number, images._to_rgb))
-    assert cli._main(run) == 128 + number
+    assert _main(run) == 128 + number
     assert capsys.readouterr().err == ""
     assert not (tmp_path / "out").exists()
 
@@ -119,7 +119,7 @@ def test_other_commands_end_with_a_line_as_well(tmp_path: Path, command: list[st
     out = tmp_path / "run"
     if "RUN" in command:
         killing.prepare()
-        assert cli._main([*killing.RUN, "--backend", "reference", "--out", str(out)]) == 0
+        assert _main([*killing.RUN, "--backend", "reference", "--out", str(out)]) == 0
     reader, writer = os.pipe()
     os.close(reader)
     arguments = [str(out) if word == "RUN" else word for word in command]

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from sparcl import kernels
-from sparcl.cli import _main
+from sparcl.main import _main
 from sparcl.run import bench
 from sparcl.run.bench import Side
 

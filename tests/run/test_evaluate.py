@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparcl import cli
 from sparcl.errors import ConfigError
 from sparcl.learner.accuracy import Accuracy
+from sparcl.main import _main
 from sparcl.run.evaluate import AccuracyMatrix
 
 TASK_IL = [(90.0, 50.0, 40.0), (80.0, 95.0, 55.0), (70.0, 91.0, 97.0)]
@@ -165,7 +165,7 @@ def test_forward_transfer_of_a_run_is_null_for_icarl_alone(tmp_path: Path, metho
     size = [] if method == "packnet" else ["--buffer-size", "20"]
     sparsifier = [*size, "--sparsifier", "dense", "--backend", "reference", "--out", str(tmp_path / "run")]
     short = ["--limit-per-class", "8", "--epochs", "1", "--width", "4", "--batch-size", "8"]
-    assert cli._main(["run", "seq-digits", "--method", method, *short, *sparsifier]) == 0
+    assert _main(["run", "seq-digits", "--method", method, *short, *sparsifier]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["forward_transfer"] is not None) == has_one
     assert (result["transfer"]["task_il"]["forward_transfer"] is not None) == has_one

@@ -6,7 +6,8 @@ import pytest
 
 from sparcl.errors import ConfigError
 from sparcl.run import build
-from sparcl.run.experiment import Experiment, overridden, read_toml
+from sparcl.run.experiment import Experiment, overridden
+from sparcl.run.toml import read_toml
 from sparcl.sparsity import SparCL
 
 
@@ -174,10 +175,12 @@ def test_every_setting_is_an_option_of_the_command():
     missing = {f.name for f in dataclasses.fields(Experiment)} - options
     assert missing == {
         "method_options",
+        "sparsifier_options",
+        "optimizer_options",
         "layer_choice",
         "pace",
         "init_sha256",
-    }  # --option NAME=NUMBER; measured, not given
+    }  # --option, --sparsifier-option, --optimizer-option NAME=NUMBER; measured, not given
 
 
 def test_ranking_reaches_the_parts_that_rank():

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sparcl import cli, streams
+from sparcl import streams
+from sparcl.main import _main
 from sparcl.run import export
 from sparcl.run.answering import Answering
 
@@ -32,7 +33,7 @@ print(ascii(CLASSES))
 def made_run(out: Path, method: str, sparsifier: str = "dense", model: str = "convnet") -> Path:
     options = ["--model", model, "--width", str(MODELS[model]), "--epochs", "1", "--limit-per-class", "20"]
     command = ["run", "seq-digits", *options, "--threads", "1", "--method", method, "--sparsifier", sparsifier]
-    assert cli._main([*command, "--class-order-seed", "3", "--out", str(out)]) == 0
+    assert _main([*command, "--class-order-seed", "3", "--out", str(out)]) == 0
     return out
 
 
@@ -63,7 +64,7 @@ CASES = [("convnet", None), ("resnet18", None), ("mlp", None), ("icarl", None), 
 def test_the_code_beside_the_weights_needs_no_sparcl(tmp_path, runs, pixels, kind, task) -> None:
     asked = [] if task is None else ["--task", str(task)]
     out = tmp_path / "answers.safetensors"
-    assert cli._main(["export", str(runs[kind]), "--out", str(out), *asked]) == 0
+    assert _main(["export", str(runs[kind]), "--out", str(out), *asked]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.py", "answers.safetensors"]
     np.save(tmp_path / "x.npy", pixels.numpy())
     done = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -73,7 +74,7 @@ def test_the_code_beside_the_weights_needs_no_sparcl(tmp_path, runs, pixels, kin
     known = json.loads((runs[kind] / "result.json").read_text(encoding="utf-8"))["data"]
     columns = range(10) if task is None else known["tasks"][task - 1]
     assert done.stdout.strip() == ascii([known["class_names"][k] for k in columns])
-    assert cli._main(["export", str(runs[kind]), "--out", str(out), *asked]) == 0, "its own code is replaced"
+    assert _main(["export", str(runs[kind]), "--out", str(out), *asked]) == 0, "its own code is replaced"
 
 
 @pytest.mark.parametrize(("kind", "task"), CASES)
@@ -84,7 +85,7 @@ def test_onnx_runtime_answers_raw_pixels(tmp_path, runs, pixels, kind, task, cap
     asked = [] if task is None else ["--task", str(task)]
     out = tmp_path / "model.onnx"
     capfd.readouterr()
-    assert cli._main(["export", str(runs[kind]), "--format", "onnx", "--out", str(out), *asked]) == 0
+    assert _main(["export", str(runs[kind]), "--format", "onnx", "--out", str(out), *asked]) == 0
     told = capfd.readouterr()
     assert told.err == ""
     assert told.out == f"written: {out}\n"
@@ -102,7 +103,7 @@ def test_onnx_runtime_answers_raw_pixels(tmp_path, runs, pixels, kind, task, cap
 
 def test_the_guide_says_how_to_load_it(tmp_path, runs, pixels) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "use.md").read_text(encoding="utf-8")
-    assert cli._main(["export", str(runs["convnet"]), "--out", str(tmp_path / "model.safetensors")]) == 0
+    assert _main(["export", str(runs["convnet"]), "--out", str(tmp_path / "model.safetensors")]) == 0
     np.save(tmp_path / "x.npy", pixels.numpy())
     first = "import sys, numpy, torch; sys.modules['sparcl'] = None; pixels = torch.from_numpy(numpy.load('x.npy'))\n"
     program = first + guide.split("```python\n")[1].split("```")[0] + "print(names)"
@@ -112,11 +113,11 @@ def test_the_guide_says_how_to_load_it(tmp_path, runs, pixels) -> None:
 
 def test_the_exported_weights_start_another_run(tmp_path, runs) -> None:
     out = tmp_path / "w.safetensors"
-    assert cli._main(["export", str(runs["convnet"]), "--out", str(out)]) == 0
+    assert _main(["export", str(runs["convnet"]), "--out", str(out)]) == 0
     own = load_file(runs["convnet"] / "model.safetensors")
     assert all(torch.equal(tensor, own[name]) for name, tensor in load_file(out).items())
     command = ["run", "seq-digits", "--width", "8", "--epochs", "1", "--limit-per-class", "20", "--threads", "1"]
-    assert cli._main([*command, "--init", str(out), "--out", str(tmp_path / "run")]) == 0
+    assert _main([*command, "--init", str(out), "--out", str(tmp_path / "run")]) == 0
 
 
 def test_what_onnx_runtime_answers_otherwise_is_not_written(tmp_path, runs, monkeypatch, capsys) -> None:
@@ -130,7 +131,7 @@ def test_what_onnx_runtime_answers_otherwise_is_not_written(tmp_path, runs, monk
         return content
 
     monkeypatch.setattr(export, "_as_onnx", other)
-    assert cli._main(["export", str(runs["mlp"]), "--format", "onnx", "--out", str(tmp_path / "m.onnx")]) == 2
+    assert _main(["export", str(runs["mlp"]), "--format", "onnx", "--out", str(tmp_path / "m.onnx")]) == 2
     assert "ONNX Runtime answers otherwise than PyTorch; nothing was written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -144,7 +145,7 @@ def test_names_are_no_code(tmp_path, runs) -> None:
     hostile = ['"]; raise SystemExit(7)  #', "{shape}", '"""', "\u202e\n\\", *"abcdef"]
     result["data"]["class_names"] = hostile
     (copied / "result.json").write_text(json.dumps(result), encoding="utf-8")
-    assert cli._main(["export", str(copied), "--out", str(tmp_path / "answers.safetensors")]) == 0
+    assert _main(["export", str(copied), "--out", str(tmp_path / "answers.safetensors")]) == 0
     program = "from answers import CLASSES; print(ascii(CLASSES))"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, ascii(hostile)), done.stderr
@@ -153,7 +154,7 @@ def test_names_are_no_code(tmp_path, runs) -> None:
 def test_bad_requests_are_one_line_and_leave_nothing(tmp_path, runs, capsys, monkeypatch) -> None:
     def refused(run: str, *arguments: str) -> str:
         capsys.readouterr()
-        assert cli._main(["export", str(runs.get(run, tmp_path / run)), *arguments]) == 2
+        assert _main(["export", str(runs.get(run, tmp_path / run)), *arguments]) == 2
         told = capsys.readouterr()
         assert told.out == ""
         assert told.err.count("\n") == 1
@@ -189,6 +190,6 @@ def test_files_that_do_not_fit_each_other_are_one_line(tmp_path, runs, capsys) -
             save_file(changed, copied / "answers.safetensors")
             capsys.readouterr()
             command = ["export", str(copied), "--out", str(tmp_path / "m.safetensors"), "--task", "1"]
-            assert cli._main(command) == 2, (kind, len(changed))
+            assert _main(command) == 2, (kind, len(changed))
             told = capsys.readouterr().err
             assert ("do not fit each other" if changed else "is empty: it must hold the ") in told

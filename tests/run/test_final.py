@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from sparcl import cli, streams
+from sparcl import streams
+from sparcl.main import _main
 
 QUICK = ["--epochs", "2", "--width", "8", "--limit-per-class", "60", "--threads", "1", "--backend", "reference"]
 
@@ -35,7 +36,7 @@ print(json.dumps([sum(v[i] for v in own.values()) / len(own) for i in (0, 1)]))
 def test_the_readme_run_as_it_stands_gives_the_reported_accuracy(tmp_path: Path, method: str, sparsifier: str) -> None:
     out = tmp_path / "run"
     command = ["run", "seq-digits", "--method", method, "--sparsifier", sparsifier, *QUICK, "--out", str(out)]
-    assert cli._main(command) == 0
+    assert _main(command) == 0
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     needs = None if method == "er" else {"file": "answers.safetensors", "what": result["model"]["needs"]["what"]}
     assert result["model"] == {"file": "model.safetensors", "answers_alone": method == "er", "needs": needs}
@@ -57,7 +58,7 @@ def test_the_readme_run_as_it_stands_gives_the_reported_accuracy(tmp_path: Path,
 
 def test_result_names_the_data_its_classes_and_their_normalisation(tmp_path: Path) -> None:
     command = ["run", "seq-digits", *QUICK, "--class-order-seed", "3", "--out"]
-    assert cli._main([*command, str(tmp_path / "run")]) == 0
+    assert _main([*command, str(tmp_path / "run")]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
     stream = streams.load("seq-digits", class_order_seed=3, limit_per_class=60)
     assert result["data"] == {
@@ -66,6 +67,7 @@ def test_result_names_the_data_its_classes_and_their_normalisation(tmp_path: Pat
         "input_dtype": "uint8",
         "mean": [0.0],
         "std": [1.0],
+        "augment": [],
         "class_names": list(stream.class_names),
         "tasks": [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]],
     }

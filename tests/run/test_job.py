@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparcl import cli
+from sparcl.main import _main
 from sparcl.run import job
 
 SMALL = ["bench", "--job", "--stream", "seq-digits", "--model", "convnet", "--width", "8", "--threads", "1"]
@@ -16,7 +16,7 @@ SMALL = ["bench", "--job", "--stream", "seq-digits", "--model", "convnet", "--wi
 def test_the_rows_say_what_fits(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     few = ["--sparsity", "0.9", "--pattern", "unstructured", "--sparsifier", "static", "--sparsifier", "sparcl"]
-    assert cli._main([*SMALL, *few, "--seconds", "5", "--samples", "300", "--json", str(file)]) == 0
+    assert _main([*SMALL, *few, "--seconds", "5", "--samples", "300", "--json", str(file)]) == 0
     rows = json.loads(file.read_text())
     assert [row["sparsifier"] for row in rows] == ["dense", "static", "sparcl"]
     for row in rows:
@@ -48,7 +48,7 @@ def test_updates_and_choices_are_charged() -> None:
 def test_what_cannot_be_measured_is_one_line(
     options: list[str], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli._main(["bench", *options]) == 2
+    assert _main(["bench", *options]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]

@@ -16,14 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from sparcl import Learner, cli, streams
+from sparcl import Learner, streams
+from sparcl.main import _main
 
 QUICK = ["--epochs", "2", "--width", "8", "--limit-per-class", "40", "--threads", "1"]
 
 
 def made_run(out: Path, method: str = "er", sparsifier: str = "sparcl", backend: str = "auto") -> Path:
     command = ["run", "seq-digits", *QUICK, "--method", method, "--sparsifier", sparsifier, "--backend", backend]
-    assert cli._main([*command, "--out", str(out)]) == 0
+    assert _main([*command, "--out", str(out)]) == 0
     return out
 
 
@@ -40,13 +41,13 @@ def stream() -> streams.Stream:
 
 def asked(capsys: pytest.CaptureFixture[str], run: Path, *arguments: object) -> list[dict]:
     capsys.readouterr()
-    assert cli._main(["predict", str(run), *map(str, arguments), "--format", "json"]) == 0
+    assert _main(["predict", str(run), *map(str, arguments), "--format", "json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     capsys.readouterr()
-    assert cli._main(["predict", *map(str, arguments)]) == 2
+    assert _main(["predict", *map(str, arguments)]) == 2
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.count("\n") == 1
@@ -97,7 +98,7 @@ def test_images_of_any_size_answer_as_their_pixels(tmp_path, run, stream, capsys
     rows, expected = asked(capsys, run, *files), asked(capsys, run, tmp_path / "x.npy")
     assert [row["answers"] for row in rows] == [row["answers"] for row in expected]
     assert [(row["file"], row["sample"]) for row in rows] == [(str(file), None) for file in files]
-    assert cli._main(["predict", str(run), str(tmp_path / "large.bmp")]) == 0
+    assert _main(["predict", str(run), str(tmp_path / "large.bmp")]) == 0
     told = capsys.readouterr()
     assert f"1 image(s) were resized to 8×8, the run's own size; the first is {tmp_path}" in told.err
     assert "%" in told.out
@@ -121,7 +122,7 @@ def test_tables_and_csv_show_what_strangers_named_and_obey_nothing(tmp_path, run
     (copied / "result.json").write_text(json.dumps(result), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     np.save("=x.npy", stream.tasks[0].test.inputs[:3].numpy())
-    assert cli._main(["predict", str(copied), "=x.npy", "--format", "csv", "--top", "2"]) == 0
+    assert _main(["predict", str(copied), "=x.npy", "--format", "csv", "--top", "2"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(row["file"], row["sample"], row["rank"]) for row in rows[:3]] == [
         ("'=x.npy", "0", "1"),
@@ -130,7 +131,7 @@ def test_tables_and_csv_show_what_strangers_named_and_obey_nothing(tmp_path, run
     ]
     assert re.fullmatch(r"'=HYPERLINK\(\d\)\\x1b\[31m\[bold\]", rows[0]["class"])
     assert sum(float(row["probability"]) for row in rows[:2]) <= 1.00001
-    assert cli._main(["predict", str(copied), "=x.npy"]) == 0
+    assert _main(["predict", str(copied), "=x.npy"]) == 0
     shown = capsys.readouterr().out
     assert "\x1b[31m" not in shown
     assert "[bold]" in shown
@@ -220,7 +221,7 @@ def test_files_changed_at_random_are_answered_or_refused_in_one_line(tmp_path, r
         piece = rng.choice([b"", b"9", b"[", b"-", b"1e9", b'"', b"{", bytes([rng.randrange(256)])])
         file.write_bytes(own[:at] + piece + own[at + rng.randrange(3) :])
         capsys.readouterr()
-        codes.add(code := cli._main(["predict", str(copied), str(x), "--format", "csv"]))
+        codes.add(code := _main(["predict", str(copied), str(x), "--format", "csv"]))
         told = capsys.readouterr()
         assert (code, told.err.count("\n"), bool(told.out)) in {(0, 0, True), (2, 1, False)}, told.err
         file.write_bytes(own)

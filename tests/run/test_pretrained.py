@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sparcl import cli, nn, streams
+from sparcl import nn, streams
 from sparcl.errors import CheckpointError, ConfigError
+from sparcl.main import _main
 from sparcl.run import build, pretrained, sweep
 from sparcl.run.experiment import Experiment, overridden
 from sparcl.run.resume import check_same, settings
@@ -86,7 +87,7 @@ def test_a_classifier_of_another_size_starts_fresh_and_says_so(tmp_path, stream)
 def test_what_does_not_fit_is_one_line_before_anything_is_made(tmp_path, capsys, changed, told) -> None:
     weights(tmp_path / "w.safetensors", **changed)
     command = ["run", "seq-digits", *QUICK, "--init", str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "run")]
-    assert cli._main(command) == 2
+    assert _main(command) == 2
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
@@ -98,9 +99,9 @@ def test_only_safetensors_are_read(tmp_path, capsys) -> None:
     torch.save({"w": torch.zeros(1)}, file)
     for content, told in ((file.read_bytes(), "is a pickle"), (b"x" * 99, "is no safetensors file, or damaged")):
         file.write_bytes(content)
-        assert cli._main(["run", "seq-digits", *QUICK, "--init", str(file), "--out", str(tmp_path / "run")]) == 2
+        assert _main(["run", "seq-digits", *QUICK, "--init", str(file), "--out", str(tmp_path / "run")]) == 2
         assert told in capsys.readouterr().err
-    assert cli._main(["run", "seq-digits", *QUICK, "--init", str(tmp_path / "none"), "--out", str(tmp_path / "r")]) == 2
+    assert _main(["run", "seq-digits", *QUICK, "--init", str(tmp_path / "none"), "--out", str(tmp_path / "r")]) == 2
     assert "none does not exist" in capsys.readouterr().err
 
 
@@ -109,18 +110,18 @@ def test_the_file_is_recorded_and_another_is_refused(tmp_path, capsys) -> None:
     weights(file)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     command = ["run", "seq-digits", *QUICK, "--init", str(file), "--out", str(out)]
-    assert cli._main(command) == 0
+    assert _main(command) == 0
     known = tomllib.loads((out / "config.toml").read_text(encoding="utf-8"))
     assert (known["init"], known["init_sha256"], known["first_mask"]) == (str(file), sha256, "magnitude")
     file.rename(tmp_path / "moved.safetensors")
     moved = ["run", "seq-digits", *QUICK, "--init", str(tmp_path / "moved.safetensors"), "--out", str(out), "--resume"]
-    assert cli._main(moved) == 0
+    assert _main(moved) == 0
     weights(file, seed=4)
     capsys.readouterr()
-    assert cli._main([*command, "--resume"]) == 2
+    assert _main([*command, "--resume"]) == 2
     assert "cannot resume with a changed configuration: init_sha256 is" in capsys.readouterr().err
     again = ["run", "--config", str(out / "config.toml"), "--out", str(tmp_path / "again")]
-    assert cli._main(again) == 2
+    assert _main(again) == 2
     assert "is another file than the run began from" in capsys.readouterr().err
     values = overridden(known, {"init": str(file)})
     assert "init_sha256" not in values

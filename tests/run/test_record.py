@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sparcl import cli
+from sparcl.main import _main
 from sparcl.run import signals
 from sparcl.run.record import as_json
 
@@ -38,11 +38,11 @@ def stop_at(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("place", [3, 6, 9])  # in the untrained network's evaluation, at a step, in a task's evaluation
 def test_a_run_stopped_anywhere_and_resumed_has_the_events_of_one_never_stopped(tmp_path: Path, place: int) -> None:
-    assert cli._main([*ARGUMENTS, str(tmp_path / "whole")]) == 0
+    assert _main([*ARGUMENTS, str(tmp_path / "whole")]) == 0
     with pytest.MonkeyPatch.context() as patch:
         stop_at(place, patch)
-        assert cli._main([*ARGUMENTS, str(tmp_path / "stopped")]) == 143
-    assert cli._main([*ARGUMENTS, str(tmp_path / "stopped"), "--resume"]) == 0
+        assert _main([*ARGUMENTS, str(tmp_path / "stopped")]) == 143
+    assert _main([*ARGUMENTS, str(tmp_path / "stopped"), "--resume"]) == 0
     whole = events(tmp_path / "whole")
     assert events(tmp_path / "stopped") == whole
     counts = {name: sum(line["event"] == name for line in whole) for name in ("evaluate", "masks", "loss.epoch")}

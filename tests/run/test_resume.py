@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from sparcl import cli, streams
+from sparcl import streams
 from sparcl.checkpoint import Store, files
 from sparcl.learner import learner
+from sparcl.main import _main
 from sparcl.run import resume
 from sparcl.run.lock import LOCK
 
@@ -46,7 +47,7 @@ def killed(tmp_path: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         die_at(5, patch)
         with pytest.raises(DiedError):
-            cli._main([*ARGUMENTS, "--out", str(out)])
+            _main([*ARGUMENTS, "--out", str(out)])
     assert (out / "checkpoint" / "latest").read_text() == "step-4\n"
     return out
 
@@ -75,7 +76,7 @@ def test_a_changed_configuration_is_refused_by_name(
 ) -> None:
     before = sorted(p.name for p in killed.rglob("*"))
     capsys.readouterr()
-    assert cli._main([*ARGUMENTS, *changed, "--out", str(killed), "--resume"]) == 2
+    assert _main([*ARGUMENTS, *changed, "--out", str(killed), "--resume"]) == 2
     assert said in one_line(capsys)
     assert sorted(p.name for p in killed.rglob("*")) == before
 
@@ -92,7 +93,7 @@ def test_other_data_is_refused(
 
     monkeypatch.setattr(streams.digits, "read_digits", brighter)
     capsys.readouterr()
-    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 2
+    assert _main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 2
     assert "cannot resume with other data" in one_line(capsys)
 
 
@@ -104,8 +105,8 @@ def test_events_are_cut_back_and_every_resume_is_noted(killed: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             die_at(5, patch)
             with pytest.raises(DiedError):
-                cli._main([*ARGUMENTS, "--out", str(killed), "--resume"])
-    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
+                _main([*ARGUMENTS, "--out", str(killed), "--resume"])
+    assert _main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
     found = events(killed)
     assert [e["step"] for e in found if e["event"] == "run.resume"] == [4, 4, 4]
     assert not [e for e in found if e.get("task") == 77]
@@ -117,14 +118,14 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_leads_to_the
     killed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (killed / "checkpoint" / "step-4" / files.TENSORS).write_bytes(b"damaged")
-    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
+    assert _main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "step-4 is damaged" in said
     assert "using step-2" in said
     (resumed,) = [e for e in events(killed) if e["event"] == "run.resume"]
     assert resumed["step"] == 2
     assert "step-4" in resumed["damaged"][0]
-    assert cli._main([*ARGUMENTS, "--out", str(tmp_path / "whole")]) == 0
+    assert _main([*ARGUMENTS, "--out", str(tmp_path / "whole")]) == 0
     assert (killed / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
@@ -132,15 +133,15 @@ def test_without_a_checkpoint_it_starts_from_the_beginning_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new"
-    assert cli._main([*ARGUMENTS, "--out", str(out), "--resume"]) == 0
+    assert _main([*ARGUMENTS, "--out", str(out), "--resume"]) == 0
     assert "starting from the beginning" in " ".join(capsys.readouterr().out.split())
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    assert cli._main([*ARGUMENTS, "--out", str(out), "--resume"]) == 0
+    assert _main([*ARGUMENTS, "--out", str(out), "--resume"]) == 0
     assert "nothing to do" in capsys.readouterr().out
-    assert cli._main([*ARGUMENTS, "--out", str(out), "--resume", "--lr", "0.5"]) == 2  # finished, but another run
+    assert _main([*ARGUMENTS, "--out", str(out), "--resume", "--lr", "0.5"]) == 2  # finished, but another run
     assert "lr is 0.5 here" in one_line(capsys)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
-    assert cli._main([*ARGUMENTS, "--out", str(out)]) == 2
+    assert _main([*ARGUMENTS, "--out", str(out)]) == 2
     assert "--resume" in one_line(capsys)
 
 
@@ -151,10 +152,10 @@ def test_a_second_process_is_refused_in_one_line_and_leaves_the_first_alone(
     capsys.readouterr()
     with (killed / LOCK).open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 2
+        assert _main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 2
         assert "in use by another process" in one_line(capsys)
     assert sorted(p.name for p in killed.rglob("*")) == before
-    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0  # the lock went with its holder
+    assert _main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0  # the lock went with its holder
 
 
 def test_a_loss_that_becomes_nan_keeps_the_last_good_checkpoint(
@@ -170,21 +171,21 @@ def test_a_loss_that_becomes_nan_keeps_the_last_good_checkpoint(
 
     monkeypatch.setattr(learner.Learner, "_assemble", poisoned)
     capsys.readouterr()
-    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 2
+    assert _main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 2
     line = one_line(capsys)
     assert all(word in line for word in ("NaN", "task ", "epoch ", "step "))
     loaded = Store(killed / "checkpoint").load()
     assert loaded is not None
     assert (loaded.name, loaded.damaged) == ("step-6", ())
     monkeypatch.undo()
-    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
+    assert _main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
 
 
 def test_where_no_checkpoint_can_be_used_the_run_is_refused(killed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("step-2", "step-4"):
         (killed / "checkpoint" / name / files.MANIFEST).write_bytes(b"{")
     capsys.readouterr()
-    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 2
+    assert _main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 2
     assert "can be used" in one_line(capsys)
 
 
@@ -193,7 +194,7 @@ def test_a_wrong_interval_is_refused_and_leaves_nothing(
     tmp_path: Path, every: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*RUN, "--checkpoint-every", every, "--out", str(tmp_path / "out")]
-    assert cli._main(arguments) == 2
+    assert _main(arguments) == 2
     assert "60s" in one_line(capsys)
     assert not (tmp_path / "out").exists()
 
@@ -201,10 +202,10 @@ def test_a_wrong_interval_is_refused_and_leaves_nothing(
 def test_the_last_event_is_the_same_where_only_the_result_was_lost(tmp_path: Path) -> None:
     """Killed between the last checkpoint and result.json (found by `make fault`)."""
     out = tmp_path / "run"
-    assert cli._main([*ARGUMENTS, "--out", str(out)]) == 0
+    assert _main([*ARGUMENTS, "--out", str(out)]) == 0
     before = [{**e, "seconds": 0} for e in events(out)]
     (out / "result.json").unlink()
-    assert cli._main([*ARGUMENTS, "--out", str(out), "--resume"]) == 0
+    assert _main([*ARGUMENTS, "--out", str(out), "--resume"]) == 0
     after = [{**e, "seconds": 0} for e in events(out) if e["event"] != "run.resume"]
     assert after == before
     assert before[-1]["event"] == "run.end"
@@ -212,7 +213,7 @@ def test_the_last_event_is_the_same_where_only_the_result_was_lost(tmp_path: Pat
 
 def said_at_resume(killed: Path, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
-    assert cli._main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
+    assert _main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
     return " ".join(capsys.readouterr().out.split())
 
 

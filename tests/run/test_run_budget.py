@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from sparcl import cli
-from sparcl.run.experiment import Experiment, overridden, read_toml
+from sparcl.main import _main
+from sparcl.run.experiment import Experiment, overridden
+from sparcl.run.toml import read_toml
 
 RUN = ["run", "seq-digits", "--limit-per-class", "20", "--width", "4", "--threads", "1", "--batch-size", "8"]
 
 
 def result(out: Path, *options: str) -> dict[str, Any]:
-    assert cli._main([*RUN, "--out", str(out), *options]) == 0
+    assert _main([*RUN, "--out", str(out), *options]) == 0
     record: dict[str, Any] = json.loads((out / "result.json").read_text())
     return record
 
@@ -23,11 +24,11 @@ def result(out: Path, *options: str) -> dict[str, Any]:
 def test_a_run_of_so_many_seconds_runs_again_to_the_same_bits(tmp_path: Path) -> None:
     first = result(tmp_path / "a", "--max-seconds", "0.4")
     assert len(Experiment.from_dict(read_toml(tmp_path / "a" / "config.toml")).pace) == 5
-    assert cli._main(["run", "--config", str(tmp_path / "a" / "config.toml"), "--out", str(tmp_path / "b")]) == 0
+    assert _main(["run", "--config", str(tmp_path / "a" / "config.toml"), "--out", str(tmp_path / "b")]) == 0
     again = json.loads((tmp_path / "b" / "result.json").read_text())
     assert again["model_sha256"] == first["model_sha256"]
     assert again["flops"] == first["flops"]
-    assert cli._main([*RUN, "--max-seconds", "0.4", "--out", str(tmp_path / "a"), "--resume"]) == 0  # finished
+    assert _main([*RUN, "--max-seconds", "0.4", "--out", str(tmp_path / "a"), "--resume"]) == 0  # finished
 
 
 def test_a_budget_of_steps_costs_the_dense_host_as_many(tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_a_budget_of_steps_costs_the_dense_host_as_many(tmp_path: Path) -> None:
 def test_a_bad_budget_is_one_line_and_leaves_nothing(
     options: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli._main([*RUN, "--out", str(tmp_path / "a"), *options]) == 2
+    assert _main([*RUN, "--out", str(tmp_path / "a"), *options]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]

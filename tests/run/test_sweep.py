@@ -17,8 +17,8 @@ from submitit.core.job_environment import SignalHandler
 from submitit.helpers import DelayedSubmission
 from submitit.slurm.slurm import SlurmJobEnvironment
 
-from sparcl import cli
 from sparcl.errors import ConfigError
+from sparcl.main import _main
 from sparcl.run import launch, sweep
 
 GRID = """
@@ -302,7 +302,7 @@ base = { stream = "seq-mnist", data = "/nowhere", method = "finetune" }
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, list[str]]:
     """Exit code, standard output, lines on standard error of `sparcl sweep`."""
-    code = cli._main(["sweep", *map(str, arguments)])
+    code = _main(["sweep", *map(str, arguments)])
     said = capsys.readouterr()
     return code, said.out, said.err.splitlines()
 

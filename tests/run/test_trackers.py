@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sparcl import cli
+from sparcl.main import _main
 from sparcl.report.events import StepCounter, metrics
 
 RUN = ["run", "seq-digits", "--epochs", "2", "--limit-per-class", "40", "--width", "4", "--backend", "reference"]
@@ -21,7 +21,7 @@ QUICK = [*RUN, "--threads", "1", "--out"]
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "one"
     kinds = [k for k in ("csv", "tensorboard") if k == "csv" or importlib.util.find_spec(k)]
-    assert cli._main([*QUICK, str(out), *(word for kind in kinds for word in ("--track", kind))]) == 0
+    assert _main([*QUICK, str(out), *(word for kind in kinds for word in ("--track", kind))]) == 0
     return out
 
 
@@ -59,7 +59,7 @@ def test_tensorboard_reads_what_was_told(tracked: Path) -> None:
 def test_wandb_stays_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    assert cli._main([*QUICK, str(tmp_path / "run"), "--track", "wandb"]) == 0
+    assert _main([*QUICK, str(tmp_path / "run"), "--track", "wandb"]) == 0
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
@@ -69,7 +69,7 @@ def test_a_tracker_that_is_not_there_is_refused_before_anything_is_made(
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "wandb" else find(name))
     for kind, says in (("mlflow", "allowed: csv, tensorboard, wandb"), ("wandb", "pip install 'sparcl-edge[wandb]'")):
-        assert cli._main([*QUICK, str(tmp_path / "run"), "--track", kind]) == 2
+        assert _main([*QUICK, str(tmp_path / "run"), "--track", kind]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert says in line
     assert list(tmp_path.iterdir()) == []
@@ -80,7 +80,7 @@ def test_a_run_without_the_page_s_package_succeeds_and_says_what_to_install(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "jinja2" else find(name))
-    assert cli._main([*QUICK, str(tmp_path / "run")]) == 0
+    assert _main([*QUICK, str(tmp_path / "run")]) == 0
     assert "no report.html: format html needs jinja2: pip install 'sparcl-edge[report]'" in capsys.readouterr().out
     assert (tmp_path / "run" / "result.json").exists()
     assert not (tmp_path / "run" / "report.html").exists()

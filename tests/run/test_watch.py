@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sparcl import cli
+from sparcl.main import _main
 from sparcl.run import watch
 from sparcl.run.lock import locked
 
@@ -103,7 +103,7 @@ def test_figures_that_are_none_are_left_out(tmp_path: Path) -> None:
 )
 def test_what_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], made: Any, says: str) -> None:
     made(tmp_path / "run")
-    assert cli._main(["watch", str(tmp_path / "run")]) == 2
+    assert _main(["watch", str(tmp_path / "run")]) == 2
     (told,) = capsys.readouterr().err.splitlines()
     assert says in told
 
@@ -115,5 +115,5 @@ def test_ctrl_c_ends_it_without_a_word(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(watch.time, "sleep", interrupted)
-    assert cli._main(["watch", str(held)]) == 130
+    assert _main(["watch", str(held)]) == 130
     assert capsys.readouterr() == ("", "")

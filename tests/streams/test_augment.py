@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from sparcl import streams
 from sparcl.errors import ConfigError
 from sparcl.streams.augment import CIFAR_MEAN, CIFAR_STD, Normalize, Transform, random_crop_flip
 
@@ -115,3 +116,51 @@ def test_channels_that_come_last_are_named_with_the_remedy():
         normalize(torch.zeros(2, 32, 32, 3))
     with pytest.raises(ConfigError, match=r"one mean for all is needed, or one for each$"):
         normalize(torch.zeros(2, 1, 32, 32))
+
+
+def shift(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return batch.add_(torch.randint(0, 9, (1,), generator=generator, dtype=torch.uint8))
+
+
+def test_the_augmentation_of_a_stream_is_named_anew():
+    stream = digits = streams.seq_digits(limit_per_class=5)
+    assert [t.transform.crop_padding for t in stream.augmented("crop+flip")] == [4] * 5
+    assert {(t.transform.crop_padding, t.transform.flip) for t in stream.augmented("flip")} == {(0, True)}
+    flipped = Transform(Normalize((0.5,), (2.0,)), crop_padding=2, flip=True)
+    assert flipped.augmented("crop") == Transform(flipped.normalize, crop_padding=2)
+    assert flipped.augmented("none") == Transform(flipped.normalize)
+    assert flipped.augmented(shift) == Transform(flipped.normalize, augment=shift)
+    assert flipped.augmented(["flip", shift]) == Transform(flipped.normalize, flip=True, augment=shift)
+    assert stream.augmented("flip").fingerprint == digits.fingerprint
+
+
+def test_ones_own_is_drawn_from_the_generator_and_leaves_the_data_alone():
+    x = torch.zeros(4, 1, 3, 3, dtype=torch.uint8)
+    stream = streams.from_arrays(x, torch.arange(4), x, torch.arange(4), classes_per_task=4, augment=shift)
+    transform, stored = stream[0].transform, stream[0].train.inputs
+    first, again, other = (transform.train(stored, torch.Generator().manual_seed(s)) * 255 for s in (0, 0, 1))
+    drawn = float(torch.randint(0, 9, (1,), generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(first, torch.full_like(first, drawn))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert int(stored.sum()) == 0
+    assert torch.equal(transform.test(stored), torch.zeros(4, 1, 3, 3))
+    assert transform.settings() == Transform().settings(), "what a checkpoint remembers is the normalisation"
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("mirror", "allowed: none, crop, flip"),
+        ("none+flip", "each once"),
+        ("flip+flip", "each once"),
+        ([], "each once"),
+        ([shift, shift], "each once"),
+        ([3], "a function of a batch"),
+        (lambda batch, _: batch.float(), "shape and dtype must stay"),
+        (lambda batch: batch, "fails: TypeError"),
+    ],
+)
+def test_what_is_no_augmentation_is_refused(how, says):
+    with pytest.raises(ConfigError, match=says):
+        streams.seq_digits(limit_per_class=5).augmented(how)

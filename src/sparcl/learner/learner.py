@@ -26,6 +26,7 @@ from sparcl.learner import saving
 from sparcl.learner.accuracy import Accuracy, measure
 from sparcl.learner.classes import GrowingLinear
 from sparcl.learner.prediction import Prediction, predict
+from sparcl.learner.schedule import Factor
 from sparcl.learner.training import SAFE, MakeOptimizer, Observer, Training
 from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating
@@ -46,6 +47,11 @@ class Learner(Training):
         optimizer: makes the optimizer from a list of the parameters; default: plain SGD (published). Native weights
             have one dimension: tell parameter groups apart by `id`, asked before (docs/performance.md).
         lr, weight_decay: of the default optimizer.
+        lr_schedule: what the learning rate is multiplied by over each task: "constant" (default), "cosine",
+            "step(0.5, 0.75, by=0.1)" (by 0.1 at those shares of the task's budget), or your own function of the share
+            that is spent, 0 to less than 1; a function is given again to `load`.
+        warmup: share of each task in which the rate rises linearly from a hundredth to all of the schedule's.
+        clip_grad_norm: what the norm of the gradients, those of all that moves taken together, is scaled down to.
         epochs, steps, seconds: the budget of each task, one of them: passes over it, steps, or seconds of training
             (mask updates counted, evaluation and checkpoints not); default: one epoch.
         pace: what a budget of seconds came to before (`Learner.pace`): the same steps, and so the same bits.
@@ -162,6 +168,7 @@ class Learner(Training):
         sparsifier: Sparsifier | None = None,
         *,
         optimizer: MakeOptimizer | None = None,
+        lr_schedule: Factor | None = None,
         device: str | torch.device = "cpu",
         backend: str = "auto",
         observers: Sequence[Observer] = (),
@@ -175,6 +182,7 @@ class Learner(Training):
         Args:
             directory: what `save` was given, a run's `checkpoint` folder, one `step-N` of either, or a model file from
                 a device (docs/device.md).
+            lr_schedule: where it was a function of your own: that function.
             model, method, sparsifier, optimizer, device, backend, observers, checkpoint_dir, checkpoint_every:
                 see Learner.
 
@@ -182,7 +190,7 @@ class Learner(Training):
             CheckpointError: missing, damaged, hostile, or of another model, method or optimizer.
         """
         state = open_folder(Path(directory))
-        made, settings = saving.make(state, model, method, sparsifier)
+        made, settings = saving.make(state, model, method, sparsifier, lr_schedule)
         learner = cls(
             *made,
             optimizer=optimizer or saving.make_optimizer(state),

@@ -21,6 +21,7 @@ from sparcl.errors import CheckpointError, TrainingError
 from sparcl.learner.budget import KINDS, Budget, check_amount, check_pace
 from sparcl.learner.classes import Classes, check_state
 from sparcl.learner.position import Position
+from sparcl.learner.schedule import USUAL, Factor, of_checkpoint
 from sparcl.methods import METHODS, Method
 from sparcl.methods.method import RehearsalMethod
 from sparcl.methods.respond import classifier
@@ -91,7 +92,7 @@ def capture(learner: Saved) -> State:
     """
     state: State = {
         "settings": {
-            **learner.settings,
+            **{name: value for name, value in learner.settings.items() if value != USUAL.get(name, ...)},
             "made_from": learner.recipes,
             STRIDES: canonical.strides(learner.model, learner.sparsifier.layers),
         },
@@ -139,8 +140,8 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
 def _settings(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings in a state; one of an earlier version does not tell how tensors lay in memory."""
     settings = state["settings"]
-    told = [STRIDES] if isinstance(settings, Mapping) and STRIDES in settings else []
-    return checks.keys(settings, [*LIMITS, "made_from", *told], "settings")
+    told = [name for name in (STRIDES, *USUAL) if isinstance(settings, Mapping) and name in settings]
+    return {**USUAL, **checks.keys(settings, [*LIMITS, "made_from", *told], "settings")}
 
 
 def _progress(learner: Saved) -> State:
@@ -251,7 +252,11 @@ def _portable(part: Any) -> Any:
 
 
 def make(
-    state: State, model: nn.Module | None, method: Method | None, sparsifier: Sparsifier | None
+    state: State,
+    model: nn.Module | None,
+    method: Method | None,
+    sparsifier: Sparsifier | None,
+    schedule: Factor | None = None,
 ) -> tuple[tuple[nn.Module, Method, Sparsifier], dict[str, Any]]:
     """What a Learner is made of: what is given, the rest made anew from the checkpoint; and its settings.
 
@@ -277,6 +282,7 @@ def make(
         raise CheckpointError(f"drop_last in the checkpoint is {drop_last!r:.40}, not true or false")
     counts = {name: checks.integer(settings[name], name) for name in COUNTS}
     more = {**_budget(settings["budget"]), **_growth(state), "drop_last": drop_last}
+    more |= of_checkpoint(settings, schedule)
     return cast(Any, made), {**counts, **more}
 
 

@@ -26,6 +26,7 @@ from sparcl.learner.chance import ChanceWatch
 from sparcl.learner.classes import Classes
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position
+from sparcl.learner.schedule import Factor, Rate, check_clip, clip
 from sparcl.learner.trained import Trained
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
@@ -59,6 +60,9 @@ class Training(ABC):
         optimizer: MakeOptimizer | None = None,
         lr: float = 0.03,
         weight_decay: float = 0.0,
+        lr_schedule: str | Factor | None = None,
+        warmup: float = 0.0,
+        clip_grad_norm: float | None = None,
         epochs: int | None = None,
         steps: int | None = None,
         seconds: float | None = None,
@@ -77,6 +81,8 @@ class Training(ABC):
         checkpoint_every: int | str = "60s",
     ) -> None:
         refusals.check_settings(batch_size, replay_batch_size, lr)
+        check_clip(clip_grad_norm)
+        self.rate = Rate(lr_schedule, warmup)
         refusals.check_model(model)
         self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
@@ -100,6 +106,7 @@ class Training(ABC):
         )
         self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
         self.settings["budget"] = {self.budget.kind: self.budget.amount}
+        self.settings |= {"lr_schedule": self.rate.name, "warmup": warmup, "clip_grad_norm": clip_grad_norm}
         self.settings["replay_batch_size"] = replay_batch_size or batch_size
         self.drop_last = self.settings["drop_last"] = self.sparsifier.drops_last if drop_last is None else drop_last
         self.observers = list(observers)
@@ -110,6 +117,7 @@ class Training(ABC):
         make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay))
         self.optimizer = make(list(self.model.parameters()))
         refusals.check_optimizer(self.optimizer)
+        self.rate.check(self.optimizer)
         self.trained = Trained(self.model, self.optimizer)
         self.sparsifier.attach(self.model, self.optimizer, seed)
         self.classes.check_dense(self.sparsifier.layers)
@@ -286,7 +294,8 @@ class Training(ABC):
     def _train(self, position: Position) -> tuple[Tensor, int] | None:
         """Masks move, forward, backward, optimizer, memory: the loss and its samples; None where no batch is left."""
         self._begin_step(position)
-        self.method.begin_step(self.budget.spent(position))
+        spent = self.budget.spent(position)
+        self.method.begin_step(spent)
         assert position.order is not None
         if not (samples := position.upcoming(self.drop_last)):
             return None
@@ -309,7 +318,9 @@ class Training(ABC):
         if parts is not None:
             parts.finish(self.sparsifier)
         self.sparsifier.after_backward()  # it has the last word on what moves
-        self.optimizer.step()
+        clip(self.optimizer, self.settings["clip_grad_norm"])
+        with self.rate.applied(self.optimizer, spent):
+            self.optimizer.step()
         self.sparsifier.after_step()
         self.method.after_step(batch, logits)
         return loss, samples

@@ -1,6 +1,6 @@
 """How it is learned and remembered: one method a file, `METHODS` by name."""
 
-from sparcl import sparsity
+from sparcl import named, sparsity
 from sparcl.errors import ConfigError
 from sparcl.methods.agem import AGEM as AGEM
 from sparcl.methods.buffer import ReservoirBuffer as ReservoirBuffer
@@ -26,10 +26,17 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in _KINDS}
 
 
 def find(name: str) -> type[Method]:
-    """The method's class by its name; ConfigError lists the names."""
+    """The method's class by its name, or your own by `package.module:Class`; ConfigError lists the names."""
+    if named.is_own(name):
+        return named.kind("method", name, Method)
     if name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}; allowed: {', '.join(METHODS)}")
+        raise ConfigError(f"unknown method {name!r}; allowed: {', '.join(METHODS)}, package.module:Class")
     return METHODS[name]
+
+
+def has_buffer(kind: type[Method]) -> bool:
+    """Whether a method takes `buffer_size`."""
+    return named.takes(kind, "buffer_size")
 
 
 def check_combination(method: str, sparsifier: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparcl import named
 from sparcl.errors import ConfigError
 
 Settings = dict[str, Any]
@@ -108,7 +109,7 @@ def published(stream: str, method: str, buffer_size: int | None = None, preset: 
 
     Args:
         stream: any name; unknown streams (a folder, arrays) take seq-cifar10's rows.
-        method: a name of `METHODS`.
+        method: a name of `METHODS`; your own, `package.module:Class`, has the Learner's learning rate.
         buffer_size: samples kept; ignored by methods without a buffer.
         preset: a name of `PRESETS`, or None for the published rows.
 
@@ -120,6 +121,8 @@ def published(stream: str, method: str, buffer_size: int | None = None, preset: 
     """
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}; allowed: {', '.join(PRESETS)}")
+    if preset is None and named.is_own(method):
+        return {"lr": 0.03, "source": "the Learner's default"}
     table = PUBLISHED if preset is None else PRESETS[preset]
     for name in (stream, FALLBACK.get(stream, stream), "seq-cifar10"):
         rows = {key[2]: row for key, row in table.items() if key[:2] == (name, method)}

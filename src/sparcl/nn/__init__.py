@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from sparcl import named
 from sparcl.errors import ConfigError
 from sparcl.nn.block import residual_block as residual_block
 from sparcl.nn.layers import MaskedLayer as MaskedLayer
@@ -25,17 +26,39 @@ MODELS: dict[str, Callable[[int, tuple[int, ...], int], nn.Module]] = {
 
 DEFAULT_WIDTH = {"resnet18": 64, "convnet": 32, "mlp": 100}
 
+AUTO = "auto"
+"""The name of a network by the shape of its inputs: resnet18 for images, mlp for all else."""
+
+
+def chosen(name: str, input_shape: tuple[int, ...], width: int | None = None) -> tuple[str, int | None]:
+    """Name and width of the network that is meant: `auto` goes by `input_shape`, no width is the usual one."""
+    if name == AUTO:
+        name = "resnet18" if len(input_shape) == 3 else "mlp"
+    return name, DEFAULT_WIDTH.get(name) if width is None else width
+
 
 def build(name: str, classes: int, input_shape: tuple[int, ...], width: int | None = None) -> nn.Module:
     """A network by name, for inputs of `input_shape` (C, H, W).
 
+    Args:
+        name: one of `MODELS`; `auto`: resnet18 for images, mlp otherwise; or your own callable as
+            `package.module:name`, called with those of `classes`, `input_shape` and a given `width` that it takes.
+
     Raises:
-        ConfigError: an unknown name, a width below 1, or an input that the network does not take.
+        ConfigError: an unknown name, a width below 1, or an input that the network does not take; your callable fails
+            or gives no `nn.Module`.
     """
-    if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}; allowed: {', '.join(MODELS)}")
     if width is not None and width < 1:
         raise ConfigError(f"model width {width} is not allowed; use 1 or more")
+    if named.is_own(name):
+        given = {} if width is None else {"width": width}
+        made = named.make("model", name, given=given, usual={"classes": classes, "input_shape": input_shape})
+        if not isinstance(made, nn.Module):
+            raise ConfigError(f"model {name} gives a {type(made).__name__}; an nn.Module is needed")
+        return made
+    name, width = chosen(name, input_shape, width)
+    if name not in MODELS:
+        raise ConfigError(f"unknown model {name!r}; allowed: {AUTO}, {', '.join(MODELS)}, package.module:name")
     if name != "mlp" and len(input_shape) != 3:
         raise ConfigError(f"model {name} takes images [C, H, W], not inputs of shape {list(input_shape)}; use mlp")
     return MODELS[name](classes, input_shape, width or DEFAULT_WIDTH[name])

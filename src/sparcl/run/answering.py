@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -10,14 +11,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from sparcl import methods
+from sparcl import methods, named, seeds
 from sparcl import nn as networks
 from sparcl.errors import CheckpointError, ConfigError, SparclError
 from sparcl.learner.prediction import Prediction, predict
 from sparcl.methods.method import Method
 from sparcl.run import pretrained
-from sparcl.run.experiment import Experiment, read_toml
+from sparcl.run.experiment import Experiment
 from sparcl.run.record import RunDirectory
+from sparcl.run.toml import read_toml
 from sparcl.streams.augment import Normalize, Transform
 from sparcl.streams.task import Task
 
@@ -141,8 +143,8 @@ def _network(
 ) -> nn.Module:
     """The run's network with the weights of its file, which must be all of its and no others."""
     assert experiment.model is not None
-    with torch.device("meta"):  # no memory yet, and no draw from anybody's generator
-        network = networks.build(experiment.model, classes, shape, experiment.width)
+    with seeds.given_back(), nullcontext() if named.is_own(experiment.model) else torch.device("meta"):
+        network = networks.build(experiment.model, classes, shape, experiment.width)  # ours: no memory yet
     own = network.state_dict()
     for name in sorted(own.keys() | tensors.keys()):
         if name not in own or name not in tensors:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from sparcl import methods, nn, seeds, streams
+from sparcl import methods, named, nn, seeds, streams
 from sparcl.errors import ConfigError, DataWarning
 from sparcl.learner import Learner
+from sparcl.learner.schedule import Factor, Rate
 from sparcl.methods.method import Method
-from sparcl.run import pretrained
+from sparcl.methods.respond import evaluating
+from sparcl.run import optimizers, pretrained
 from sparcl.run.experiment import Experiment
-from sparcl.sparsity import SPARSIFIERS
+from sparcl.sparsity import SPARSIFIERS, find
 from sparcl.sparsity.patterns import make_pattern
 from sparcl.sparsity.sparcl import SparCL
 from sparcl.sparsity.sparsifier import Sparsifier
+from sparcl.streams.augment import Transform
 from sparcl.streams.files import Progress
 from sparcl.streams.task import Stream
 
@@ -34,6 +37,7 @@ def stream(experiment: Experiment, progress: Progress | None = None) -> Stream:
         class_order_seed=experiment.class_order_seed,
         limit_per_class=experiment.limit_per_class,
         resize=experiment.resize,
+        augment=experiment.augment,
         progress=progress,
     )
     return loaded if (most := experiment.limit_test_per_class) is None else loaded.limit_test(most)
@@ -42,28 +46,34 @@ def stream(experiment: Experiment, progress: Progress | None = None) -> Stream:
 def method(experiment: Experiment) -> Method:
     """The experiment's method; an option that it does not have is refused with those it has."""
     kind = methods.find(experiment.method)
-    accepted = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
+    accepted = named.arguments_of(kind)
     own = [name for name in accepted if name not in SETTINGS]
     for name in experiment.method_options:
         if name in SETTINGS:
             raise ConfigError(f"{name} is no option of a method but a setting of its own: --{name.replace('_', '-')}")
-        if name not in own:
+        if not named.takes(kind, name):
             allowed = f"allowed: {', '.join(own)}" if own else "it has none"
             raise ConfigError(f"method {experiment.method} has no option {name!r}; {allowed}")
-    if experiment.single_head and "single_head" not in accepted:
+    if experiment.single_head and not named.takes(kind, "single_head"):
         raise ConfigError(f"method {experiment.method} has no single head; leave it out")
-    options: dict[str, object] = dict(experiment.method_options)
+    options: dict[str, Any] = dict(experiment.method_options)
     if experiment.buffer_size is not None:
         options["buffer_size"] = experiment.buffer_size
     if experiment.single_head:
         options["single_head"] = True
-    return kind(**options)  # type: ignore[arg-type]
+    if named.is_own(experiment.method):
+        options = named.numbers("method", kind, options)
+        made: Method = named.call(f"method {experiment.method}", kind, **options)
+        return made
+    return kind(**options)
 
 
 def sparsifier(experiment: Experiment) -> Sparsifier:
     """The experiment's sparsifier; `experiment` is resolved."""
     if experiment.sparsifier == "dense":
         return Sparsifier()
+    if named.is_own(experiment.sparsifier):
+        return _own_sparsifier(experiment)
     assert experiment.sparsity is not None
     if experiment.sparsifier == "sparcl":
         assert experiment.gradient_sparsity is not None
@@ -91,6 +101,28 @@ def sparsifier(experiment: Experiment) -> Sparsifier:
     )
 
 
+def _own_sparsifier(experiment: Experiment) -> Sparsifier:
+    """One of the user's own: what is set must be an argument of its class."""
+    name, kind = experiment.sparsifier, find(experiment.sparsifier)
+    by_name = named.takes(kind, "block_size")  # as SparCL; the others take a Pattern
+    blocks = experiment.pattern == "block"
+    pattern = experiment.pattern if by_name else make_pattern(experiment.pattern, experiment.block_size)
+    given: dict[str, Any] = {
+        "sparsity": experiment.sparsity,
+        "pattern": pattern if blocks else None,
+        "block_size": experiment.block_size if blocks and by_name else None,
+        "distribution": experiment.distribution if experiment.distribution != "uniform" else None,
+        "prunable": experiment.prunable,
+        "first_mask": experiment.first_mask,
+    }
+    for option in experiment.sparsifier_options:
+        if option in given:
+            raise ConfigError(f"{option} is no option of a sparsifier but a setting: --{option.replace('_', '-')}")
+    given |= named.numbers("sparsifier", kind, experiment.sparsifier_options)
+    made: Sparsifier = named.make("sparsifier", name, given={k: v for k, v in given.items() if v is not None})
+    return made
+
+
 def device(name: str) -> torch.device:
     """`auto` is the GPU where there is one."""
     if name == "cuda" and not torch.cuda.is_available():
@@ -100,28 +132,72 @@ def device(name: str) -> torch.device:
 
 def check(experiment: Experiment) -> None:
     """Refuse what the parts themselves refuse, before data is read; `experiment` is resolved."""
+    check_parts(experiment)
+    device(experiment.device)
+
+
+def check_parts(experiment: Experiment) -> None:
+    """`check`, but for the device: a run may be for another machine."""
     method(experiment)
     sparsifier(experiment)
-    device(experiment.device)
+    schedule(experiment)
+    optimizers.maker(experiment)
+    if experiment.augment is not None:
+        Transform().augmented(experiment.augment)
+    for what in ("stream", "model"):
+        if named.is_own(name := getattr(experiment, what)):
+            named.find(what, name)
+
+
+def schedule(experiment: Experiment) -> str | Factor | None:
+    """The experiment's learning-rate schedule: a name, or the user's own function of the share spent."""
+    name = experiment.lr_schedule
+    if name is None or not named.is_own(name):
+        return name
+    factor = named.find("lr-schedule", name)
+    Rate(own := lambda share: named.call(f"lr-schedule {name}", factor, share))
+    return own
+
+
+def model(experiment: Experiment, stream: Stream) -> torch.nn.Module:
+    """The experiment's network; of one of the user's own it is tried whether it answers the stream's samples.
+
+    Raises:
+        ConfigError: it cannot be made, or does not answer with a logit for each class.
+    """
+    assert experiment.model is not None
+    made = nn.build(experiment.model, stream.n_classes, stream.input_shape, experiment.width)
+    if not named.is_own(experiment.model):
+        return made
+    label = f"model {experiment.model}"
+    if extra := [n for n, m in made.named_modules() if type(m).get_extra_state is not torch.nn.Module.get_extra_state]:
+        raise ConfigError(f"{label}: {extra[0] or 'it'} has an extra state, and a run keeps tensors alone")
+    task = stream.tasks[0]
+    with torch.no_grad(), evaluating(made):
+        logits: object = named.call(label, made, task.transform.test(task.train.inputs[:2]))
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, stream.n_classes):
+        answer = f"shape {list(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+        raise ConfigError(f"{label} answers two samples with {answer}; logits [2, {stream.n_classes}] are needed")
+    return made
 
 
 def learner(experiment: Experiment, stream: Stream) -> Learner:
     """The experiment's Learner, its model's weights drawn from the seed; `experiment` is resolved."""
-    assert experiment.model is not None
-    assert experiment.lr is not None
     the_method, the_sparsifier = method(experiment), sparsifier(experiment)
     the_method.check_stream(len(stream), stream.n_classes)
     with seeds.given_back():
         seeds.seed_torch(seeds.derive(experiment.seed, "model"))
-        model = nn.build(experiment.model, stream.n_classes, stream.input_shape, experiment.width)
-    if (note := pretrained.start(model, experiment)) is not None:
+        network = model(experiment, stream)
+    if (note := pretrained.start(network, experiment)) is not None:
         warnings.warn(note, DataWarning, stacklevel=2)
     return Learner(
-        model,
+        network,
         the_method,
         the_sparsifier,
-        lr=experiment.lr,
-        weight_decay=experiment.weight_decay or 0.0,
+        optimizer=optimizers.maker(experiment),
+        lr_schedule=schedule(experiment),
+        warmup=experiment.warmup or 0.0,
+        clip_grad_norm=experiment.clip_grad_norm,
         epochs=experiment.epochs,
         steps=experiment.steps,
         seconds=experiment.max_seconds,

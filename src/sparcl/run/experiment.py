@@ -8,32 +8,31 @@ runs again to the same result.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
-import tomllib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from sparcl import methods, regular
-from sparcl.errors import LARGEST, ConfigError, one_line
+from sparcl import methods, named
+from sparcl.errors import LARGEST, ConfigError
 from sparcl.learner.budget import check_pace
+from sparcl.learner.schedule import CONSTANT, check_clip, check_warmup, parse
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
-from sparcl.nn import DEFAULT_WIDTH, MODELS
+from sparcl.nn import AUTO, DEFAULT_WIDTH, MODELS
 from sparcl.nn.auto import BACKENDS
+from sparcl.run import optimizers
+from sparcl.run.toml import check_type, toml_value, tupled
 from sparcl.sparsity import SPARSIFIERS, find
 from sparcl.sparsity.collected import RANKINGS
 from sparcl.sparsity.patterns import DISTRIBUTIONS, PATTERNS
 from sparcl.sparsity.static import DEFAULT_SPARSITY, FIRST_MASKS
 from sparcl.streams import STREAMS
+from sparcl.streams.augment import augmentations
 
 DEVICES = ("auto", "cpu", "cuda")
 MOST = 2**31 - 1
 """Of whatever is counted: what PyTorch takes as a size anywhere."""
-MAX_TOML = 16 << 20
-"""Bytes of a configuration."""
 
 MOST_WIDTH = 2**16
 MOST_THREADS = 1024
@@ -59,6 +58,9 @@ PROTOCOLS = {
 }
 """Published for seq-cifar10 and seq-tinyimg (METHOD.md, section 4), as the field does for MNIST; ours for the rest."""
 
+OF_OWN = Protocol(AUTO, 50)
+"""Of a stream of the user's own: as for a folder, but the model goes by the shape of a sample."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -76,6 +78,7 @@ class Experiment:
     limit_per_class: int | None = None
     limit_test_per_class: int | None = None
     resize: int | None = None
+    augment: tuple[str, ...] | None = None
     # how it is learned
     scenario: str | None = None
     preset: str | None = None
@@ -84,6 +87,12 @@ class Experiment:
     method_options: dict[str, float] = field(default_factory=dict)
     lr: float | None = None
     weight_decay: float | None = None
+    optimizer: str | None = None
+    momentum: float | None = None
+    optimizer_options: dict[str, float] = field(default_factory=dict)
+    lr_schedule: str | None = None
+    warmup: float | None = None
+    clip_grad_norm: float | None = None
     epochs: int | None = None
     steps: int | None = None
     max_seconds: float | None = None
@@ -95,6 +104,7 @@ class Experiment:
     init_sha256: str | None = None
     """Of the file `init`, hex: a run goes on, or runs again, from that one only."""
     # what is computed at all
+    sparsifier_options: dict[str, float] = field(default_factory=dict)
     sparsity: float | None = None
     pattern: str = "unstructured"
     block_size: int = 4
@@ -122,15 +132,15 @@ class Experiment:
             ("backend", self.backend, BACKENDS),
             ("device", self.device, DEVICES),
             ("scenario", self.scenario, (None, *SCENARIOS)),
-            ("model", self.model, (None, *MODELS)),
+            ("model", self.model, (None, AUTO, *MODELS)),
             ("pattern", self.pattern, PATTERNS),
             ("sparsity distribution", self.distribution, DISTRIBUTIONS),
             ("first mask", self.first_mask, (None, *FIRST_MASKS)),
             ("importance", self.importance, (None, *IMPORTANCES)),
             ("ranking", self.ranking, (None, *RANKINGS)),
         ):
-            if value not in allowed:
-                names = ", ".join(name for name in allowed if name is not None)
+            if value not in allowed and not (label in OF_YOUR_OWN and named.is_own(value)):
+                names = ", ".join([name for name in allowed if name is not None] + OF_YOUR_OWN.get(label, []))
                 raise ConfigError(f"unknown {label} {value!r}; allowed: {names}")
         for label, number, least, most in (
             ("epochs", self.epochs, 1, MOST),
@@ -163,10 +173,25 @@ class Experiment:
             raise ConfigError(
                 f"weight decay {self.weight_decay:.6g} is not allowed; use 0 or more, at most {LARGEST:.2g}"
             )
-        for option, setting in self.method_options.items():
-            if not abs(setting) <= LARGEST:  # NaN, infinity, and what float32 does not hold
-                raise ConfigError(f"method option {option} is not a finite number of at most {LARGEST:.2g}")
+        for what in ("method", "sparsifier", "optimizer"):
+            for option, setting in getattr(self, f"{what}_options").items():
+                if not abs(setting) <= LARGEST:  # NaN, infinity, and what float32 does not hold
+                    raise ConfigError(f"{what} option {option} is not a finite number of at most {LARGEST:.2g}")
+        self._check_steps()
         self._check_combination()
+
+    def _check_steps(self) -> None:
+        """Refuse what the optimizer's steps cannot follow, and an augmentation that is none."""
+        if self.lr_schedule is not None and not named.is_own(self.lr_schedule):
+            parse(self.lr_schedule)
+        for label, own in (("lr-schedule", self.lr_schedule), ("stream", self.stream), ("model", self.model)):
+            if own is not None and named.is_own(own):
+                named.check_form(label, own)
+        check_warmup(self.warmup or 0.0)
+        check_clip(self.clip_grad_norm)
+        optimizers.check(self.optimizer, self.momentum, self.optimizer_options)
+        if self.augment is not None:
+            augmentations(self.augment)  # names alone: what is the user's own is imported where it is used
 
     def _check_combination(self) -> None:
         """Refuse what could only be ignored."""
@@ -180,7 +205,7 @@ class Experiment:
             raise ConfigError(
                 f"method {self.method} does not support {self.scenario}; it supports: {', '.join(method.scenarios)}"
             )
-        if self.buffer_size is not None and not issubclass(method, methods.RehearsalMethod):
+        if self.buffer_size is not None and not methods.has_buffer(method):
             replay = ", ".join(n for n, m in methods.METHODS.items() if issubclass(m, methods.RehearsalMethod))
             raise ConfigError(f"method {self.method} has no buffer; --buffer-size goes with: {replay}")
         if self.sparsifier == "dense" and self.sparsity:
@@ -188,13 +213,15 @@ class Experiment:
         usual = {f.name: f.default for f in dataclasses.fields(self)}
         unusual = [name for name in OF_SPARSE if (getattr(self, name) or None) != usual[name]]
         if self.sparsifier == "dense" and unusual:
-            told = f"{unusual[0].replace('_', ' ')} {_toml(getattr(self, unusual[0]))}"
+            told = f"{unusual[0].replace('_', ' ')} {toml_value(getattr(self, unusual[0]))}"
             otherwise = "" if usual[unusual[0]] is None else f", or {usual[unusual[0]]}"
             raise ConfigError(f"{told} goes with a sparsifier; dense has none (leave it out{otherwise})")
         if self.pattern != "block" and "block_size" in unusual:
             raise ConfigError(f"block size {self.block_size} goes with pattern block, not {self.pattern}")
         if self.sparsifier == "snip" and self.first_mask is not None:
             raise ConfigError("first mask goes with another sparsifier: snip's comes from gradients (leave it out)")
+        if self.sparsifier_options and not named.is_own(self.sparsifier):
+            raise ConfigError("sparsifier options go with a sparsifier of your own, --sparsifier package.module:Class")
         only_sparcl = ("gradient_sparsity", "sample_removal", "ddr_score", "importance", "ranking")
         given = [name for name in only_sparcl if getattr(self, name) is not None]
         if self.sparsifier != "sparcl" and given:
@@ -209,31 +236,38 @@ class Experiment:
         Raises:
             ConfigError: an unknown preset.
         """
-        protocol = PROTOCOLS[self.stream]
+        protocol = PROTOCOLS.get(self.stream, OF_OWN)
         method = methods.find(self.method)
-        has_buffer = issubclass(method, methods.RehearsalMethod)
-        buffer_size = (self.buffer_size or 200) if has_buffer else None
+        buffer_size = (self.buffer_size or 200) if methods.has_buffer(method) else None
         settings = published(self.stream, self.method, buffer_size, self.preset)
         options = {k: v for k, v in settings.items() if k not in ("lr", "weight_decay", "source")}
         model = self.model or protocol.model
-        sparse = self.sparsifier != "dense"
+        sparsifier, own = find(self.sparsifier), named.is_own(self.sparsifier)
+        sparse = self.sparsifier != "dense" and (not own or named.takes(sparsifier, "sparsity"))
         sparcl = self.sparsifier == "sparcl"
+        has_mask = self.sparsifier != "snip" and not own
         usual_mask = "magnitude" if self.init else "random"  # the largest of given weights are what they know
+        lr, weight_decay = self._rates(settings)
         by_epochs = self.steps is None and self.max_seconds is None
         return dataclasses.replace(
             self,
             scenario=self.scenario or method.scenarios[0],
             buffer_size=buffer_size,
             method_options={**options, **self.method_options},
-            lr=settings["lr"] if self.lr is None else self.lr,
-            weight_decay=_default(self.weight_decay, settings.get("weight_decay", 0.0)),
+            augment=None if self.augment is None else tuple("+".join(self.augment).split("+")),
+            lr=lr,
+            weight_decay=weight_decay,
+            optimizer=None if self.optimizer == optimizers.USUAL else self.optimizer,
+            momentum=self.momentum if named.is_own(self.optimizer) else self.momentum or None,
+            lr_schedule=None if self.lr_schedule == CONSTANT else self.lr_schedule,
+            warmup=self.warmup or None,
             epochs=(self.epochs or protocol.epochs) if by_epochs else None,
             model=model,
-            width=self.width or DEFAULT_WIDTH[model],
-            sparsity=(DEFAULT_SPARSITY if self.sparsity is None else self.sparsity) if sparse else None,
-            drop_last=find(self.sparsifier).drops_last if self.drop_last is None else self.drop_last,
-            prunable=self.prunable if sparse else None,
-            first_mask=(self.first_mask or usual_mask) if sparse and self.sparsifier != "snip" else None,
+            width=self.width or DEFAULT_WIDTH.get(model),
+            sparsity=_default(self.sparsity, DEFAULT_SPARSITY) if sparse else self.sparsity if own else None,
+            drop_last=sparsifier.drops_last if self.drop_last is None else self.drop_last,
+            prunable=self.prunable if sparse or own else None,
+            first_mask=(self.first_mask or usual_mask) if sparse and has_mask else self.first_mask,
             gradient_sparsity=_default(self.gradient_sparsity, 0.2) if sparcl else None,
             sample_removal=_default(self.sample_removal, 0.3 if by_epochs else 0.0) if sparcl else None,
             ddr_score=self.ddr_score or "misclassified" if sparcl else None,
@@ -241,15 +275,24 @@ class Experiment:
             ranking=self.ranking or "step" if sparcl else None,
         )
 
+    def _rates(self, published: dict[str, Any]) -> tuple[float | None, float | None]:
+        """Learning rate and weight decay: given, published for SGD, or the optimizer's; one's own is asked itself."""
+        if named.is_own(self.optimizer):
+            return self.lr, self.weight_decay
+        kind = optimizers.OPTIMIZERS[self.optimizer or optimizers.USUAL]
+        lr = published["lr"] if kind.lr is None else kind.lr
+        decay = published.get("weight_decay", 0.0) if kind.weight_decay is None else kind.weight_decay
+        return lr if self.lr is None else self.lr, _default(self.weight_decay, decay)
+
     @property
     def name(self) -> str:
         """A short name, for the run directory: stream, method, sparsifier, seed."""
         parts = [self.stream, self.method, self.sparsifier]
-        if self.sparsifier != "dense":
+        if self.sparsifier != "dense" and not (named.is_own(self.sparsifier) and self.sparsity is None):
             parts.append(f"{DEFAULT_SPARSITY if self.sparsity is None else self.sparsity:g}")
         if self.pattern != "unstructured":
             parts.append(self.pattern)
-        return "-".join([*parts, f"seed{self.seed}"])
+        return "-".join([*parts, f"seed{self.seed}"]).replace(":", ".")  # a colon is not for every disk
 
     def to_toml(self) -> str:
         """The experiment as TOML; `None` is left out."""
@@ -258,9 +301,9 @@ class Experiment:
             if value is None or value in ({}, ()):
                 continue
             if isinstance(value, dict):
-                tables += ["", f"[{key}]", *(f"{_toml(k)} = {_toml(v)}" for k, v in value.items())]
+                tables += ["", f"[{key}]", *(f"{toml_value(k)} = {toml_value(v)}" for k, v in value.items())]
             else:
-                lines.append(f"{key} = {_toml(value)}")
+                lines.append(f"{key} = {toml_value(value)}")
         return "\n".join([*lines, *tables, ""])
 
     @classmethod
@@ -270,14 +313,22 @@ class Experiment:
         for key, value in values.items():
             if key not in fields:
                 raise ConfigError(f"{source}: unknown setting {key!r}; allowed: {', '.join(fields)}")
-            _check_type(source, key, str(fields[key].type), value)
+            check_type(source, key, str(fields[key].type), value)
         if "stream" not in values:
             raise ConfigError(f"{source}: no stream is named; allowed: {', '.join(STREAMS)}")
-        values = {k: _tupled(v) for k, v in values.items()}
+        values = {k: tupled(v) for k, v in values.items()}
         return cls(**values)
 
 
 IMPORTANCES = ("cwi", "magnitude")
+OF_YOUR_OWN = {
+    "stream": ["package.module:name"],
+    "model": ["package.module:name"],
+    "method": ["package.module:Class"],
+    "sparsifier": ["package.module:Class"],
+}
+"""What may be named beside what is in the registries."""
+
 BUDGETS = ("epochs", "steps", "max_seconds")
 """How long a task is trained: one of these."""
 
@@ -315,66 +366,5 @@ def check_range(label: str, number: int, least: int, most: int) -> None:
         raise ConfigError(f"{label} {number} is not allowed; use {most} or less")
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The values of a TOML file.
-
-    Raises:
-        ConfigError: it is missing, unreadable or not TOML (one line, with the place).
-    """
-    try:
-        return tomllib.loads(
-            regular.read(path, MAX_TOML).decode("utf-8-sig")
-        )  # an editor may have put a byte-order mark
-    except FileNotFoundError:
-        raise ConfigError(f"configuration {path} does not exist") from None
-    except ValueError as error:  # TOML's own, of the encoding, of a number with thousands of digits
-        raise ConfigError(f"configuration {path} is not valid TOML: {one_line(error)}") from None
-    except (OSError, RecursionError) as error:
-        raise ConfigError(f"configuration {path} cannot be read: {one_line(error)}") from None
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
-
-
 def _default(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
-
-
-PLAIN_TYPES: dict[str, list[type]] = {
-    "str": [str],
-    "int": [int],
-    "float": [float, int],
-    "bool": [bool],
-    "tuple": [list, tuple],
-    "dict": [dict],
-}
-
-
-def _check_type(source: str, key: str, annotation: str, value: object) -> None:
-    allowed: list[type] = []
-    for part in annotation.split("|"):
-        kind = part.strip().split("[")[0]
-        allowed += PLAIN_TYPES.get(kind, [])
-    right = type(value) in allowed
-    if right and isinstance(value, list | tuple) and "tuple[int" in annotation:
-        rows = [row if isinstance(row, list | tuple) else [None] for row in value]
-        right = all(type(number) is int for row in rows for number in row)
-    elif right and isinstance(value, list | tuple):
-        right = all(isinstance(item, str) for item in value)
-    if right and isinstance(value, dict):
-        inner = (str,) if "str, str" in annotation else (int, float)
-        right = all(isinstance(item, inner) and not isinstance(item, bool) for item in value.values())
-    if not right:
-        raise ConfigError(f"{source}: {key} must be {annotation.replace(' | None', '')}, not {value!r}"[:300])
-
-
-def _toml(value: object) -> str:
-    """A TOML value (or bare key): JSON's strings, numbers and arrays are TOML's, but for a few floats."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return repr(value) if math.isfinite(value) else str(value)
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -16,10 +16,12 @@ from sparcl.checkpoint.files import safetensors_parts
 from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner import Learner
-from sparcl.methods import Method
+from sparcl.methods import METHODS, Method
 from sparcl.nn.graph import graph
 from sparcl.run import build
-from sparcl.run.experiment import Experiment, read_toml
+from sparcl.run.experiment import Experiment
+from sparcl.run.toml import read_toml
+from sparcl.sparsity import DDR, DGM, SPARSIFIERS, TDM
 from sparcl.streams.augment import Transform
 from sparcl.streams.task import Samples
 
@@ -44,6 +46,7 @@ def export_device(
     """
     if learner.position is not None:
         raise ConfigError(f"the learner stands inside task {learner.position.task + 1}: export it between two tasks")
+    _check_device(learner, transform)
     figures = {
         "mean": list(transform.normalize.mean),
         "std": list(transform.normalize.std),
@@ -53,6 +56,20 @@ def export_device(
     nodes, state = graph(learner.model), learner.checkpoint_state()
     device = {"method": method_figures(learner.method), "position": None}
     model_file.write(path, model_file.ModelFile(state, nodes, list(input_shape), list(classes), figures, device))
+
+
+def _check_device(learner: Learner, transform: Transform) -> None:
+    """Refuse what a device would leave out in silence."""
+    for what, part, ours in (
+        ("method", learner.method, tuple(METHODS.values())),
+        ("sparsifier", learner.sparsifier, (*SPARSIFIERS.values(), TDM, DGM, DDR)),
+    ):
+        if type(part) not in ours:
+            raise ConfigError(f"{what} {type(part).__name__} is your own: a device cannot go on with it")
+    if not learner.rate.constant or learner.settings["clip_grad_norm"] is not None:
+        raise ConfigError("a device has no learning-rate schedule and no clipping of gradients: it would go on without")
+    if transform.augment is not None:
+        raise ConfigError("the augmentation is a function of your own: a device cannot go on with it")
 
 
 def method_figures(method: Method) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparcl import named
 from sparcl.checkpoint import disk
 from sparcl.checkpoint.files import safetensors_parts
 from sparcl.learner import Learner
@@ -13,6 +14,7 @@ from sparcl.methods.method import Method
 from sparcl.nn.convert import dense_state_dict
 from sparcl.run.experiment import Experiment
 from sparcl.run.record import RunDirectory, write_atomically
+from sparcl.streams.augment import Transform
 from sparcl.streams.task import Stream
 
 MODEL, ANSWERS = "model.safetensors", "answers.safetensors"
@@ -28,9 +30,17 @@ def data(stream: Stream) -> dict[str, Any]:
         "input_dtype": str(first.train.inputs.dtype).removeprefix("torch."),
         "mean": list(normalize.mean),
         "std": list(normalize.std),
+        "augment": augmentation(first.transform),
         "class_names": list(stream.class_names),
         "tasks": [list(task.classes) for task in stream.tasks],
     }
+
+
+def augmentation(transform: Transform) -> list[str]:
+    """What training images went through: `crop`, `flip`, and the name of a function of the user's own."""
+    own = transform.augment
+    named = [] if own is None else [getattr(own, "__name__", type(own).__name__)]
+    return [*(["crop"] if transform.crop_padding else []), *(["flip"] if transform.flip else []), *named]
 
 
 def model(method: Method) -> dict[str, Any]:
@@ -67,6 +77,9 @@ def readme(method: Method, stream: Stream, experiment: Experiment) -> str:
     if task_il:
         argument = ", task=0"
         state += "\nThe task must be named; of its logits only the columns of its own classes count (`data.tasks`).\n"
+    own = [name for name in (experiment.model, experiment.method) if name is not None and named.is_own(name)]
+    if own:
+        state += f"\n{' and '.join(own)} must be importable (`PYTHONPATH`): nothing in this folder is executed.\n"
     shape = ", ".join(map(str, stream.input_shape))
     return f"""# {experiment.name}
 

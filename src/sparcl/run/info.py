@@ -7,6 +7,7 @@ from rich.table import Table
 
 import sparcl
 from sparcl import kernels, methods, nn, streams
+from sparcl.run.optimizers import OPTIMIZERS
 from sparcl.sparsity import SPARSIFIERS
 
 
@@ -21,5 +22,7 @@ def about() -> Table:
     table.add_row("streams", ", ".join(streams.STREAMS))
     table.add_row("methods", ", ".join(methods.METHODS))
     table.add_row("sparsifiers", ", ".join(SPARSIFIERS))
-    table.add_row("models", ", ".join(nn.MODELS))
+    table.add_row("models", ", ".join([*nn.MODELS, nn.AUTO]))
+    table.add_row("optimizers", ", ".join(OPTIMIZERS))
+    table.add_row("your own", "package.module:name, in place of any of these names")
     return table

@@ -7,15 +7,17 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from sparcl import named
+from sparcl import nn as networks
 from sparcl.methods.icarl import NearestMean
 from sparcl.methods.respond import classifier
 from sparcl.run.answering import Answering
 
-FIRST = '"""Answers of a trained network; needs torch and safetensors, nothing else.'
+FIRST = '"""Answers of a trained network; needs torch and safetensors'
 
 HEAD = (
     FIRST
-    + '''
+    + '''{needs}, nothing else.
 
     from NAME_OF_THIS_FILE import CLASSES, load
 
@@ -93,6 +95,13 @@ def network():
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear({width}, {classes}))
 """
 
+OWN = """
+def network():
+    import {module}
+
+    return {module}.{path}({arguments})
+"""
+
 BY_LOGITS = '''
 
 class Answers(nn.Module):
@@ -158,9 +167,10 @@ def module(answering: Answering, network: nn.Module, names: Sequence[str], colum
         network: what answers, see `Method.as_network`.
         names, columns: of the classes asked for.
     """
-    shape, classes, width = answering.input_shape, len(answering.names), answering.experiment.width
-    assert width is not None
+    shape, name = answering.input_shape, str(answering.experiment.model)
+    own = f" and {name.partition(':')[0]}, your own" if named.is_own(name) else ""
     known = {
+        "needs": own,
         "dtype": "uint8" if answering.pixels else "float32",
         "scale": "from 0 to 1" if answering.pixels else "as they are",
         "shape": ", ".join(map(str, shape)),
@@ -171,13 +181,31 @@ def module(answering: Answering, network: nn.Module, names: Sequence[str], colum
         "most": 255 if answering.pixels else 1,
         "axes": ", ".join(map(str, (-1, *(1 for _ in shape[1:])))),
         "normalize": "",
-        "head": next(name for name, part in answering.network.named_modules() if part is classifier(answering.network)),
     }
+    if isinstance(network, NearestMean):
+        head = classifier(answering.network)
+        known["head"] = next(name for name, part in answering.network.named_modules() if part is head)
     code = HEAD.format(**known, names="{names}").replace("{names}", ascii(list(names)))
-    sizes = {"channels": shape[0], "width": width, "classes": classes, "w": width, "w2": 2 * width}
-    inputs = cast(nn.Linear, next(m for m in answering.network.modules() if hasattr(m, "weight")))
-    sizes["inputs"] = inputs.weight.shape[1]
-    code += {"resnet18": RESNET, "convnet": CONVNET, "mlp": MLP}[str(answering.experiment.model)].format(**sizes)
+    code += _own(answering, name) if own else _ours(answering, name)
     known["normalize"] = NORMALIZE.format(**known)
     code += (BY_MEANS if isinstance(network, NearestMean) else BY_LOGITS).format(**known)
     return code + TAIL
+
+
+def _ours(answering: Answering, name: str) -> str:
+    """The code of a network of this package."""
+    shape, classes = answering.input_shape, len(answering.names)
+    name, width = networks.chosen(name, shape, answering.experiment.width)
+    assert width is not None
+    first = cast(nn.Linear, next(m for m in answering.network.modules() if hasattr(m, "weight")))
+    sizes = {"channels": shape[0], "width": width, "classes": classes, "w": width, "w2": 2 * width}
+    return {"resnet18": RESNET, "convnet": CONVNET, "mlp": MLP}[name].format(**sizes, inputs=first.weight.shape[1])
+
+
+def _own(answering: Answering, name: str) -> str:
+    """A call of what made the user's own network, as `nn.build` makes it."""
+    module, _, path = name.partition(":")
+    called, width = named.find("model", name), answering.experiment.width
+    usual = {"classes": len(answering.names), "input_shape": answering.input_shape}
+    passed = {k: v for k, v in usual.items() if named.takes(called, k)} | ({} if width is None else {"width": width})
+    return OWN.format(module=module, path=path, arguments=", ".join(f"{k}={v}" for k, v in passed.items()))

@@ -42,6 +42,15 @@ MAY_DIFFER = ("data", "init", "layer_choice", "pace")
 decides."""
 
 
+BEFORE: dict[str, Any] = {
+    **dict.fromkeys(("init", "init_sha256", "augment", "optimizer", "momentum")),
+    **dict.fromkeys(("lr_schedule", "warmup", "clip_grad_norm")),
+    "optimizer_options": {},
+    "sparsifier_options": {},
+}
+"""Settings that a checkpoint of before does not name, and what they were."""
+
+
 def settings(experiment: Experiment) -> dict[str, Any]:
     """An experiment's settings as JSON values."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(experiment)))
@@ -115,7 +124,7 @@ def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> 
     """
     ours = settings(experiment)
     if isinstance(saved, Mapping):
-        saved = {"init": None, "init_sha256": None, **saved}  # as before there were any
+        saved = {**BEFORE, **saved}
     checks.keys(saved, ours, "the configuration")
     for name, value in ours.items():
         if name not in MAY_DIFFER and saved[name] != value:

@@ -28,7 +28,7 @@ from sparcl.report import write as write_report
 from sparcl.run import build, final, pretrained, trackers
 from sparcl.run.console import deserted
 from sparcl.run.evaluate import AccuracyMatrix
-from sparcl.run.experiment import Experiment, read_toml
+from sparcl.run.experiment import Experiment
 from sparcl.run.lock import locked
 from sparcl.run.observers import LossCurve, MaskTrace, SampleTrace
 from sparcl.run.progress import Progress, summary
@@ -45,6 +45,7 @@ from sparcl.run.resume import (
     settings,
 )
 from sparcl.run.signals import StopRequest
+from sparcl.run.toml import read_toml
 from sparcl.run.trackers import Trackers
 from sparcl.streams.task import Stream
 

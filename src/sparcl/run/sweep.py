@@ -34,11 +34,12 @@ from rich.text import Text
 
 from sparcl.errors import ConfigError, SparclError
 from sparcl.run import build, pretrained
-from sparcl.run.experiment import Experiment, read_toml
+from sparcl.run.experiment import Experiment
 from sparcl.run.launch import Job, Launcher, Outcome
 from sparcl.run.progress import duration, updates_in_place
 from sparcl.run.record import RunDirectory, write_atomically
-from sparcl.streams import STREAMS
+from sparcl.run.toml import read_toml
+from sparcl.streams import reads_data
 
 SECTIONS = ("base", "grid", "runs")
 BLOCK = ("base", "grid", "stage")
@@ -76,9 +77,9 @@ def read(path: Path, data: str | None = None) -> list[Cell]:
         where = f"{path}: run {', '.join(f'{k}={v}' for k, v in given.items()) or 'of [base]'}"
         try:
             experiment = pretrained.recorded(Experiment.from_dict(values, str(path)).resolve())
-            if data is not None and STREAMS[experiment.stream].needs_data:
+            if data is not None and reads_data(experiment.stream):
                 experiment = dataclasses.replace(experiment, data=data)
-            build.method(experiment), build.sparsifier(experiment)
+            build.check_parts(experiment)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         cell = Cell(_name(experiment, given), experiment)

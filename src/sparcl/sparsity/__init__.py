@@ -6,6 +6,7 @@ The rivals (static, SET, SNIP, RigL) are sparse in weights alone. `SPARSIFIERS` 
 from collections.abc import Callable
 from typing import cast
 
+from sparcl import named
 from sparcl.errors import ConfigError
 from sparcl.sparsity.ddr import DDR as DDR
 from sparcl.sparsity.dgm import DGM as DGM
@@ -25,7 +26,9 @@ SPARSIFIERS: dict[str, Callable[..., Sparsifier]] = {kind.name: kind for kind in
 
 
 def find(name: str) -> type[Sparsifier]:
-    """The sparsifier's class by its name; ConfigError lists the names."""
+    """The sparsifier's class by its name, or your own by `package.module:Class`; ConfigError lists the names."""
+    if named.is_own(name):
+        return named.kind("sparsifier", name, Sparsifier)
     if name not in SPARSIFIERS:
-        raise ConfigError(f"unknown sparsifier {name!r}; allowed: {', '.join(SPARSIFIERS)}")
+        raise ConfigError(f"unknown sparsifier {name!r}; allowed: {', '.join(SPARSIFIERS)}, package.module:Class")
     return cast(type[Sparsifier], SPARSIFIERS[name])

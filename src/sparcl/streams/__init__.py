@@ -11,6 +11,7 @@ from sparcl.streams.idx import seq_fashion_mnist as seq_fashion_mnist
 from sparcl.streams.idx import seq_mnist as seq_mnist
 from sparcl.streams.registry import STREAMS as STREAMS
 from sparcl.streams.registry import load as load
+from sparcl.streams.registry import reads_data as reads_data
 from sparcl.streams.split import from_arrays as from_arrays
 from sparcl.streams.task import Samples as Samples
 from sparcl.streams.task import Stream as Stream

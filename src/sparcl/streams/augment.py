@@ -9,19 +9,30 @@ on one core (`python benchmarks/augment.py`); four broadcast index tensors took 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparcl import named
 from sparcl.errors import ConfigError
 
 # Per-channel statistics of the training images, as the field uses them (Buzzega et al. 2020, official code).
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)
 TINY_IMAGENET_MEAN, TINY_IMAGENET_STD = (0.4802, 0.4480, 0.3975), (0.2770, 0.2691, 0.2821)
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""An augmentation of the user's own: a batch as stored, [N, ...], and the generator to draw from -> such a batch."""
+
+How = str | Augment | Sequence[str | Augment]
+"""Augmentations by name (`AUGMENTATIONS`, joined by +, or `package.module:name`) or the user's own, or several."""
+
+AUGMENTATIONS = ("none", "crop", "flip")
+CROP_PADDING = 4
+"""Of a crop that is asked for by name, where the stream has none of its own."""
 
 
 class Normalize:
@@ -77,20 +88,34 @@ def channels_hint(inputs: Tensor) -> str:
 
 @dataclass(frozen=True)
 class Transform:
-    """What happens to a batch between storage and network: random crop, random flip, normalisation.
+    """What happens to a batch between storage and network: random crop and flip, what is the user's own, normalisation.
 
     Attributes:
         normalize: applied in training and in test.
         crop_padding: zeros put around the *raw* image before a random crop of the original size; 0: no crop.
         flip: mirror each training image left to right with probability one half.
+        augment: of training batches, after crop and flip: (batch as stored, generator) -> batch of that shape and
+            dtype. What it draws must come from the generator: then the same seed gives the same bits.
     """
 
     normalize: Normalize = field(default_factory=Normalize)
     crop_padding: int = 0
     flip: bool = False
+    augment: Augment | None = None
+
+    def augmented(self, how: How) -> Self:
+        """This normalisation with the augmentation `how` in place of its own: "none", "crop", "flip", "crop+flip", ...
+
+        Raises:
+            ConfigError: an unknown name, one that is there twice, or `none` beside others.
+        """
+        names, own = augmentations(how)
+        padding = (self.crop_padding or CROP_PADDING) if "crop" in names else 0
+        found = named.find("augmentation", own) if isinstance(own, str) else own
+        return replace(self, crop_padding=padding, flip="flip" in names, augment=found)
 
     def settings(self) -> dict[str, Any] | None:
-        """As JSON values, for `of`; None for a transform of another class."""
+        """As JSON values, for `of`, less what is the user's own; None for a transform of another class."""
         if type(self) is not Transform or type(self.normalize) is not Normalize:
             return None
         statistics = {"mean": list(self.normalize.mean), "std": list(self.normalize.std)}
@@ -122,15 +147,52 @@ class Transform:
 
         Raises:
             ConfigError: the samples are no images though they should be cropped or flipped, or have other channels than
-                the normalisation.
+                the normalisation; or the user's own augmentation fails, or gives another shape or dtype.
         """
         if self.crop_padding or self.flip:
             inputs = random_crop_flip(inputs, self.crop_padding, self.flip, generator)
+        if self.augment is not None:
+            inputs = _by_own(self.augment, inputs, generator)
         return self.normalize(inputs)
 
     def test(self, inputs: Tensor) -> Tensor:
         """Normalise only: uint8 or float [N, ...] -> float32."""
         return self.normalize(inputs)
+
+
+def augmentations(how: How) -> tuple[tuple[str, ...], Augment | str | None]:
+    """The named ones, in the order of `AUGMENTATIONS`, and the user's own or its name; nothing is imported.
+
+    Raises:
+        ConfigError: an unknown name, one that is there twice, `none` beside others, or two of the user's own.
+    """
+    asked = [how] if isinstance(how, str) or callable(how) else list(how)
+    words = [word for one in asked for word in (one.split("+") if isinstance(one, str) else [one])]
+    own = [word for word in words if not isinstance(word, str) or named.is_own(word)]
+    names = [word for word in words if isinstance(word, str) and not named.is_own(word)]
+    allowed = f"allowed: {', '.join(AUGMENTATIONS)}, several joined by +, and one package.module:name"
+    for name in names:
+        if name not in AUGMENTATIONS:
+            raise ConfigError(f"unknown augmentation {name!r:.80}; {allowed}")
+    if not words or len(set(names)) < len(names) or len(own) > 1 or ("none" in names and len(words) > 1):
+        raise ConfigError(f"augmentation {'+'.join(map(str, words)):.120} is not allowed; {allowed}, each once")
+    for one in own:
+        if isinstance(one, str):
+            named.check_form("augmentation", one)
+        elif not callable(one):
+            kind = type(one).__name__
+            raise ConfigError(f"the augmentation is a {kind}; a function of a batch and a generator is needed")
+    return tuple(name for name in AUGMENTATIONS[1:] if name in names), own[0] if own else None
+
+
+def _by_own(augment: Augment, inputs: Tensor, generator: torch.Generator) -> Tensor:
+    """What the user's function makes of a batch; it may write into what it is given, and the data stays as it is."""
+    label = f"augmentation {getattr(augment, '__name__', type(augment).__name__)}"
+    made: object = named.call(label, augment, inputs.clone(), generator)
+    if not isinstance(made, Tensor) or (made.shape, made.dtype) != (inputs.shape, inputs.dtype):
+        kind = f"{made.dtype} {list(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
+        raise ConfigError(f"{label} makes {kind} of {inputs.dtype} {list(inputs.shape)}: shape and dtype must stay")
+    return made
 
 
 def random_crop_flip(inputs: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparcl.errors import DataError
-from sparcl.streams.augment import Normalize, Transform
+from sparcl.streams.augment import How, Normalize, Transform
 from sparcl.streams.cache import cached
 from sparcl.streams.files import Member, Progress, is_junk, members
 from sparcl.streams.images import IMAGE_SUFFIXES, ImageSet, Size, as_size, is_image
@@ -26,18 +26,20 @@ def folder(
     class_order_seed: int | None = None,
     limit_per_class: int | None = None,
     resize: int | Size | None = None,
+    augment: How = "crop+flip",
     progress: Progress | None = None,
 ) -> Stream:
     """A stream of your own images: `data` holds `train/<class>/*` and `test/<class>/*`; the classes are sorted by name.
 
-    Images become RGB, are cropped (padding 4) and flipped in training, and normalised with the mean and the
-    standard deviation of the training images.
+    Images become RGB, are cropped (padding 4) and flipped in training unless `augment` says otherwise, and normalised
+    with the mean and the standard deviation of the training images.
 
     Args:
         data: the folder, or an archive of it.
         classes_per_task: must divide the number of classes.
         class_order_seed, limit_per_class, progress: see `streams.load`.
         resize: the side of a square, or (height, width); None: all images must be of one size.
+        augment: see `Stream.augmented`: flipping digits or traffic signs is wrong.
 
     Raises:
         DataError: missing, damaged, images of mixed size, a class without images, more than one tree.
@@ -49,7 +51,7 @@ def folder(
     if source.is_dir() and not is_tree(source):
         raise DataError(f"{source} holds no image tree: train/<class>/* and test/<class>/* are needed")
     arrays = cached(f"folder {size}", source, SPLITS, lambda: read_tree(source, size, progress))
-    transform = Transform(statistics(arrays.train_inputs), crop_padding=4, flip=True)
+    transform = Transform(statistics(arrays.train_inputs)).augmented(augment)
     return split(
         "folder",
         arrays,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparcl.errors import ConfigError, DataError, DataWarning, one_line
-from sparcl.streams.augment import Transform
+from sparcl.streams.augment import How, Transform
 from sparcl.streams.task import Samples, Stream, Task, short
 
 MAX_CLASSES = 1 << 15
@@ -53,6 +53,7 @@ def from_arrays(
     limit_per_class: int | None = None,
     class_names: Sequence[str] | None = None,
     transform: Transform | None = None,
+    augment: How | None = None,
     name: str = "arrays",
 ) -> Stream:
     """Make a stream of your own NumPy arrays or tensors.
@@ -66,6 +67,7 @@ def from_arrays(
         limit_per_class: keep only the first so many training and so many test samples of a class.
         class_names: one for each class; None takes the labels themselves.
         transform: augmentation and normalisation; None only scales uint8 to [0, 1].
+        augment: in place of the transform's crop and flip, see `Stream.augmented`; None leaves these.
         name: what the records call the stream.
 
     Raises:
@@ -83,7 +85,7 @@ def from_arrays(
         train,
         test,
         tuple(class_names) if class_names is not None else tuple(str(k) for k in range(n_classes)),
-        transform or Transform(),
+        (transform or Transform()) if augment is None else (transform or Transform()).augmented(augment),
         classes_per_task=classes_per_task,
         class_order_seed=class_order_seed,
         limit_per_class=limit_per_class,

@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from sparcl.streams.augment import Transform
+from sparcl.streams.augment import How, Transform
 
 Name = str | int
 """What a class is called."""
@@ -106,6 +106,21 @@ class Stream(Sequence[Task]):
             tasks.append(replace(task, test=Samples(task.test.inputs[first], labels[first])))
         digest = hashlib.sha256(f"{self.fingerprint} {per_class} test samples a class".encode()).hexdigest()
         return replace(self, tasks=tuple(tasks), fingerprint=digest)
+
+    def augmented(self, how: How) -> Stream:
+        """The stream with the augmentation `how` in place of its own.
+
+        Args:
+            how: "none", "crop", "flip", "crop+flip" or your own function of a batch as stored and a generator, which
+                gives a batch of the same shape and dtype; or a list of these.
+
+        Raises:
+            ConfigError: an unknown name, or an augmentation that does not fit the samples.
+        """
+        tasks = tuple(replace(task, transform=task.transform.augmented(how)) for task in self.tasks)
+        for task in tasks[:1]:
+            task.transform.train(task.train.inputs[:1], torch.Generator())
+        return replace(self, tasks=tasks)
 
     def merged(self) -> Stream:
         """The stream with all its tasks in one: what joint training, the upper bound, is given."""
