@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO, cast
 
@@ -22,11 +22,13 @@ from rich.console import Console
 
 import sparcl
 from sparcl import overlaid
-from sparcl.errors import ConfigError, DataWarning, OutputError, SparclError, Stopped, out_of_memory
+from sparcl.errors import ConfigError, DataWarning, OutputError, SparclError, Stopped, out_of_memory, unknown
 from sparcl.report import neutral
 from sparcl.run.console import CommandConsole, Output
+from sparcl.run.manual import Commands, refusal
 
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -142,9 +144,7 @@ def export(
     """
     from sparcl.run.export import execute
 
-    files = execute(run, format, out, task)
-    told = neutral.line(f"written: {', '.join(map(str, files))}")
-    _console().print(told, highlight=False, markup=False, soft_wrap=True)
+    _tell_written(execute(run, format, out, task))
 
 
 @app.command()
@@ -159,7 +159,8 @@ def pack(
     """Write samples as one file for sparcl-device."""
     from sparcl.run.export_device import pack_stream
 
-    pack_stream(stream, out, task=task, split=split, data=data, resize=resize)
+    count = pack_stream(stream, out, task=task, split=split, data=data, resize=resize)
+    _tell_written([out], f" ({count} samples)")
 
 
 @app.command()
@@ -172,6 +173,8 @@ def report(
     from sparcl.report import write
 
     write(runs, format, out)
+    if out is not None:
+        _tell_written([out])
 
 
 @app.command()
@@ -197,7 +200,7 @@ def sweep(
     cells = sweeps.read(file, data)
     out = out or Path("runs") / file.stem
     if launcher not in launch.LAUNCHERS:
-        raise ConfigError(f"unknown launcher {launcher!r}; allowed: {', '.join(launch.LAUNCHERS)}")
+        raise ConfigError(unknown("launcher", launcher, launch.LAUNCHERS))
     if launcher == "local" and (partition, time, memory) != (None, None, None):
         raise ConfigError("partition, time and memory go with --launcher slurm")
     if launcher == "local":
@@ -219,12 +222,21 @@ def info(
     flops: Annotated[
         bool, typer.Option("--flops", help="forecast the published CIFAR-10 protocol's FLOPs, without training")
     ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="the same for programs")] = False,
 ) -> None:
-    """What is installed and what can be named; --flops: what the published protocol costs."""
+    """What is installed, what can be named, what is missing here; --flops: what the published protocol costs."""
     from sparcl.cost.protocol import published_rows, table
-    from sparcl.run.info import about
+    from sparcl.run.info import about, as_text
 
-    _console().print(table(published_rows()) if flops else about())
+    console = _console()
+    if flops and json_:
+        raise ConfigError("--flops has no --json; leave one of them out")
+    if flops:
+        console.print(table(published_rows()))
+    elif json_:
+        print(json.dumps(about(), indent=2))
+    else:
+        console.out(as_text(about(), console.width if console.is_terminal else None), end="", highlight=False)
 
 
 @app.command()
@@ -254,11 +266,13 @@ def bench(
     batch, width, model. With --job: method, sparsifier, sparsity, pattern, step_ms, update_ms (what a mask update takes
     more), choice_ms, evaluate_image_ms, parameter_bytes, buffer_bytes, peak_bytes (of a step), seconds, steps, epochs.
     """
-    from sparcl.report.write import write_text
+    from sparcl.report.write import check_place, write_text
     from sparcl.run import bench as steps
     from sparcl.run import job as jobs
 
     console = _console()
+    if json_ is not None:
+        check_place(json_)  # a measurement takes minutes
     of_job = {"stream": stream, "method": method, "buffer_size": buffer_size, "device": device}
     sparsities, patterns = sparsity or [0.75, 0.90, 0.95], pattern or ["unstructured", "block"]
 
@@ -295,6 +309,11 @@ def bench(
 def _console() -> Console:
     """Where a command speaks."""
     return CommandConsole()
+
+
+def _tell_written(files: Sequence[Path], more: str = "") -> None:
+    told = neutral.line(f"written: {', '.join(map(str, files))}{more}")
+    _console().print(told, highlight=False, soft_wrap=True)
 
 
 def _options(pairs: list[str]) -> dict[str, float]:
@@ -351,7 +370,7 @@ def _main(arguments: list[str]) -> int:
     except SparclError as error:
         return _refuse(str(error))
     except ParserError as error:
-        return _refuse(error.format_message())  # type: ignore[attr-defined]
+        return _refuse(refusal(error))
     except Stopped as stop:
         return _unheard(stop.saved) if stop.signal == signal.SIGPIPE else 128 + stop.signal
     except (typer.Abort, KeyboardInterrupt):

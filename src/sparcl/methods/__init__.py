@@ -1,7 +1,7 @@
 """How it is learned and remembered: one method a file, `METHODS` by name."""
 
 from sparcl import sparsity
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, unknown
 from sparcl.methods.agem import AGEM as AGEM
 from sparcl.methods.buffer import ReservoirBuffer as ReservoirBuffer
 from sparcl.methods.der import DER as DER
@@ -28,7 +28,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in _KINDS}
 def find(name: str) -> type[Method]:
     """The method's class by its name; ConfigError lists the names."""
     if name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}; allowed: {', '.join(METHODS)}")
+        raise ConfigError(unknown("method", name, METHODS))
     return METHODS[name]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, unknown
 from sparcl.nn.block import residual_block as residual_block
 from sparcl.nn.layers import MaskedLayer as MaskedLayer
 from sparcl.nn.layers import SparseLayer as SparseLayer
@@ -33,7 +33,7 @@ def build(name: str, classes: int, input_shape: tuple[int, ...], width: int | No
         ConfigError: an unknown name, a width below 1, or an input that the network does not take.
     """
     if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}; allowed: {', '.join(MODELS)}")
+        raise ConfigError(unknown("model", name, MODELS))
     if width is not None and width < 1:
         raise ConfigError(f"model width {width} is not allowed; use 1 or more")
     if name != "mlp" and len(input_shape) != 3:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sparcl import methods, regular
-from sparcl.errors import LARGEST, ConfigError, one_line
+from sparcl.errors import LARGEST, ConfigError, one_line, unknown
 from sparcl.learner.budget import check_pace
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
@@ -130,8 +131,7 @@ class Experiment:
             ("ranking", self.ranking, (None, *RANKINGS)),
         ):
             if value not in allowed:
-                names = ", ".join(name for name in allowed if name is not None)
-                raise ConfigError(f"unknown {label} {value!r}; allowed: {names}")
+                raise ConfigError(unknown(label, value, [n for n in allowed if n is not None]) + _axis(label, value))
         for label, number, least, most in (
             ("epochs", self.epochs, 1, MOST),
             ("steps", self.steps, 1, MOST),
@@ -269,7 +269,7 @@ class Experiment:
         fields = {f.name: f for f in dataclasses.fields(cls)}
         for key, value in values.items():
             if key not in fields:
-                raise ConfigError(f"{source}: unknown setting {key!r}; allowed: {', '.join(fields)}")
+                raise ConfigError(f"{source}: {unknown('setting', key, fields)}")
             _check_type(source, key, str(fields[key].type), value)
         if "stream" not in values:
             raise ConfigError(f"{source}: no stream is named; allowed: {', '.join(STREAMS)}")
@@ -329,8 +329,21 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration {path} does not exist") from None
     except ValueError as error:  # TOML's own, of the encoding, of a number with thousands of digits
         raise ConfigError(f"configuration {path} is not valid TOML: {one_line(error)}") from None
-    except (OSError, RecursionError) as error:
+    except OSError as error:
+        inside = path / "config.toml"
+        hint = f"; name {inside}" if os.path.isfile(inside) else ""
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}{hint}") from None
+    except RecursionError as error:
         raise ConfigError(f"configuration {path} cannot be read: {one_line(error)}") from None
+
+
+def _axis(label: str, value: object) -> str:
+    """Where a name of another axis is given, how that one is named."""
+    names: dict[str, Any] = {"method": methods.METHODS, "sparsifier": SPARSIFIERS, "model": MODELS}
+    if label == "stream" and str(value).endswith(".toml"):
+        return f"; a file of settings is named by --config {value}"
+    others = [other for other in names if other != label and value in names[other]]
+    return "".join(f"; {value} is a {other}: --{other} {value}" for other in others)
 
 
 def _tupled(value: Any) -> Any:

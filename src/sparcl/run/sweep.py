@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from sparcl.errors import ConfigError, SparclError
+from sparcl.errors import ConfigError, SparclError, unknown
 from sparcl.run import build, pretrained
 from sparcl.run.experiment import Experiment, read_toml
 from sparcl.run.launch import Job, Launcher, Outcome
@@ -80,7 +80,7 @@ def read(path: Path, data: str | None = None) -> list[Cell]:
                 experiment = dataclasses.replace(experiment, data=data)
             build.method(experiment), build.sparsifier(experiment)
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
+            raise ConfigError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from None
         cell = Cell(_name(experiment, given), experiment)
         settings = experiment.to_toml()
         if settings in known:
@@ -120,9 +120,9 @@ def _combinations(path: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, A
 
 
 def _check_keys(label: str, table: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
-    unknown = [key for key in table if key not in allowed]
-    if unknown:
-        raise ConfigError(f"{label}: unknown key {unknown[0]!r}; allowed: {', '.join(allowed)}")
+    others = [key for key in table if key not in allowed]
+    if others:
+        raise ConfigError(f"{label}: {unknown('key', others[0], allowed)}")
 
 
 def _table(label: str | Path, holder: Mapping[str, Any], key: str) -> dict[str, Any]:

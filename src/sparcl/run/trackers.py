@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sparcl.errors import ConfigError, one_line
+from sparcl.errors import ConfigError, one_line, unknown
 from sparcl.report.events import StepCounter, metrics, number, parse
 
 Row = tuple[int, float, dict[str, float]]
@@ -123,7 +123,7 @@ def check(names: Iterable[str]) -> None:
     """Refuse a tracker that is unknown or whose package is missing (ConfigError)."""
     for name in names:
         if name not in TRACKERS:
-            raise ConfigError(f"unknown tracker {name!r}; allowed: {', '.join(TRACKERS)}")
+            raise ConfigError(unknown("tracker", name, TRACKERS))
         if name != "csv" and importlib.util.find_spec(name) is None:
             raise ConfigError(f"--track {name} needs {name}: pip install 'sparcl-edge[{name}]'")
 

@@ -6,7 +6,7 @@ The rivals (static, SET, SNIP, RigL) are sparse in weights alone. `SPARSIFIERS` 
 from collections.abc import Callable
 from typing import cast
 
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, unknown
 from sparcl.sparsity.ddr import DDR as DDR
 from sparcl.sparsity.dgm import DGM as DGM
 from sparcl.sparsity.importance import Losses as Losses
@@ -27,5 +27,5 @@ SPARSIFIERS: dict[str, Callable[..., Sparsifier]] = {kind.name: kind for kind in
 def find(name: str) -> type[Sparsifier]:
     """The sparsifier's class by its name; ConfigError lists the names."""
     if name not in SPARSIFIERS:
-        raise ConfigError(f"unknown sparsifier {name!r}; allowed: {', '.join(SPARSIFIERS)}")
+        raise ConfigError(unknown("sparsifier", name, SPARSIFIERS))
     return cast(type[Sparsifier], SPARSIFIERS[name])

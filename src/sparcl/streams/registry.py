@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparcl.errors import ConfigError, DataError
+from sparcl.errors import ConfigError, DataError, unknown
 from sparcl.streams.cifar import seq_cifar10, seq_cifar100
 from sparcl.streams.digits import seq_digits
 from sparcl.streams.files import Progress
@@ -65,11 +65,11 @@ def load(
         progress: called with (done, total) while files are read for the first time.
 
     Raises:
-        ConfigError: an unknown name, or an option that the stream does not have.
+        ConfigError: an unknown name, data for a stream that reads none, or an option that the stream does not have.
         DataError: data that is missing, damaged or does not fit.
     """
     if name not in STREAMS:
-        raise ConfigError(f"unknown stream {name!r}: allowed are {', '.join(STREAMS)}")
+        raise ConfigError(unknown("stream", name, STREAMS))
     entry = STREAMS[name]
     options: dict[str, Any] = {"class_order_seed": class_order_seed, "limit_per_class": limit_per_class}
     if classes_per_task is not None:
@@ -80,6 +80,8 @@ def load(
             raise ConfigError(f"{name} images have one size already: only {able} can be resized")
         options["resize"] = resize
     if not entry.needs_data:
+        if data is not None:
+            raise ConfigError(f"{name} reads no data: leave {str(data)!r} out")
         return entry.open(**options)
     place = data if data is not None else Path("data")
     try:
