@@ -163,7 +163,7 @@ def test_lines_wrap(page):
 
 def test_the_site_is_built_without_warnings(tmp_path):
     if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
-        pytest.skip("no mkdocs: make docs installs it")
+        pytest.skip("no mkdocs: make install installs it")
     asked = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

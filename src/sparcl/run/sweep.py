@@ -218,6 +218,8 @@ def _job(cell: Cell, out: Path) -> Job:
         begun = Experiment.from_dict(read_toml(config), str(config))
         experiment = dataclasses.replace(experiment, threads=begun.threads, layer_choice=begun.layer_choice)
     work.mkdir(parents=True, exist_ok=True)
+    if work.is_symlink():
+        raise ConfigError(f"{work} is a link, not a folder as a sweep leaves it: move it away")
     settings = work / f"{cell.name}.toml"
     write_atomically(settings, experiment.to_toml())
     command = [sys.executable, "-m", "sparcl", "run"]
