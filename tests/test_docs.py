@@ -155,7 +155,7 @@ def test_every_link_leads_somewhere(page):
         assert not anchor or anchor in anchors(file), target
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs" / f"{p}.md" for p in NEW)], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_lines_wrap(page):
     rows = prose(page.read_text("utf-8")).splitlines()
     assert [row for row in rows if len(row) > 100 and not row.startswith(("|", "#", "      members:"))] == []

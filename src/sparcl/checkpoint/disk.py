@@ -82,7 +82,8 @@ def write_output(path: Path, parts: Iterable[Bytes]) -> Written:
         OSError: it cannot be written; or something lies there that is no file and would be lost, a device say.
     """
     place = Path(os.path.realpath(path))
-    place.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # a file in place of a folder: what follows says so more clearly
+        place.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(mode := os.lstat(place).st_mode):
             what = "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file"

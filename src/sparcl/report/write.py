@@ -76,7 +76,7 @@ def write_text(out: Path, text: str) -> None:
     place = Path(os.path.realpath(out))  # a link stays a link
     beside = place.with_name(f".sparcl-{os.getpid()}.tmp")
     try:
-        if not place.parent.is_dir():
+        with contextlib.suppress(FileExistsError):  # a file in place of a folder: what follows says so more clearly
             place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists() and not place.is_file():  # a device or a pipe: there is nothing to replace
             place.write_bytes(content)

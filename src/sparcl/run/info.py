@@ -119,5 +119,6 @@ def _lines(rows: dict[str, str], width: int | None, before: str = "") -> list[st
         if width is None or width < len(head) + 20:
             lines.append(head + said)
         else:
-            lines += textwrap.wrap(said, width, initial_indent=head, subsequent_indent=" " * len(head))
+            indent = " " * len(head)
+            lines += textwrap.wrap(said, width, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
     return lines

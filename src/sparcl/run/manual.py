@@ -27,7 +27,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "report": ("sparcl report runs", "sparcl report runs/one runs/two --format html --out report.html"),
     "sweep": (
         "sparcl sweep experiments/table1.toml --jobs 2",
-        "sparcl sweep experiments/table1.toml --launcher slurm --time 4:00:00 --memory 4G",
+        "sparcl sweep experiments/table1.toml --launcher slurm --time 4:00:00",
     ),
     "info": ("sparcl info", "sparcl info --json"),
     "bench": ("sparcl bench --threads 2", "sparcl bench --job --stream seq-cifar10 --seconds 60"),
