@@ -1,13 +1,7 @@
-# The site of docs/, made by MkDocs; settings in mkdocs.yml. Included by the Makefile.
-DOCS := $(VENV)/.docs
-
-$(DOCS): $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	touch $@
-
+# The site of docs/, made by MkDocs; settings in mkdocs.yml. Included by the Makefile. `make test` builds it as well.
 .PHONY: docs docs-serve
-docs: $(DOCS)  ## the site, in site/; fails at the first warning
+docs: $(READY)  ## the site, in site/; fails at the first warning
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-docs-serve: $(DOCS)  ## the site in a browser, made anew at every change
+docs-serve: $(READY)  ## the site in a browser, made anew at every change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve

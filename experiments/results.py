@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,8 +39,8 @@ TABLES = {
     " that did other work beside and paused some of these runs for minutes: for time see performance.md.",
     "equal-time": "Split CIFAR-10 at equal time, begun: 1,000 training and 200 test images a class (JPEG, as in the"
     " small comparison), ResNet-18 of width 32. A budget of 1 is what an epoch of dense DER++ takes, 62"
-    " steps a task; every row has as many steps as fit into that by its own cost of a step (results/equal-"
-    " time/costs-32.json). One or two seeds so far: no claim rests on it. Its seconds are of a machine"
+    " steps a task; every row has as many steps as fit into that by its own cost of a step (`results/equal-time/"
+    "costs-32.json`). One or two seeds so far: no claim rests on it. Its seconds are of a machine"
     " that did much beside.",
     "hosts-digits": "SparCL under every rehearsal method, beside its dense host: embedded digits, 290 images a task, a"
     " network of 66,000 weights. Every run left out an epoch's last partial batch. A-GEM's memory is ours: filled at a"
@@ -254,7 +255,19 @@ def page() -> str:
         if records:
             parts += ["", *_section(folder.name, records)]
         parts += [f"\nLeft out: {problem}" for problem in problems]
-    return "\n".join(parts) + "\n"
+    return "\n".join(line for part in parts for line in _wrapped(part)) + "\n"
+
+
+def _wrapped(part: str) -> Iterable[str]:
+    """Its lines, prose of at most 100 characters; tables stay as they are."""
+    for line in part.split("\n"):
+        if len(line) <= 100 or line.startswith("|"):
+            yield line
+        else:
+            indent = "  " if line.startswith("- ") else ""
+            yield from textwrap.wrap(
+                line, 100, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+            )
 
 
 def _section(name: str, records: Sequence[Record]) -> list[str]:

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "overlaid": set(),
     "regular": set(),
     "seeds": set(),
+    "starting": set(),
     "recorded": set(),
     "published": set(),
     "kernels": set(),
@@ -39,7 +40,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each part may import of the others, beside itself and the leaves; `sparcl` is the package itself."""
 
-LEAVES = {"errors", "named", "overlaid", "regular", "seeds", "recorded", "checkpoint.checks", "checkpoint.disk"}
+LEAVES = {
+    *("errors", "named", "overlaid", "regular", "seeds", "recorded", "starting"),
+    *("checkpoint.checks", "checkpoint.disk"),
+}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -186,7 +186,7 @@ def test_every_link_leads_somewhere(page):
         assert not anchor or anchor in anchors(file), target
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs" / f"{p}.md" for p in NEW)], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_lines_wrap(page):
     rows = prose(page.read_text("utf-8")).splitlines()
     assert [row for row in rows if len(row) > 100 and not row.startswith(("|", "#", "      members:"))] == []
@@ -194,7 +194,7 @@ def test_lines_wrap(page):
 
 def test_the_site_is_built_without_warnings(tmp_path):
     if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
-        pytest.skip("no mkdocs: make docs installs it")
+        pytest.skip("no mkdocs: make install installs it")
     asked = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,10 @@ tasks of a stream one after another. TDM, DDR and DGM work alone in a loop of yo
 import warnings as _warnings
 from pathlib import Path as _Path
 
+from sparcl import starting as _starting
+
+_quiet = _starting.begin()
+
 from sparcl import methods as methods
 from sparcl import nn as nn
 from sparcl import overlaid as _overlaid
@@ -19,6 +23,8 @@ from sparcl.sparsity import DGM as DGM
 from sparcl.sparsity import TDM as TDM
 from sparcl.sparsity import Losses as Losses
 from sparcl.sparsity import SparCL as SparCL
+
+_starting.end(_quiet)
 
 __version__ = "0.2.0"
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, unknown
 from sparcl.report import neutral
 from sparcl.run.console import CommandConsole
+from sparcl.run.manual import Commands
 
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -151,9 +154,7 @@ def export(
     """
     from sparcl.run.export import execute
 
-    files = execute(run, format, out, task)
-    told = neutral.line(f"written: {', '.join(map(str, files))}")
-    _console().print(told, highlight=False, markup=False, soft_wrap=True)
+    _tell_written(execute(run, format, out, task))
 
 
 @app.command()
@@ -168,7 +169,8 @@ def pack(
     """Write samples as one file for sparcl-device."""
     from sparcl.run.export_device import pack_stream
 
-    pack_stream(stream, out, task=task, split=split, data=data, resize=resize)
+    count = pack_stream(stream, out, task=task, split=split, data=data, resize=resize)
+    _tell_written([out], f" ({count} samples)")
 
 
 @app.command()
@@ -181,6 +183,8 @@ def report(
     from sparcl.report import write
 
     write(runs, format, out)
+    if out is not None:
+        _tell_written([out])
 
 
 @app.command()
@@ -206,7 +210,7 @@ def sweep(
     cells = sweeps.read(file, data)
     out = out or Path("runs") / file.stem
     if launcher not in launch.LAUNCHERS:
-        raise ConfigError(f"unknown launcher {launcher!r}; allowed: {', '.join(launch.LAUNCHERS)}")
+        raise ConfigError(unknown("launcher", launcher, launch.LAUNCHERS))
     if launcher == "local" and (partition, time, memory) != (None, None, None):
         raise ConfigError("partition, time and memory go with --launcher slurm")
     if launcher == "local":
@@ -228,12 +232,21 @@ def info(
     flops: Annotated[
         bool, typer.Option("--flops", help="forecast the published CIFAR-10 protocol's FLOPs, without training")
     ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="the same for programs")] = False,
 ) -> None:
-    """What is installed and what can be named; --flops: what the published protocol costs."""
+    """What is installed, what can be named, what is missing here; --flops: what the published protocol costs."""
     from sparcl.cost.protocol import published_rows, table
-    from sparcl.run.info import about
+    from sparcl.run.info import about, as_text
 
-    _console().print(table(published_rows()) if flops else about())
+    console = _console()
+    if flops and json_:
+        raise ConfigError("--flops has no --json; leave one of them out")
+    if flops:
+        console.print(table(published_rows()))
+    elif json_:
+        print(json.dumps(about(), indent=2))
+    else:
+        console.out(as_text(about(), console.width if console.is_terminal else None), end="", highlight=False)
 
 
 @app.command()
@@ -263,11 +276,13 @@ def bench(
     batch, width, model. With --job: method, sparsifier, sparsity, pattern, step_ms, update_ms (what a mask update takes
     more), choice_ms, evaluate_image_ms, parameter_bytes, buffer_bytes, peak_bytes (of a step), seconds, steps, epochs.
     """
-    from sparcl.report.write import write_text
+    from sparcl.report.write import check_place, write_text
     from sparcl.run import bench as steps
     from sparcl.run import job as jobs
 
     console = _console()
+    if json_ is not None:
+        check_place(json_)  # a measurement takes minutes
     of_job = {"stream": stream, "method": method, "buffer_size": buffer_size, "device": device}
     sparsities, patterns = sparsity or [0.75, 0.90, 0.95], pattern or ["unstructured", "block"]
 
@@ -304,6 +319,11 @@ def bench(
 def _console() -> Console:
     """Where a command speaks."""
     return CommandConsole()
+
+
+def _tell_written(files: Sequence[Path], more: str = "") -> None:
+    told = neutral.line(f"written: {', '.join(map(str, files))}{more}")
+    _console().print(told, highlight=False, soft_wrap=True)
 
 
 def _options(pairs: list[str], option: str) -> dict[str, float]:

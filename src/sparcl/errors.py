@@ -1,5 +1,10 @@
 """What the library raises: one clear line that says what is allowed, never a traceback for the user of the command."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class SparclError(Exception):
     """Base of every error that a user can cause or mend; the command line prints it and exits with code 2."""
@@ -41,6 +46,25 @@ class DataWarning(UserWarning):
 
 class CheckpointError(SparclError):
     """A checkpoint or a run directory that is missing, damaged, locked or does not fit."""
+
+
+def unknown(what: str, name: object, allowed: Iterable[object]) -> str:
+    """That a name is not one of those allowed, which are listed, and which of them may be meant."""
+    names = [str(one) for one in allowed]
+    near = nearest(str(name), names)
+    meant = "" if near is None else f" (did you mean {near}?)"
+    return f"unknown {what} {name!r}{meant}; allowed: {', '.join(names)}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Of the names the one that is most like another; None where none is. DER++ is derpp, seq_digits seq-digits."""
+    plain = {_plain(one): one for one in names}
+    found = get_close_matches(_plain(name[:80]), plain, 1, 0.6)
+    return plain[found[0]] if found else None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-").replace("+", "p")
 
 
 def one_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from sparcl.cli import app
 from sparcl.errors import DataWarning, OutputError, SparclError, Stopped, out_of_memory
 from sparcl.report import neutral
 from sparcl.run.console import Output
+from sparcl.run.manual import refusal
 
 # Typer carries Click inside since 0.2x: the common base of all that its parser refuses is found from here.
 ParserError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -70,7 +71,7 @@ def _main(arguments: list[str]) -> int:
     except SparclError as error:
         return _refuse(str(error))
     except ParserError as error:
-        return _refuse(error.format_message())  # type: ignore[attr-defined]
+        return _refuse(refusal(error))
     except Stopped as stop:
         return _unheard(stop.saved) if stop.signal == signal.SIGPIPE else 128 + stop.signal
     except (typer.Abort, KeyboardInterrupt):

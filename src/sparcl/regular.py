@@ -44,7 +44,27 @@ def open_to_change(path: Path) -> int:
     Raises:
         OSError: it cannot be; or it is a link, also a hard one: what is behind it is not ours to change.
     """
-    descriptor = _open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    return _ours(path, os.O_RDWR)
+
+
+def open_to_add(path: Path, *, anew: bool = False) -> BinaryIO:
+    """A file of ours, to be added to at its end; made if it is missing.
+
+    Args:
+        path: where it is.
+        anew: what it holds goes first.
+
+    Raises:
+        OSError: as `open_to_change`; or the disk is full.
+    """
+    descriptor = _ours(path, os.O_WRONLY | os.O_APPEND)
+    if anew:
+        os.ftruncate(descriptor, 0)
+    return open(descriptor, "ab")
+
+
+def _ours(path: Path, flags: int) -> int:
+    descriptor = _open(path, flags | os.O_CREAT | os.O_NOFOLLOW)
     if os.fstat(descriptor).st_nlink > 1:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it has a second name (a hard link): copy it instead", str(path))

@@ -122,8 +122,8 @@ wait "$second" || failed=yes
 cat >docs/fresh.md <<END
 # On a machine that has never seen the project
 
-\`make fresh\` makes two bare Debian 12 systems, gives an unprivileged user a clone in each, and runs the README's commands.
-Its last result, written by it:
+\`make fresh\` makes two bare Debian 12 systems, gives an unprivileged user a clone in each, and runs
+the README's commands. Its last result, written by it:
 
 | | |
 |---|---|

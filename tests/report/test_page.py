@@ -138,7 +138,7 @@ def test_the_course_is_by_steps_and_by_tasks(tmp_path: Path) -> None:
     found = course(record(rich_run(tmp_path / "run", tasks=2)))
     assert found.starts == [0, 20]
     assert found.end == 40
-    assert found.loss == [(10.0, 2.0), (20.0, 1.0), (30.0, 2.0), (40.0, 1.0)]
+    assert found.loss == [(10.0, 2.0), (20.0, 1.0), (None, None), (30.0, 2.0), (40.0, 1.0)]
     assert found.samples[:3] == [(0.0, 100.0), (5.0, 90.0), (15.0, 80.0)]
     assert found.in_tasks(found.active) == [(0.25, 11.0), (0.75, 10.0), (1.25, 11.0), (1.75, 10.0), (2.0, 10.0)]
     assert [task["classifier"] for task in found.masks] == [(10.0, None), (11.0, 80.0)]

@@ -8,7 +8,9 @@ import random
 from functools import partial
 from pathlib import Path
 
+import bombs
 import fuzzing
+import mutated
 import pytest
 import torch
 
@@ -35,9 +37,9 @@ def test_a_bomb_is_refused_soon_and_without_its_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setenv("SPARCL_CACHE", "/dev/null/no-cache")
-    bombs = fuzzing.Bombs(tmp_path, fuzzing.Data(tmp_path), fuzzing.Checkpoints(tmp_path))
+    made = bombs.Bombs(tmp_path, mutated.Data(tmp_path), mutated.Checkpoints(tmp_path))
     for seed in range(3):
-        load = getattr(bombs, kind)(random.Random(seed))
+        load = getattr(made, kind)(random.Random(seed))
         with pytest.raises(SparclError) as caught, fuzzing.limited():
             load()
         assert not fuzzing.ran_out(caught.value)
@@ -51,7 +53,7 @@ def test_an_allocation_that_our_own_limit_stopped_is_no_refusal() -> None:
 
 
 def test_a_wrong_load_would_be_seen(tmp_path: Path) -> None:
-    checkpoints = fuzzing.Checkpoints(tmp_path)
+    checkpoints = mutated.Checkpoints(tmp_path)
     load = checkpoints.raw(random.Random(0))
     checkpoints.state["settings"]["epochs"] = 99
     (tmp_path / "case").rename(tmp_path / "mutated")
@@ -74,13 +76,13 @@ def test_a_hostile_pickle_executes_nothing_wherever_a_file_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mark = tmp_path / "executed"
-    bombs = [pickle.dumps(Bomb(mark), protocol) for protocol in (0, 2, 4)]
+    hostile = [pickle.dumps(Bomb(mark), protocol) for protocol in (0, 2, 4)]
     torch.save({"model": Bomb(mark)}, tmp_path / "bomb.pt")
-    bombs.append((tmp_path / "bomb.pt").read_bytes())
+    hostile.append((tmp_path / "bomb.pt").read_bytes())
     monkeypatch.setenv("SPARCL_CACHE", str(tmp_path / "cache"))
-    data = fuzzing.Data(tmp_path)
-    good = fuzzing.Checkpoints(tmp_path).good
-    for bomb in bombs:
+    data = mutated.Data(tmp_path)
+    good = mutated.Checkpoints(tmp_path).good
+    for bomb in hostile:
         for name in (files.MANIFEST, files.STATE, files.TENSORS):
             kept = (good / name).read_bytes()
             (good / name).write_bytes(bomb)
@@ -90,8 +92,8 @@ def test_a_hostile_pickle_executes_nothing_wherever_a_file_is_read(
         place = tmp_path / "bomb"
         place.write_bytes(bomb)
         members = {**data.cifar, "cifar-10-batches-py/data_batch_1": bomb}
-        fuzzing.write_tar(tmp_path / "cifar.tar", members, "w")
-        images = fuzzing.write_folder(tmp_path / "images", {**data.images, "train/c000/0.png": bomb})
+        mutated.write_tar(tmp_path / "cifar.tar", members, "w")
+        images = mutated.write_folder(tmp_path / "images", {**data.images, "train/c000/0.png": bomb})
         for read, argument in (
             (read_idx, place),
             (read_toml, place),

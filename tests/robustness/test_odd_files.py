@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from sparcl.errors import ConfigError
 from sparcl.main import _main
 from sparcl.report import load
+from sparcl.run.launch import Job, Local, Outcome
+from sparcl.run.trackers import CSV
 
 RUN = ["run", "seq-digits", "--limit-per-class", "40", "--epochs", "1", "--width", "4", "--threads", "1"]
 ARGUMENTS = [*RUN, "--backend", "reference", "--checkpoint-every", "2"]
@@ -172,3 +175,92 @@ def test_a_run_directory_that_is_removed_ends_the_run_and_is_not_made_anew(tmp_p
     assert "was removed" in error
     assert [p.name for p in out.iterdir()] == ["theirs"]
     assert (tmp_path / "moved" / "checkpoint" / "latest").exists(), "what was saved stays"
+
+
+def hard_link(path: Path) -> None:
+    target = path.with_name("target")
+    target.write_text("theirs\n")
+    path.hardlink_to(target)
+
+
+@pytest.mark.parametrize("make", [pipe, endless, link, Path.mkdir, hard_link])
+@pytest.mark.parametrize("name", ["a.log", "a.err"])
+def test_a_job_whose_log_is_an_odd_file_fails_in_one_line_and_stops_no_other(
+    tmp_path: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / name)
+    outcomes: list[Outcome] = []
+    jobs = [Job(job, ("sh", "-c", "echo done"), tmp_path / f"{job}.log") for job in ("a", "b")]
+    Local().run(jobs, lambda _: None, outcomes.append)
+    reasons = {outcome.job.name: outcome.reason for outcome in outcomes}
+    assert reasons["b"] is None
+    assert (tmp_path / "b.log").read_text() == "done\n"
+    assert f"could not be started: {tmp_path / name}: " in str(reasons["a"])
+    assert "\n" not in str(reasons["a"])
+    if (tmp_path / "target").exists():
+        assert (tmp_path / "target").read_text() == "theirs\n"
+
+
+def test_a_log_is_added_to_and_what_was_said_of_errors_is_of_the_last_start(tmp_path: Path) -> None:
+    job = Job("a", ("sh", "-c", "echo out; echo error >&2; exit 3"), tmp_path / "a.log")
+    outcomes: list[Outcome] = []
+    for _ in range(2):
+        Local().run([job], lambda _: None, outcomes.append)
+    assert job.log.read_text() == "out\nout\n"
+    assert job.errors.read_text() == "error\n"
+    assert [outcome.reason for outcome in outcomes] == ["error", "error"]
+
+
+def test_a_sweep_whose_work_folder_is_a_link_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = outside(tmp_path)
+    (tmp_path / "sweep.toml").write_text('[base]\nstream = "seq-digits"\n')
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".sweep").symlink_to(theirs)
+    line = refusal(capsys, "sweep", str(tmp_path / "sweep.toml"), "--out", str(tmp_path / "out"))
+    assert ".sweep is a link" in line
+    assert [p.name for p in theirs.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize("make", [pipe, endless, link, Path.mkdir, hard_link])
+def test_metrics_are_written_through_no_odd_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "metrics.csv")
+    with pytest.raises(ConfigError, match=r"metrics\.csv cannot be written: "):
+        CSV(tmp_path, {}, [])
+    if (tmp_path / "target").exists():
+        assert (tmp_path / "target").read_text() == "theirs\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["export", "RUN", "--out", "X.safetensors"], ["pack", "seq-digits", "--out", "X"]]
+)
+def test_a_file_to_write_takes_the_place_of_no_odd_file_and_a_link_stays_one(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    place = tmp_path / arguments[-1].lower()
+    words = [str(finished) if a == "RUN" else str(place) if a.startswith("X") else a for a in arguments]
+    pipe(place)
+    assert "it is not a regular file" in refusal(capsys, *words)
+    assert place.is_fifo()
+    place.unlink()
+    (tmp_path / "real").touch()
+    place.symlink_to("real")
+    assert _main(words) == 0
+    assert place.is_symlink()
+    assert (tmp_path / "real").stat().st_size > 0
+
+
+def test_a_device_file_takes_the_place_of_no_odd_file(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe(tmp_path / "x")
+    line = refusal(capsys, "export", str(finished), "--format", "device", "--out", str(tmp_path / "x"))
+    assert "it is not a regular file" in line
+    assert (tmp_path / "x").is_fifo()
+
+
+def test_a_watch_reads_no_line_without_bounds(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (finished / "events.jsonl").open("ab") as file:
+        file.truncate(1 << 26)  # a hole of zeros, and no line's end
+    capsys.readouterr()
+    assert _main(["watch", str(finished)]) == 0
+    assert "finished: " in capsys.readouterr().out

@@ -21,7 +21,7 @@ def test_the_registry_holds_the_named_streams():
 
 
 def test_an_unknown_name_lists_what_is_allowed():
-    with pytest.raises(ConfigError, match=f"allowed are {', '.join(streams.STREAMS)}"):
+    with pytest.raises(ConfigError, match=f"allowed: {', '.join(streams.STREAMS)}"):
         streams.load("seq-cifar11")
 
 

@@ -6,8 +6,10 @@ A file's bytes are safe after `fsync` of the file; that it exists under its name
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +73,22 @@ def replace_file(path: Path, parts: Iterable[Bytes]) -> Written:
         raise
     sync_folder(path.parent)
     return written
+
+
+def write_output(path: Path, parts: Iterable[Bytes]) -> Written:
+    """A whole new file under a name that the user chose: folders are made, a link stays a link.
+
+    Raises:
+        OSError: it cannot be written; or something lies there that is no file and would be lost, a device say.
+    """
+    place = Path(os.path.realpath(path))
+    with contextlib.suppress(FileExistsError):  # a file in place of a folder: what follows says so more clearly
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(mode := os.lstat(place).st_mode):
+            what = "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file"
+            raise OSError(errno.EINVAL, what, str(path))
+    return replace_file(place, parts)
 
 
 def remove_folder(path: Path) -> None:

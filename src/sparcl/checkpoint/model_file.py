@@ -54,7 +54,7 @@ def write(path: Path, model: ModelFile) -> None:
     tree, tensors = flatten(model.state)
     values = {"state": tree, **{part: getattr(model, part) for part in PARTS if part != "state"}}
     try:
-        disk.replace_file(path, _parts(tensors, {part: to_json(values[part]).decode() for part in PARTS}))
+        disk.write_output(path, _parts(tensors, {part: to_json(values[part]).decode() for part in PARTS}))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
 

@@ -1,7 +1,7 @@
 """How it is learned and remembered: one method a file, `METHODS` by name."""
 
 from sparcl import named, sparsity
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, unknown
 from sparcl.methods.agem import AGEM as AGEM
 from sparcl.methods.buffer import ReservoirBuffer as ReservoirBuffer
 from sparcl.methods.der import DER as DER
@@ -30,7 +30,7 @@ def find(name: str) -> type[Method]:
     if named.is_own(name):
         return named.kind("method", name, Method)
     if name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}; allowed: {', '.join(METHODS)}, package.module:Class")
+        raise ConfigError(unknown("method", name, [*METHODS, "package.module:Class"]))
     return METHODS[name]
 
 

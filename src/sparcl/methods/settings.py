@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparcl import named
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, unknown
 
 Settings = dict[str, Any]
 """`lr`, the learning rate; `source`, where the values come from; everything else is an argument of the method."""
@@ -120,7 +120,7 @@ def published(stream: str, method: str, buffer_size: int | None = None, preset: 
         ConfigError: an unknown preset, or a method that it has no row for.
     """
     if preset is not None and preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}; allowed: {', '.join(PRESETS)}")
+        raise ConfigError(unknown("preset", preset, PRESETS))
     if preset is None and named.is_own(method):
         return {"lr": 0.03, "source": "the Learner's default"}
     table = PUBLISHED if preset is None else PRESETS[preset]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from sparcl import named
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, unknown
 from sparcl.nn.block import residual_block as residual_block
 from sparcl.nn.layers import MaskedLayer as MaskedLayer
 from sparcl.nn.layers import SparseLayer as SparseLayer
@@ -58,7 +58,7 @@ def build(name: str, classes: int, input_shape: tuple[int, ...], width: int | No
         return made
     name, width = chosen(name, input_shape, width)
     if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}; allowed: {AUTO}, {', '.join(MODELS)}, package.module:name")
+        raise ConfigError(unknown("model", name, [AUTO, *MODELS, "package.module:name"]))
     if name != "mlp" and len(input_shape) != 3:
         raise ConfigError(f"model {name} takes images [C, H, W], not inputs of shape {list(input_shape)}; use mlp")
     return MODELS[name](classes, input_shape, width or DEFAULT_WIDTH[name])

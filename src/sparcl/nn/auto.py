@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparcl import kernels
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, unknown
 from sparcl.kernels.layout import to_batch_last
 from sparcl.nn.compact import BatchLastConv2d, CompactConv2d, CompactLayer, CompactLinear, has_kernel
 from sparcl.nn.layers import Prunable, is_watched, prunable_names
@@ -39,7 +39,7 @@ def select_backend(backend: str, model: nn.Module, device: torch.device, *, prun
         ConfigError: an unknown name, native where it cannot run, or a model that is compact where that would not show.
     """
     if backend not in BACKENDS:
-        raise ConfigError(f"unknown backend {backend!r}; allowed: {', '.join(BACKENDS)}")
+        raise ConfigError(unknown("backend", backend, BACKENDS))
     if (backend == "reference" or not prunes) and any(isinstance(m, CompactLayer) for m in model.modules()):
         raise ConfigError(
             "the model is compact already: use backend native and a sparsifier, or a model as it was before"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,9 +37,17 @@ class Course:
     masks: list[dict[str, tuple[float, float | None]]] = field(default_factory=list)
 
     @property
-    def loss(self) -> Trace:
-        """The finer of the two loss curves."""
-        return thinned(self.step_loss if len(self.step_loss) > 2 * len(self.epoch_loss) else self.epoch_loss)
+    def loss(self) -> list[tuple[float | None, float | None]]:
+        """The finer of the two loss curves, with a gap (None, None) wherever a task begins: another loss is meant."""
+        trace = thinned(self.step_loss if len(self.step_loss) > 2 * len(self.epoch_loss) else self.epoch_loss)
+        found: list[tuple[float | None, float | None]] = []
+        before = None
+        for steps, value in trace:
+            task = bisect_left(self.starts, steps)  # a loss is told at the end of its steps
+            found += [(None, None)] if before not in (None, task) else []
+            found.append((steps, value))
+            before = task
+        return found
 
     def in_tasks(self, trace: Trace) -> Trace:
         """The trace with tasks learned in place of steps, up to the last."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from sparcl import regular
 from sparcl.report import words
 from sparcl.report.course import Course, course
 from sparcl.report.events import number, numbers, parse
@@ -177,11 +178,9 @@ class Detail:
         if not os.path.isfile(path):  # a pipe would be waited for
             return None
         try:
-            with path.open("rb") as file:
-                content = file.read(MOST_BYTES + 1)
+            return regular.read(path, MOST_BYTES, ours=True).decode("utf-8", "replace")
         except OSError:
             return None
-        return content.decode("utf-8", "replace") if len(content) <= MOST_BYTES else None
 
 
 def _task_lines(rows: Sequence[Sequence[float]], name: str) -> str | None:

@@ -27,7 +27,7 @@ class Series:
     """One curve, or a set of marks.
 
     Attributes:
-        points: x and y; `None` is a gap, as is what is no usable number.
+        points: x and y; `None` is a gap, as is what is no usable number: nothing is drawn across it.
         errors: of each point, half the error bar in x and in y (None: no bar); empty for none at all.
         style: its place among the series, which chooses colour, dash and mark.
         line, marks, steps: whether points are joined, are marked, and are joined by steps.
@@ -120,8 +120,8 @@ def plot(
         borders: x of thin upright lines.
     """
     clean = [_clean(s, x_log) for s in series]
-    points = [p for _, found, _ in clean for p in found]
-    spans = [y + d for _, found, bars in clean for (_, y), (_, e) in zip(found, bars, strict=True) for d in (-e, e)]
+    points = [p for shown in clean for p in shown.points]
+    spans = [y + d for c in clean for (_, y), (_, e) in zip(c.points, c.bars, strict=True) for d in (-e, e)]
     across = axis((x for x, _ in points), LEFT, WIDTH - RIGHT, log=x_log)
     up = axis(spans, HEIGHT - BOTTOM, TOP)
     if across is None or up is None:
@@ -130,8 +130,8 @@ def plot(
         up = Axis(0.0, 100.0, HEIGHT - BOTTOM, TOP)
     parts = [*_frame(across, up, x_label, y_label, whole_x)]
     parts += [_rule(across.at(x), TOP, across.at(x), HEIGHT - BOTTOM, "border") for x in borders if _inside(across, x)]
-    for s, found, bars in clean:
-        parts += _draw(s, found, bars, across, up)
+    for shown in clean:
+        parts += _draw(shown, across, up)
     return _figure(WIDTH, HEIGHT, title, parts, 640)
 
 
@@ -139,17 +139,30 @@ def _inside(axis: Axis, value: float) -> bool:
     return axis.low <= value <= axis.high
 
 
-def _clean(s: Series, x_log: bool) -> tuple[Series, list[Point], list[Point]]:
-    """The usable points of a series, with half their error bars (0: none)."""
-    points, bars = [], []
+@dataclass(frozen=True)
+class _Shown:
+    """The usable points of a series, with half their error bars (0: none), and which of them begin a line."""
+
+    series: Series
+    points: list[Point]
+    bars: list[Point]
+    begins: set[int]
+
+
+def _clean(s: Series, x_log: bool) -> _Shown:
+    shown, gap = _Shown(s, [], [], set()), True
     for i, (x, y) in enumerate(s.points):
         a, b = number(x), number(y)
         if a is None or b is None or (x_log and a <= 0):
+            gap = True
             continue
+        if gap:
+            shown.begins.add(len(shown.points))
         dx, dy = s.errors[i] if s.errors else (None, None)
-        points.append((a, b))
-        bars.append((number(dx) or 0.0, number(dy) or 0.0))
-    return s, points, bars
+        shown.points.append((a, b))
+        shown.bars.append((number(dx) or 0.0, number(dy) or 0.0))
+        gap = False
+    return shown
 
 
 def _frame(across: Axis, up: Axis, x_label: str, y_label: str, whole_x: bool) -> list[str]:
@@ -173,21 +186,24 @@ def _frame(across: Axis, up: Axis, x_label: str, y_label: str, whole_x: bool) ->
     return parts
 
 
-def _draw(s: Series, points: list[Point], bars: list[Point], across: Axis, up: Axis) -> list[str]:
-    places = [(across.at(x), up.at(y)) for x, y in points]
+def _draw(shown: _Shown, across: Axis, up: Axis) -> list[str]:
+    s, begins = shown.series, shown.begins
+    places = [(across.at(x), up.at(y)) for x, y in shown.points]
+    alone = {i for i in begins if i + 1 in begins or i + 1 == len(places)}
     parts = []
-    if s.line and len(places) > 1:
-        path = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
-        for x, y in places[1:]:
-            path += f"H{x:.1f}V{y:.1f}" if s.steps else f"L{x:.1f} {y:.1f}"
+    if s.line and len(alone) < len(places):
+        path = ""
+        for i, (x, y) in enumerate(places):
+            if i not in alone:
+                path += f"M{x:.1f} {y:.1f}" if i in begins else f"H{x:.1f}V{y:.1f}" if s.steps else f"L{x:.1f} {y:.1f}"
         parts.append(f'<path class="line" d="{path}"/>')
-    for (x, y), (dx, dy), (px, py) in zip(points, bars, places, strict=True):
+    for i, ((x, y), (dx, dy), (px, py)) in enumerate(zip(shown.points, shown.bars, places, strict=True)):
         if dy:
             parts.append(_rule(px, up.at(y - dy), px, up.at(y + dy), "bar"))
             parts += [_rule(px - 3, up.at(end), px + 3, up.at(end), "bar") for end in (y - dy, y + dy)]
         if dx:
             parts.append(_rule(across.at(x - dx), py, across.at(x + dx), py, "bar"))
-        if s.marks:
+        if s.marks or i in alone:  # a line of one point is none
             parts.append(mark(px, py, s.style))
     body = f"<title>{escape(s.label)}</title>" + "".join(parts)
     return [f'<g class="{style_class(s.style)}">{body}</g>']

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, unknown
 from sparcl.report import neutral
 from sparcl.report.records import Problem, load
 from sparcl.report.tables import FORMATS, Group, as_csv, as_markdown, as_table, group, notes
@@ -33,7 +33,7 @@ def write(places: Sequence[Path], form: str = "table", out: Path | None = None) 
             packages that it needs.
     """
     if form not in FORMATS:
-        raise ConfigError(f"unknown format {form!r}; allowed: {', '.join(FORMATS)}")
+        raise ConfigError(unknown("format", form, FORMATS))
     if form == "html" and out is None:
         raise ConfigError("format html writes a file; name it with --out")
     records, problems = load(places)
@@ -58,6 +58,14 @@ def write(places: Sequence[Path], form: str = "table", out: Path | None = None) 
     write_text(out, text)
 
 
+def check_place(out: Path) -> None:
+    """Refuse a place for a file that is a folder, or that lies below a file (ConfigError)."""
+    above = next((folder for folder in out.parents if os.path.lexists(folder)), Path())
+    reason = "Is a directory" if os.path.isdir(out) else None if os.path.isdir(above) else "Not a directory"
+    if reason is not None:
+        raise ConfigError(f"cannot write {out}: {reason}")
+
+
 def write_text(out: Path, text: str) -> None:
     """Write a whole file, folders included, or leave what was there as it was; a name that is no text is escaped.
 
@@ -68,7 +76,7 @@ def write_text(out: Path, text: str) -> None:
     place = Path(os.path.realpath(out))  # a link stays a link
     beside = place.with_name(f".sparcl-{os.getpid()}.tmp")
     try:
-        if not place.parent.is_dir():
+        with contextlib.suppress(FileExistsError):  # a file in place of a folder: what follows says so more clearly
             place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists() and not place.is_file():  # a device or a pipe: there is nothing to replace
             place.write_bytes(content)

@@ -25,7 +25,7 @@ from torch import nn
 
 from sparcl import kernels
 from sparcl.cost.flops import Profile
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, unknown
 from sparcl.nn import DEFAULT_WIDTH, build, convert
 from sparcl.run.experiment import MOST, MOST_THREADS, MOST_WIDTH, check_range
 from sparcl.sparsity.patterns import make_pattern
@@ -200,7 +200,7 @@ def _check(model: str, width: int, batch: int, threads: int, sparsities: Sequenc
     if not kernels.available():
         raise ConfigError(f"backend native is not available: {kernels.why_unavailable()}")
     if model not in INPUT_SHAPES:
-        raise ConfigError(f"unknown model {model!r}; allowed: {', '.join(INPUT_SHAPES)}")
+        raise ConfigError(unknown("model", model, INPUT_SHAPES))
     check_range("width", width, 1, MOST_WIDTH)
     check_range("batch size", batch, 2, MOST)
     check_range("threads", threads, 1, MOST_THREADS)

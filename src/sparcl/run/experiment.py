@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparcl import methods, named
-from sparcl.errors import LARGEST, ConfigError
+from sparcl.errors import LARGEST, ConfigError, unknown
 from sparcl.learner.budget import check_pace
 from sparcl.learner.schedule import CONSTANT, check_clip, check_warmup, parse
 from sparcl.methods.method import SCENARIOS
@@ -140,8 +140,8 @@ class Experiment:
             ("ranking", self.ranking, (None, *RANKINGS)),
         ):
             if value not in allowed and not (label in OF_YOUR_OWN and named.is_own(value)):
-                names = ", ".join([name for name in allowed if name is not None] + OF_YOUR_OWN.get(label, []))
-                raise ConfigError(f"unknown {label} {value!r}; allowed: {names}")
+                names = [name for name in allowed if name is not None] + OF_YOUR_OWN.get(label, [])
+                raise ConfigError(unknown(label, value, names) + _axis(label, value))
         for label, number, least, most in (
             ("epochs", self.epochs, 1, MOST),
             ("steps", self.steps, 1, MOST),
@@ -312,7 +312,7 @@ class Experiment:
         fields = {f.name: f for f in dataclasses.fields(cls)}
         for key, value in values.items():
             if key not in fields:
-                raise ConfigError(f"{source}: unknown setting {key!r}; allowed: {', '.join(fields)}")
+                raise ConfigError(f"{source}: {unknown('setting', key, fields)}")
             check_type(source, key, str(fields[key].type), value)
         if "stream" not in values:
             raise ConfigError(f"{source}: no stream is named; allowed: {', '.join(STREAMS)}")
@@ -364,6 +364,15 @@ def check_range(label: str, number: int, least: int, most: int) -> None:
         raise ConfigError(f"{label} {number} is not allowed; use {least} or more")
     if number > most:
         raise ConfigError(f"{label} {number} is not allowed; use {most} or less")
+
+
+def _axis(label: str, value: object) -> str:
+    """Where a name of another axis is given, how that one is named."""
+    names: dict[str, Any] = {"method": methods.METHODS, "sparsifier": SPARSIFIERS, "model": MODELS}
+    if label == "stream" and str(value).endswith(".toml"):
+        return f"; a file of settings is named by --config {value}"
+    others = [other for other in names if other != label and value in names[other]]
+    return "".join(f"; {value} is a {other}: --{other} {value}" for other in others)
 
 
 def _default(value: float | None, otherwise: float) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sparcl import regular
 from sparcl.checkpoint import disk
 from sparcl.checkpoint.files import safetensors_parts
-from sparcl.errors import CheckpointError, ConfigError, SparclError, one_line, out_of_memory
+from sparcl.errors import CheckpointError, ConfigError, SparclError, one_line, out_of_memory, unknown
 from sparcl.run import plain_code
 from sparcl.run.answering import Answering
 from sparcl.run.export_device import export_run
@@ -64,7 +64,7 @@ def execute(run: Path, format: str, out: Path, task: int | None = None) -> list[
         SparclError: no such run, an unknown format, a file that cannot be written, or a package that is missing.
     """
     if format not in FORMATS:
-        raise ConfigError(f"unknown format {format!r}; allowed: {', '.join(FORMATS)}")
+        raise ConfigError(unknown("format", format, FORMATS))
     return FORMATS[format](run, out, task)
 
 
@@ -193,7 +193,6 @@ def _is_ours(code: Path) -> bool:
 
 def _write(out: Path, parts: Iterator[disk.Bytes] | Sequence[bytes]) -> None:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        disk.replace_file(out, parts)
+        disk.write_output(out, parts)
     except (OSError, CheckpointError) as error:
         raise ConfigError(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}") from None

@@ -14,7 +14,7 @@ from sparcl import streams
 from sparcl.checkpoint import disk, model_file
 from sparcl.checkpoint.files import safetensors_parts
 from sparcl.checkpoint.store import open_folder
-from sparcl.errors import CheckpointError, ConfigError
+from sparcl.errors import CheckpointError, ConfigError, unknown
 from sparcl.learner import Learner
 from sparcl.methods import METHODS, Method
 from sparcl.nn.graph import graph
@@ -119,22 +119,22 @@ def pack(samples: Samples, classes: Sequence[str], path: Path) -> None:
     text = json.dumps({**header, **json.loads(bytes(first)[8:])}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     try:
-        disk.replace_file(path, [len(text).to_bytes(8, "little") + text, *data])
+        disk.write_output(path, [len(text).to_bytes(8, "little") + text, *data])
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def pack_stream(
     name: str, path: Path, *, task: int | None, split: str, data: str | None, resize: int | None = None
-) -> None:
-    """Pack the samples of a stream's task (from 1), or of all of them.
+) -> int:
+    """Pack the samples of a stream's task (from 1), or of all of them; how many there are.
 
     Raises:
         ConfigError: an unknown stream, task or split.
         DataError: the data is not there.
     """
     if split not in ("train", "test"):
-        raise ConfigError(f"unknown split {split!r}; allowed: train, test")
+        raise ConfigError(unknown("split", split, ("train", "test")))
     stream = streams.load(name, None if data is None else Path(data), resize=resize)
     if task is not None and not 1 <= task <= len(stream):
         raise ConfigError(f"task {task} is not there; {name} has the tasks 1 to {len(stream)}")
@@ -143,3 +143,4 @@ def pack_stream(
     assert samples is not None  # streams by name have both
     labels = torch.searchsorted(torch.tensor(sorted(source.classes)), samples.labels)  # into the names that are there
     pack(Samples(samples.inputs, labels), [stream.class_names[c] for c in sorted(source.classes)], path)
+    return len(labels)

@@ -45,8 +45,12 @@ class Job:
         return self.log.with_suffix(".err")
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start it, in a session of its own: a signal to the sweep reaches it through the sweep alone."""
-        with self.log.open("ab") as log, self.errors.open("wb") as errors:
+        """Start it, in a session of its own: a signal to the sweep reaches it through the sweep alone.
+
+        Raises:
+            OSError: its output has no place: a link, a pipe, a full disk.
+        """
+        with regular.open_to_add(self.log) as log, regular.open_to_add(self.errors, anew=True) as errors:
             return subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=errors, start_new_session=True
             )
@@ -110,7 +114,12 @@ class Local:
                 while waiting or running:
                     while waiting and len(running) < self.at_once:
                         job = waiting.pop(0)
-                        running.append((job, job.start(), time.monotonic()))
+                        try:
+                            process = job.start()
+                        except OSError as error:
+                            done(Outcome(job, not_started(error), 0.0))
+                            continue
+                        running.append((job, process, time.monotonic()))
                         started(job.name)
                     for entry in [e for e in running if e[1].poll() is not None]:
                         running.remove(entry)
@@ -119,6 +128,11 @@ class Local:
                     time.sleep(POLL_SECONDS)
             finally:
                 stop([process for _, process, _ in running])
+
+
+def not_started(error: OSError) -> str:
+    """Why a job could not be started, in one line."""
+    return f"it could not be started: {error.filename or 'its process'}: {error.strerror}"
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -159,7 +173,10 @@ class Attempt:
     def __call__(self) -> tuple[str | None, float]:
         """Run the job; why it failed (None: it did not) and the seconds it took."""
         since = time.monotonic()
-        self.process = self.job.start()
+        try:
+            self.process = self.job.start()
+        except OSError as error:
+            return not_started(error), 0.0
         while self.process.poll() is None:  # no wait(): `checkpoint` comes as a signal and must find no lock held
             time.sleep(POLL_SECONDS)
         return self.job.reason(self.process.returncode), time.monotonic() - since

@@ -21,7 +21,7 @@ from rich.text import Text
 from torch import Tensor
 
 from sparcl import regular
-from sparcl.errors import ConfigError, DataError, one_line, out_of_memory
+from sparcl.errors import ConfigError, DataError, one_line, out_of_memory, unknown
 from sparcl.report import neutral
 from sparcl.run.answering import Answering
 from sparcl.streams import images
@@ -65,7 +65,7 @@ def execute(
         SparclError: no such run, a file that is no sample of it, or an option that is not allowed.
     """
     if format not in FORMATS:
-        raise ConfigError(f"unknown format {format!r}; allowed: {', '.join(FORMATS)}")
+        raise ConfigError(unknown("format", format, FORMATS))
     answering = Answering.of(run)
     answering.check_answers()
     classes = len(answering.columns(task) or answering.names)

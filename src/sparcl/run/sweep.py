@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from sparcl.errors import ConfigError, SparclError
+from sparcl.errors import ConfigError, SparclError, unknown
 from sparcl.run import build, pretrained
 from sparcl.run.experiment import Experiment
 from sparcl.run.launch import Job, Launcher, Outcome
@@ -81,7 +81,7 @@ def read(path: Path, data: str | None = None) -> list[Cell]:
                 experiment = dataclasses.replace(experiment, data=data)
             build.check_parts(experiment)
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
+            raise ConfigError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from None
         cell = Cell(_name(experiment, given), experiment)
         settings = experiment.to_toml()
         if settings in known:
@@ -121,9 +121,9 @@ def _combinations(path: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, A
 
 
 def _check_keys(label: str, table: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
-    unknown = [key for key in table if key not in allowed]
-    if unknown:
-        raise ConfigError(f"{label}: unknown key {unknown[0]!r}; allowed: {', '.join(allowed)}")
+    others = [key for key in table if key not in allowed]
+    if others:
+        raise ConfigError(f"{label}: {unknown('key', others[0], allowed)}")
 
 
 def _table(label: str | Path, holder: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -219,6 +219,8 @@ def _job(cell: Cell, out: Path) -> Job:
         begun = Experiment.from_dict(read_toml(config), str(config))
         experiment = dataclasses.replace(experiment, threads=begun.threads, layer_choice=begun.layer_choice)
     work.mkdir(parents=True, exist_ok=True)
+    if work.is_symlink():
+        raise ConfigError(f"{work} is a link, not a folder as a sweep leaves it: move it away")
     settings = work / f"{cell.name}.toml"
     write_atomically(settings, experiment.to_toml())
     command = [sys.executable, "-m", "sparcl", "run"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration {path} does not exist") from None
     except ValueError as error:  # TOML's own, of the encoding, of a number with thousands of digits
         raise ConfigError(f"configuration {path} is not valid TOML: {one_line(error)}") from None
-    except (OSError, RecursionError) as error:
+    except OSError as error:
+        inside = path / "config.toml"
+        hint = f"; name {inside}" if os.path.isfile(inside) else ""
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}{hint}") from None
+    except RecursionError as error:
         raise ConfigError(f"configuration {path} cannot be read: {one_line(error)}") from None
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sparcl.errors import ConfigError, one_line
+from sparcl import regular
+from sparcl.errors import ConfigError, one_line, unknown
 from sparcl.report.events import StepCounter, metrics, number, parse
 
 Row = tuple[int, float, dict[str, float]]
@@ -35,7 +37,11 @@ class CSV:
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], told: Sequence[Row]) -> None:
         del settings
-        self._file = (directory / "metrics.csv").open("w", encoding="utf-8", newline="")
+        path = directory / "metrics.csv"
+        try:
+            self._file = io.TextIOWrapper(regular.open_to_add(path, anew=True), encoding="utf-8", newline="")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
         self._writer = csv.writer(self._file, lineterminator="\n")
         self._writer.writerow(("step", "seconds", "metric", "value"))
         for row in told:
@@ -82,9 +88,15 @@ class WandB:
 
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         kept = directory / "wandb" / "id"
-        identity = kept.read_text(encoding="ascii").strip() if kept.exists() else os.urandom(8).hex()
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_text(identity + "\n", encoding="ascii")
+        identity = os.urandom(8).hex()
+        try:
+            if os.path.lexists(kept):
+                identity = regular.read(kept, 64, ours=True).decode("ascii").strip()
+            kept.parent.mkdir(exist_ok=True)
+            with regular.open_to_add(kept, anew=True) as file:
+                file.write(f"{identity}\n".encode())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{kept} cannot be used: {one_line(error)}") from None
         try:
             self._run: Any = self._begun(wandb, directory, settings, identity, mode)
         except wandb.Error as error:
@@ -123,7 +135,7 @@ def check(names: Iterable[str]) -> None:
     """Refuse a tracker that is unknown or whose package is missing (ConfigError)."""
     for name in names:
         if name not in TRACKERS:
-            raise ConfigError(f"unknown tracker {name!r}; allowed: {', '.join(TRACKERS)}")
+            raise ConfigError(unknown("tracker", name, TRACKERS))
         if name != "csv" and importlib.util.find_spec(name) is None:
             raise ConfigError(f"--track {name} needs {name}: pip install 'sparcl-edge[{name}]'")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 import statistics
 import time
 from collections.abc import Iterator
@@ -13,11 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
+from sparcl import regular
 from sparcl.errors import ConfigError
 from sparcl.report.events import index, number, parse, seen
 from sparcl.run.lock import LOCK
 
 EVENTS = "events.jsonl"
+AT_ONCE = 16 << 20
+"""Bytes that are read at a time."""
 INTERVAL = 0.5
 """Seconds between two looks at the file."""
 
@@ -53,9 +55,12 @@ def follow(run: Path) -> Iterator[dict[str, Any]]:
         if content is None and not going_on:
             raise ConfigError(f"{run} holds no run (no {EVENTS})")
         *whole, rest = (rest + (content or b"")).split(b"\n")
+        rest = rest if len(rest) <= AT_ONCE else b"?"  # no line of a run's is as long
         for text in whole:
             if (line := parse(text)) is not None:
                 yield line
+        if len(content or b"") == AT_ONCE:
+            continue
         if not going_on:
             return
         time.sleep(INTERVAL)
@@ -79,23 +84,20 @@ def held(run: Path) -> bool:
 def _new(path: Path, offset: int, rest: bytes) -> tuple[bytes | None, int, bytes]:
     """What was added since `offset`, the new offset, and the unfinished line before it; None without a file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its writer
+        file = regular.open_regular(path, ours=True)
     except FileNotFoundError:
         return None, 0, b""
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(descriptor)
-        raise ConfigError(f"{path} is not a regular file")
-    with open(descriptor, "rb") as file:
-        if found.st_size < offset:  # a resumed run took back what came after its checkpoint
-            offset, rest = found.st_size, b""
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        if size < offset:  # a resumed run took back what came after its checkpoint
+            offset, rest = size, b""
             file.seek(max(0, offset - 1))
             if offset and file.read(1) != b"\n":
                 rest = b"?"  # the middle of a line: not JSON, so it is skipped
         file.seek(offset)
-        content = file.read()
+        content = file.read(AT_ONCE)
     return content, offset + len(content), rest
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import cast
 
 from sparcl import named
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, unknown
 from sparcl.sparsity.ddr import DDR as DDR
 from sparcl.sparsity.dgm import DGM as DGM
 from sparcl.sparsity.importance import Losses as Losses
@@ -30,5 +30,5 @@ def find(name: str) -> type[Sparsifier]:
     if named.is_own(name):
         return named.kind("sparsifier", name, Sparsifier)
     if name not in SPARSIFIERS:
-        raise ConfigError(f"unknown sparsifier {name!r}; allowed: {', '.join(SPARSIFIERS)}, package.module:Class")
+        raise ConfigError(unknown("sparsifier", name, [*SPARSIFIERS, "package.module:Class"]))
     return cast(type[Sparsifier], SPARSIFIERS[name])

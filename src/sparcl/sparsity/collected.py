@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from sparcl.checkpoint import checks
-from sparcl.errors import CheckpointError, ConfigError
+from sparcl.errors import CheckpointError, ConfigError, unknown
 from sparcl.nn.layers import SparseLayer
 from sparcl.nn.positions import common
 from sparcl.sparsity.importance import Losses
@@ -165,7 +165,7 @@ class StepRanked(MaskSparsifier):
 
     def _set_ranking(self, ranking: str) -> None:
         if ranking not in RANKINGS:
-            raise ConfigError(f"unknown ranking {ranking!r}; allowed: {', '.join(RANKINGS)}")
+            raise ConfigError(unknown("ranking", ranking, RANKINGS))
         self.ranking, self.collected = ranking, Collected()
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparcl import seeds
 from sparcl.checkpoint import checks
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, unknown
 from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.sparsifier import Moments, Sparsifier
 
@@ -38,7 +38,7 @@ class DDR(Sparsifier):
         if not 0.0 <= removed < 1.0:
             raise ConfigError(f"share of removed samples {removed} is not allowed; use 0 to less than 1")
         if score not in SCORES:
-            raise ConfigError(f"unknown DDR score {score!r}; allowed: {', '.join(SCORES)}")
+            raise ConfigError(unknown("DDR score", score, SCORES))
         self.share, self.score = removed, score
         self.moments = Moments(REMOVAL_MOMENTS)
         self._start(0)

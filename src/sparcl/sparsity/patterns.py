@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, unknown
 from sparcl.recorded import Recorded
 
 PATTERNS = ("unstructured", "block")
@@ -81,7 +81,7 @@ class Pattern(Recorded):
 def make_pattern(name: str, block: int = 4) -> Pattern:
     """Pattern by name."""
     if name not in PATTERNS:
-        raise ConfigError(f"unknown pattern {name!r}; allowed: {', '.join(PATTERNS)}")
+        raise ConfigError(unknown("pattern", name, PATTERNS))
     if name == "block" and block < 2:
         raise ConfigError(f"block size {block} is not allowed; use 2 or more (or pattern unstructured)")
     return Pattern(block if name == "block" else 1)
@@ -97,7 +97,7 @@ def layer_densities(shapes: Sequence[tuple[int, ...]], sparsity: float, distribu
     proportional to (sum of the weight's dimensions) / (their product), capped at 1.
     """
     if distribution not in DISTRIBUTIONS:
-        raise ConfigError(f"unknown sparsity distribution {distribution!r}; allowed: {', '.join(DISTRIBUTIONS)}")
+        raise ConfigError(unknown("sparsity distribution", distribution, DISTRIBUTIONS))
     if distribution == "uniform":
         return [1.0 - sparsity] * len(shapes)
     sizes = [math.prod(shape) for shape in shapes]

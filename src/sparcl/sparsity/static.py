@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, unknown
 from sparcl.nn.follow import not_normalised
 from sparcl.nn.layers import Prunable, SparseLayer
 from sparcl.sparsity.importance import lowest, preserved_buffers
@@ -56,7 +56,7 @@ class Static(MaskSparsifier):
         super().__init__(pattern or Pattern(), prunable)
         check_sparsity(sparsity)
         if first_mask not in FIRST_MASKS:
-            raise ConfigError(f"unknown first mask {first_mask!r}; allowed: {', '.join(FIRST_MASKS)}")
+            raise ConfigError(unknown("first mask", first_mask, FIRST_MASKS))
         layer_densities([], sparsity, distribution)
         self.sparsity, self.distribution, self.first_mask = sparsity, distribution, first_mask
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparcl import named
-from sparcl.errors import ConfigError, DataError
+from sparcl.errors import ConfigError, DataError, unknown
 from sparcl.streams.augment import How, Transform
 from sparcl.streams.checked import checked, checked_test
 from sparcl.streams.cifar import seq_cifar10, seq_cifar100
@@ -76,7 +76,7 @@ def load(
         progress: called with (done, total) while files are read for the first time.
 
     Raises:
-        ConfigError: an unknown name, or an option that the stream does not have.
+        ConfigError: an unknown name, data for a stream that reads none, or an option that the stream does not have.
         DataError: data that is missing, damaged or does not fit.
     """
     options: dict[str, Any] = {
@@ -92,12 +92,14 @@ def load(
 
 def _ours(name: str, data: Path | None, options: Mapping[str, Any], progress: Progress | None) -> Stream:
     if name not in STREAMS:
-        raise ConfigError(f"unknown stream {name!r}: allowed are {', '.join(STREAMS)} and package.module:name")
+        raise ConfigError(unknown("stream", name, [*STREAMS, "package.module:name"]))
     entry = STREAMS[name]
     if "resize" in options and not entry.resizes:
         able = ", ".join(k for k, e in STREAMS.items() if e.resizes)
         raise ConfigError(f"{name} images have one size already: only {able} can be resized")
     if not entry.needs_data:
+        if data is not None:
+            raise ConfigError(f"{name} reads no data: leave {str(data)!r} out")
         return entry.open(**options)
     place = data if data is not None else Path("data")
     try:
