@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import typer
 
-from sparcl.errors import nearest, unknown
 from sparcl.cli import app
+from sparcl.errors import nearest, unknown
 from sparcl.main import _main
 from sparcl.run.manual import EXAMPLES
 
