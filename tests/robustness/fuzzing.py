@@ -137,11 +137,17 @@ class Checkpoints:
             checkpoint_dir=root / "good",
             checkpoint_every=5,
         )
-        learner.learn(self.stream[0])
+        self.train(learner)
         self.good = next(p for p in sorted((root / "good").iterdir()) if p.name == "step-10")
         self.state = open_folder(self.good)
         self.tree = json.loads((self.good / files.STATE).read_text())
         self.number = 0
+
+    def train(self, learner: sparcl.Learner) -> None:
+        learner.learn(self.stream[0])
+
+    def go_on(self, learner: sparcl.Learner) -> None:
+        learner.learn(self.stream[learner.learned] if learner.learned < len(self.stream) else self.stream[0])
 
     def copy(self) -> Path:
         folder = self.root / "case"
@@ -205,9 +211,20 @@ class Checkpoints:
             said, taken = open_folder(folder), learner.checkpoint_state()
             for part in ("model", "layers", "learner"):
                 assert (where := tree.difference(said[part], taken[part], part)) is None, f"{where} was loaded wrongly"
-            learner.learn(self.stream[learner.learned] if learner.learned < len(self.stream) else self.stream[0])
+            self.go_on(learner)
 
         return load
+
+
+class StreamCheckpoints(Checkpoints):
+    """The same in a stream without borders."""
+
+    def train(self, learner: sparcl.Learner) -> None:
+        for x, y in streams.single_pass(self.stream, 4):
+            learner.observe(x, y)
+
+    def go_on(self, learner: sparcl.Learner) -> None:
+        learner.observe(*next(streams.single_pass(self.stream, 4)))
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -436,19 +453,20 @@ def fuzz(count: int, seed: int, root: Path) -> Counter[tuple[str, str]]:
         AssertionError: cases were neither refused nor loaded correctly; it says which, to be made again.
     """
     os.environ["SPARCL_CACHE"] = "/dev/null/no-cache"
-    for name in ("checkpoints", "data", "toml", "bombs"):
+    for name in ("checkpoints", "streams", "data", "toml", "bombs"):
         (root / name).mkdir()
     checkpoints, data = Checkpoints(root / "checkpoints"), Data(root / "data")
     kinds: dict[str, Callable[[random.Random], Case]] = {
         "checkpoint, damaged": checkpoints.raw,
         "checkpoint, hostile": checkpoints.signed,
+        "in a stream, hostile": StreamCheckpoints(root / "streams").signed,
         "archive": data.archive,
         "image": data.image,
         "IDX": data.idx_file,
         "configuration": toml(root / "toml"),
         "bomb": Bombs(root / "bombs", data, checkpoints).case,
     }
-    weights = (20, 35, 15, 8, 12, 9, 1)
+    weights = (20, 25, 10, 15, 8, 12, 9, 1)
     found: Counter[tuple[str, str]] = Counter()
     wrong: list[str] = []
     for number in range(count):
