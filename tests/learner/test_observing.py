@@ -351,6 +351,21 @@ def test_checkpoints_come_by_steps(tmp_path: Path) -> None:
     assert Learner.load(tmp_path).observed == 80
 
 
+def test_a_refused_call_does_not_grow_the_head() -> None:
+    x, _ = next(batches())
+    model = learner(methods.ER(20), classes=(), model=Net(classes=1))
+    for names in (["a", "b"], ["c", "a"]):
+        before = model.checkpoint_state()
+        for wrong in (torch.zeros(2, 5, 6, 6), torch.full((2, 2, 6, 6), float("nan"))):
+            with pytest.raises(SparclError):
+                model.observe(wrong, ["x", "y"])
+        with pytest.raises(DataError, match="there must be one for each"):
+            model.observe(x[:2], ["x", "y", "z"])
+        assert tree.difference(before, model.checkpoint_state()) is None
+        model.observe(x[:2], names)
+    assert model.classes.names == ["a", "b", "c"]
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 

@@ -61,8 +61,6 @@ class Observing(Training):
         """
         self._check_observing()
         task, new = self._arrived(x, y, self._known(transform))
-        if self.method.buffer is not None:
-            self.method.buffer.check_inputs(task.train.inputs)
         self._check_single(len(task.train))
         self.classes.extend(new, self.optimizer, self.generators.head)
         self._learning = True
@@ -111,6 +109,7 @@ class Observing(Training):
             x, y = one[None], [label]
         if self.classes.grows:
             task, new = self.classes.bind(make_task(x, y, transform=transform), self.learned)
+            self._columns(task)  # the model takes them
             columns = len(self.classes.names) + len(new)
         else:
             samples = Samples(as_inputs(x, "arriving"), as_labels(y, "arriving"))  # type: ignore[arg-type]
@@ -122,9 +121,11 @@ class Observing(Training):
 
     def _columns(self, task: Task) -> int:
         """Of the logits that the model answers such samples with; asked once for each kind of them."""
+        if self.method.buffer is not None:
+            self.method.buffer.check_inputs(task.train.inputs)
         kind = (task.train.inputs.dtype, task.train.inputs.shape[1:], task.transform)
         if getattr(self, "_fits", (None, 0))[0] != kind:
-            asked = Task(task.index, (0,), task.train, None, task.transform)
+            asked = Task(task.index, (), task.train, None, task.transform)
             with self.generators.aside(seeds.derive(self.seed, "fit")):
                 columns = refusals.check_fit(
                     self.model, self.method, asked, self.device, self.batch_size, grows=self.classes.grows
@@ -151,8 +152,6 @@ class Observing(Training):
 
     def _observe(self, task: Task) -> None:
         """A step on samples that can be trained on; the head has their columns."""
-        if self.classes.grows:
-            self._columns(task)
         self.task, self.transform = task, task.transform
         self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
         self.model.train()

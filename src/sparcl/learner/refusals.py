@@ -67,6 +67,8 @@ def check_fit(
 ) -> int:
     """Let the model answer a first batch of the task, evaluating, and look whether it can be trained on that.
 
+    A task without classes stands for samples of a stream: for their columns is not looked.
+
     Returns:
         C, the columns of its answer.
 
@@ -86,7 +88,8 @@ def check_fit(
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
         answer = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ConfigError(f"the model answers a batch of {len(inputs)} with {answer}; logits [N, C] are needed")
-    check_columns(task, logits.shape[1])
+    if task.classes:
+        check_columns(task, logits.shape[1])
     remembered = None if method.buffer is None else method.buffer.logits
     if remembered is not None and remembered.shape[1] != logits.shape[1] and not grows:
         raise ConfigError(

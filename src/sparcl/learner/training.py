@@ -183,6 +183,8 @@ class Training(ABC):
         task, new = self.classes.bind(task, self.learned)
         task = checked(task)
         refusals.check_turn(task, self.learned)
+        if self.stream is not None:
+            self.watch_loss.settle(self.stream)
         self.classes.extend(new, self.optimizer, self.generators.head)
         self._learning = True
         try:
