@@ -95,7 +95,9 @@ LEARNER = (
     "asked",
     "saving",
     "training",
+    "observing",
     "learner",
+    "online",
     "__init__",
 )
 """The files of `learner`, each of which may import those before it."""

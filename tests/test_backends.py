@@ -116,6 +116,47 @@ def test_the_same_masks_and_weights_to_the_bit_under_the_same_gradients(make: ob
         assert torch.equal(values, values_n)
 
 
+def masks_in_a_stream(backend: str, sparsifier: Sparsifier) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+    """As `masks_of`, in 23 steps without a task."""
+    model = Net()
+    if backend == "native":
+        convert.to_native(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    sparsifier.attach(model, optimizer, seed=3)
+    pull = Pull(sparsifier, 1)
+    sparsifier.begin_stream(Losses(pull, Pull(sparsifier, 2)))
+    seen = []
+    for step in range(23):
+        sparsifier.begin_step(step)
+        optimizer.zero_grad()
+        pull().backward()
+        sparsifier.after_backward()
+        optimizer.step()
+        sparsifier.after_step()
+        seen += [(la.index, la.chosen, la.gather(la.parameter)) for la in sparsifier.layers]
+    return seen
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sparcl.SparCL(0.75, gradients=0.3, interval=5),
+        lambda: sparcl.SparCL(0.75, pattern="block", block_size=4, interval=5),
+        lambda: sparsity.TDM(0.5, interval=4),
+        lambda: sparsity.DGM(0.3, interval=4),
+    ],
+    ids=["sparcl", "sparcl-block", "tdm", "dgm"],
+)
+def test_in_a_stream_without_borders_the_same_masks_and_weights_to_the_bit(make: object) -> None:
+    reference, native = (masks_in_a_stream(backend, make()) for backend in BACKENDS)  # type: ignore[operator]
+    assert len(reference) == len(native) > 0
+    for (index, chosen, values), (index_n, chosen_n, values_n) in zip(reference, native, strict=True):
+        assert torch.equal(index, index_n)
+        assert (chosen is None) == (chosen_n is None)
+        assert chosen is None or torch.equal(chosen, chosen_n)
+        assert torch.equal(values, values_n)
+
+
 @pytest.mark.parametrize("name", list(sparsity.SPARSIFIERS))
 @pytest.mark.parametrize("method", ["derpp", "er", "agem", "icarl", "fdr", "er-ace"])
 def test_every_sparsifier_and_method_runs_natively(name: str, method: str) -> None:

@@ -12,6 +12,7 @@ import typer
 from own_parts import forgotten
 from pages import PAGES, ROOT, anchors, blocks, commands, links, prose
 
+import sparcl
 from sparcl.cli import app
 from sparcl.main import _main
 from sparcl.run.experiment import Experiment
@@ -82,6 +83,10 @@ def test_on_device_runs(tmp_path, monkeypatch):
     assert names["timed"].steps == names["timed"].pace[0][-1] > 1
     assert names["learner"].classes.names == ["cup", "hand", "dog"]
     assert names["same"].shape == (20, 3)
+    assert names["live"].classes.names == ["cup", "hand", "dog"]
+    assert names["live"].observed == 61
+    assert sparcl.Learner.load("live").observed == 61
+    assert names["measured"].samples[-1] == names["by_hand"].observed > 100
     assert equal(names["again"], names["learner"])
 
 

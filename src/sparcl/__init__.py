@@ -18,6 +18,8 @@ from sparcl import streams as streams
 from sparcl.errors import SparclError as SparclError
 from sparcl.learner import Learner as Learner
 from sparcl.learner.accuracy import Accuracy as Accuracy
+from sparcl.learner.online import Anytime as Anytime
+from sparcl.learner.online import online as online
 from sparcl.sparsity import DDR as DDR
 from sparcl.sparsity import DGM as DGM
 from sparcl.sparsity import TDM as TDM

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from bombs import Bombs
-from mutated import Case, Checkpoints, Data, toml
+from mutated import Case, Checkpoints, Data, StreamCheckpoints, toml
 
 from sparcl.errors import SparclError, out_of_memory
 
@@ -69,19 +69,20 @@ def fuzz(count: int, seed: int, root: Path) -> Counter[tuple[str, str]]:
         AssertionError: cases were neither refused nor loaded correctly; it says which, to be made again.
     """
     os.environ["SPARCL_CACHE"] = "/dev/null/no-cache"
-    for name in ("checkpoints", "data", "toml", "bombs"):
+    for name in ("checkpoints", "streams", "data", "toml", "bombs"):
         (root / name).mkdir()
     checkpoints, data = Checkpoints(root / "checkpoints"), Data(root / "data")
     kinds: dict[str, Callable[[random.Random], Case]] = {
         "checkpoint, damaged": checkpoints.raw,
         "checkpoint, hostile": checkpoints.signed,
+        "in a stream, hostile": StreamCheckpoints(root / "streams").signed,
         "archive": data.archive,
         "image": data.image,
         "IDX": data.idx_file,
         "configuration": toml(root / "toml"),
         "bomb": Bombs(root / "bombs", data, checkpoints).case,
     }
-    weights = (20, 35, 15, 8, 12, 9, 1)
+    weights = (20, 25, 10, 15, 8, 12, 9, 1)
     found: Counter[tuple[str, str]] = Counter()
     wrong: list[str] = []
     for number in range(count):

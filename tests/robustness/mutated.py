@@ -118,11 +118,17 @@ class Checkpoints:
             checkpoint_dir=root / "good",
             checkpoint_every=5,
         )
-        learner.learn(self.stream[0])
+        self.train(learner)
         self.good = next(p for p in sorted((root / "good").iterdir()) if p.name == "step-10")
         self.state = open_folder(self.good)
         self.tree = json.loads((self.good / files.STATE).read_text())
         self.number = 0
+
+    def train(self, learner: sparcl.Learner) -> None:
+        learner.learn(self.stream[0])
+
+    def go_on(self, learner: sparcl.Learner) -> None:
+        learner.learn(self.stream[learner.learned] if learner.learned < len(self.stream) else self.stream[0])
 
     def copy(self) -> Path:
         folder = self.root / "case"
@@ -186,9 +192,20 @@ class Checkpoints:
             said, taken = open_folder(folder), learner.checkpoint_state()
             for part in ("model", "layers", "learner"):
                 assert (where := tree.difference(said[part], taken[part], part)) is None, f"{where} was loaded wrongly"
-            learner.learn(self.stream[learner.learned] if learner.learned < len(self.stream) else self.stream[0])
+            self.go_on(learner)
 
         return load
+
+
+class StreamCheckpoints(Checkpoints):
+    """The same in a stream without borders."""
+
+    def train(self, learner: sparcl.Learner) -> None:
+        for x, y in streams.single_pass(self.stream, 4):
+            learner.observe(x, y)
+
+    def go_on(self, learner: sparcl.Learner) -> None:
+        learner.observe(*next(streams.single_pass(self.stream, 4)))
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def test_ranking_reaches_the_parts_that_rank():
         sparsifier = build.sparsifier(Experiment("seq-digits", ranking=ranking).resolve())
         assert isinstance(sparsifier, SparCL)
         assert sparsifier.tdm.ranking == sparsifier.dgm.ranking == ranking
-    with pytest.raises(ConfigError, match="unknown ranking 'stale'.*; allowed: step, fresh"):
+    with pytest.raises(ConfigError, match=r"unknown ranking 'stale'.*; allowed: step, fresh"):
         Experiment("seq-digits", ranking="stale")
     with pytest.raises(ConfigError, match="ranking is SparCL's alone; sparsifier rigl has none"):
         Experiment("seq-digits", sparsifier="rigl", ranking="step")

@@ -100,6 +100,17 @@ class Classes:
         assert train is not None
         return replace(task, index=index, classes=tuple(column.tolist()), train=train, test=test, names=()), new
 
+    def known(self, task: Task, index: int) -> Task:
+        """A task to evaluate on, in this Learner's columns: one of names gets them, and the index.
+
+        Raises:
+            ConfigError: one of its names has no column.
+        """
+        bound, new = self.bind(task, index) if getattr(task, "names", ()) else (task, [])
+        if new:
+            raise ConfigError(f"class {new[0]!r} has no column: it was never learned; known are: {self.names!r:.80}")
+        return bound
+
     def extend(self, new: Sequence[Name], optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
         """New classes get their columns."""
         self.names += new

@@ -25,9 +25,10 @@ from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner import saving
 from sparcl.learner.accuracy import Accuracy, measure
 from sparcl.learner.classes import GrowingLinear
+from sparcl.learner.observing import Observing
 from sparcl.learner.prediction import Prediction, predict
 from sparcl.learner.schedule import Factor
-from sparcl.learner.training import SAFE, MakeOptimizer, Observer, Training
+from sparcl.learner.training import SAFE, MakeOptimizer, Observer
 from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating
 from sparcl.nn.dense import dense_model
@@ -37,8 +38,8 @@ from sparcl.streams.split import ArrayLike
 from sparcl.streams.task import Task
 
 
-class Learner(Training):
-    """Learns tasks one after another.
+class Learner(Observing):
+    """Learns tasks one after another, or a stream without borders.
 
     Args:
         model: any `nn.Module` that maps inputs [N, ...] to logits [N, C].
@@ -93,7 +94,8 @@ class Learner(Training):
         known = [task for task in self.tasks if task.index < begun]  # the last one given may have been refused
         if tasks is None and len(known) < begun:
             raise ConfigError("name the tasks to evaluate on: those before the loaded state were never given")
-        tasks = [checked_test(task) for task in (known if tasks is None else tasks)]
+        tasks = known if tasks is None else [self.classes.known(task, i) for i, task in enumerate(tasks)]
+        tasks = [checked_test(task) for task in tasks]
         if not tasks:
             raise ConfigError("nothing to evaluate: learn a task first, or name the tasks")
         self.tell("evaluate.begin", {})
@@ -116,7 +118,7 @@ class Learner(Training):
             DataError: the inputs are not those that the network takes.
         """
         if self.transform is None:
-            raise ConfigError("nothing to predict with: learn a task first")
+            raise ConfigError("nothing to predict with: learn a task first, or observe")
         if task is None and "class-il" not in self.method.scenarios:
             raise ConfigError(
                 f"method {self.method.name} answers for one task: predict(x, task=0 to {self.learned - 1})"
@@ -215,6 +217,8 @@ class Learner(Training):
             raise CheckpointError(f"nothing can be saved in the middle of a step; save at {', '.join(SAFE)}")
         if (misfit := self._misfit()) is not None:
             raise CheckpointError(f"this state cannot be saved: {misfit}")
+        if self.stream is not None:
+            self.watch_loss.settle(self.stream)
         if self.position is not None:
             self.watch_loss.settle(self.position)
             self.watch_chance.settle(self.position)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparcl.errors import TrainingError
-from sparcl.learner.position import Position
+from sparcl.learner.position import Position, StreamPosition
 
 INTERVAL = 50
 """On an accelerator losses are looked at once in so many steps."""
@@ -18,7 +18,7 @@ class LossWatch:
     def __init__(self) -> None:
         self._unchecked: list[Tensor] = []
 
-    def __call__(self, loss: Tensor, position: Position) -> None:
+    def __call__(self, loss: Tensor, position: Position | StreamPosition) -> None:
         """The loss of the step at `position`, before its backward pass.
 
         Raises:
@@ -32,7 +32,7 @@ class LossWatch:
         if len(self._unchecked) >= INTERVAL:
             self.settle(position)
 
-    def settle(self, position: Position) -> None:
+    def settle(self, position: Position | StreamPosition) -> None:
         """Look at all losses not yet looked at; `position` is that of the last."""
         if self._unchecked:
             bad = (~torch.isfinite(torch.stack(self._unchecked))).nonzero()
@@ -42,8 +42,7 @@ class LossWatch:
                 raise _not_finite(position, behind - int(bad[0]))
 
 
-def _not_finite(position: Position, steps_ago: int) -> TrainingError:
+def _not_finite(position: Position | StreamPosition, steps_ago: int) -> TrainingError:
     return TrainingError(
-        f"the loss became NaN or infinite in task {position.task + 1}, epoch {position.epoch + 1},"
-        f" step {position.step + 1 - steps_ago}: lower the learning rate or check the data"
+        f"the loss became NaN or infinite in {position.place(steps_ago)}: lower the learning rate or check the data"
     )

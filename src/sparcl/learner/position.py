@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -52,6 +53,10 @@ class Position:
         if self.cursor == 0:  # a small task may now be less than the batch that the epoch began with
             self.plan(self.order, batch_size, drop_last)
 
+    def place(self, steps_ago: int) -> str:
+        """So many steps before the one at hand, for people."""
+        return f"task {self.task + 1}, epoch {self.epoch + 1}, step {self.step + 1 - steps_ago}"
+
     def check(self, learned: int, epochs: int | None) -> None:
         """Refuse a loaded position that training could never have reached."""
         if self.task != learned:
@@ -73,3 +78,24 @@ class Position:
         if self.order is not None:
             checks.within(checks.tensor(self.order, "order", torch.int64, (None,)), "order", 0, 1 << 40)
             checks.integer(self.cursor, "cursor", most=len(self.order))
+
+
+@dataclass
+class StreamPosition:
+    """Where training stands in a stream without borders: so many steps, on so many samples."""
+
+    steps: int = 0
+    samples: int = 0
+
+    def place(self, steps_ago: int) -> str:
+        """So many steps before the one at hand, for people."""
+        return f"step {self.steps + 1 - steps_ago} of the stream"
+
+    @classmethod
+    def of(cls, state: Any, position: Position | None) -> Self:
+        """From a checkpoint; refuse one that training, now at `position`, could never have reached."""
+        if position is not None:
+            raise CheckpointError("the checkpoint stands inside a task and in a stream without borders at once")
+        checks.keys(state, ("steps", "samples"), "the stream's position")
+        samples = checks.integer(state["samples"], "samples of the stream")
+        return cls(checks.integer(state["steps"], "steps of the stream", most=samples), samples)

@@ -64,8 +64,13 @@ def check_turn(task: Task, learned: int) -> None:
 @torch.no_grad()
 def check_fit(
     model: nn.Module, method: Method, task: Task, device: torch.device, batch_size: int, *, grows: bool = False
-) -> None:
+) -> int:
     """Let the model answer a first batch of the task, evaluating, and look whether it can be trained on that.
+
+    A task without classes stands for samples of a stream: for their columns is not looked.
+
+    Returns:
+        C, the columns of its answer.
 
     Raises:
         ConfigError: the transform or the model does not take the task's inputs, the answer is not logits [N, C] with
@@ -83,7 +88,8 @@ def check_fit(
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
         answer = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ConfigError(f"the model answers a batch of {len(inputs)} with {answer}; logits [N, C] are needed")
-    check_columns(task, logits.shape[1])
+    if task.classes:
+        check_columns(task, logits.shape[1])
     remembered = None if method.buffer is None else method.buffer.logits
     if remembered is not None and remembered.shape[1] != logits.shape[1] and not grows:
         raise ConfigError(
@@ -94,6 +100,7 @@ def check_fit(
             f"method {method.name} takes the last convolution or linear layer for the one that makes the logits, and"
             " here it is another: define that one last in the model"
         )
+    return logits.shape[1]
 
 
 def check_columns(task: Task, columns: int) -> None:

@@ -20,7 +20,7 @@ from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError, TrainingError
 from sparcl.learner.budget import KINDS, Budget, check_amount, check_pace
 from sparcl.learner.classes import Classes, check_state
-from sparcl.learner.position import Position
+from sparcl.learner.position import Position, StreamPosition
 from sparcl.learner.schedule import USUAL, Factor, of_checkpoint
 from sparcl.methods import METHODS, Method
 from sparcl.methods.method import RehearsalMethod
@@ -73,6 +73,7 @@ class Saved(Protocol):
     learned: int
     steps: int
     position: Position | None
+    stream: StreamPosition | None
 
 
 def recipes(model: nn.Module, method: object, sparsifier: object) -> dict[str, Any]:
@@ -151,6 +152,7 @@ def _progress(learner: Saved) -> State:
     frozen = [name for p, name in names.items() if not p.requires_grad]
     return {
         **({"frozen": frozen} if frozen else {}),
+        **({} if learner.stream is None else {"stream": dict(vars(learner.stream))}),
         "learned": learner.learned,
         "steps": learner.steps,
         "pace": learner.pace,
@@ -177,6 +179,7 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
     learner.position = None if state["position"] is None else Position(**state["position"])
     if learner.position is not None:
         learner.position.check(learner.learned, int(budget.amount) if budget.kind == "epochs" else None)
+    learner.stream = StreamPosition.of(state["stream"], learner.position) if "stream" in state else None
     learner.method.load_state_dict(state["method"])
     _check_memory(learner)
     learner.sparsifier.load_state_dict(state["sparsifier"])
@@ -214,6 +217,8 @@ def _check_memory(learner: Saved) -> None:
 
 def _where(learner: Saved) -> str:
     """Where training stands, in words."""
+    if learner.stream is not None:
+        return f"after step {learner.stream.steps} of the stream"
     if (position := learner.position) is None:
         return f"after task {learner.learned}"
     return f"in task {position.task + 1}, epoch {position.epoch + 1}, step {position.step}"

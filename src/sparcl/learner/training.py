@@ -25,7 +25,7 @@ from sparcl.learner.budget import Budget, check_pace
 from sparcl.learner.chance import ChanceWatch
 from sparcl.learner.classes import Classes
 from sparcl.learner.loss_watch import LossWatch
-from sparcl.learner.position import Position
+from sparcl.learner.position import Position, StreamPosition
 from sparcl.learner.schedule import Factor, Rate, check_clip, clip
 from sparcl.learner.trained import Trained
 from sparcl.methods.finetune import Finetune
@@ -136,6 +136,7 @@ class Training(ABC):
         )
         self.tasks: list[Task] = []
         self.position: Position | None = None
+        self.stream: StreamPosition | None = None
         self.learned = self.steps = 0
         self._midway = self._learning = False
         self.watch_loss, self.watch_chance = LossWatch(), ChanceWatch()
@@ -146,6 +147,7 @@ class Training(ABC):
         kind, weights = type(self.model).__name__, sum(p.numel() for p in self.model.parameters())
         made = f"{kind} of {weights:,} weights, method {self.method.name}, sparsifier {self.sparsifier.name}"
         where = f", inside task {self.position.task + 1}" if self.position is not None else ""
+        where += f", {self.stream.samples:,} samples observed" if self.stream is not None else ""
         done = f"{self.learned} task(s) learned{where}, {self.steps:,} steps"
         return f"<Learner: {made},\n  backend {self.backend} on {self.device};\n  {done}>"
 
@@ -189,6 +191,8 @@ class Training(ABC):
         task, new = self.classes.bind(task, self.learned)
         task = checked(task)
         refusals.check_turn(task, self.learned)
+        if self.stream is not None:
+            self.watch_loss.settle(self.stream)
         self.classes.extend(new, self.optimizer, self.generators.head)
         self._learning = True
         try:
@@ -259,7 +263,7 @@ class Training(ABC):
             self.sparsifier.begin_task(task.index, samples=len(task.train), epochs=epochs, losses=losses)
         pace = self.pace[task.index :][:1]
         position = Position(task.index, pace=[*pace[0]] if pace else [], replayed=bool(pace))
-        self.position = position  # not before: a state saved until now begins the task anew
+        self.position, self.stream = position, None  # not before: a state saved until now begins the task anew
 
     def _begin_epoch(self, position: Position) -> None:
         """Draw the epoch's order, less what DDR has removed; a resumed epoch has it already."""
@@ -300,14 +304,19 @@ class Training(ABC):
         if not (samples := position.upcoming(self.drop_last)):
             return None
         ids = position.order[position.cursor : position.cursor + samples]
-        batch = self._assemble(ids)
+        return self._pass(self._assemble(ids), position, spent), samples
+
+    def _pass(self, batch: Batch, position: Position | StreamPosition, spent: float) -> Tensor:
+        """Forward, backward, optimizer, memory; the masks have moved already, `spent` of the budget is spent."""
+        ids = batch.ids
         self.tell("step.begin", {"samples": len(ids)})
         wanted = self.sparsifier.wants_gradients()
         parts = self._parts = apart.Parts(self.sparsifier.layers, self.tell) if wanted else None
         with apart.cut(self.model, parts):
             loss, logits = self.method.loss(batch)
             self.watch_loss(loss, position)
-            self.watch_chance(logits, batch.labels)
+            if isinstance(position, Position):
+                self.watch_chance(logits, batch.labels)
             self.sparsifier.after_forward(ids, logits, batch.labels)
             self.optimizer.zero_grad(set_to_none=True)
             if parts is None:
@@ -323,7 +332,7 @@ class Training(ABC):
             self.optimizer.step()
         self.sparsifier.after_step()
         self.method.after_step(batch, logits)
-        return loss, samples
+        return loss
 
     def _begin_step(self, position: Position) -> None:
         removed = self.sparsifier.removed

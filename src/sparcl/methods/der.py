@@ -19,6 +19,7 @@ class DER(RehearsalMethod):
 
     name = "der"
     grows = True
+    borderless = True
     stores_logits = True
     replays_alone = True
 

@@ -20,6 +20,7 @@ class DERpp(DER):
     """
 
     name = "derpp"
+    borderless = True
 
     def __init__(
         self, buffer_size: int = 200, *, alpha: float = 0.1, beta: float = 0.5, single_head: bool = False

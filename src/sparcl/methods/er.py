@@ -17,6 +17,8 @@ class ER(RehearsalMethod):
 
     name = "er"
     grows = True
+    borderless = True
+    joins_replay = True
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         replay = self.replay()

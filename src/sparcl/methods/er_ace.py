@@ -14,6 +14,7 @@ class ERACE(RehearsalMethod):
 
     name = "er-ace"
     grows = True
+    borderless = True
     replays_alone = True
 
     def __init__(self, buffer_size: int = 200) -> None:

@@ -12,6 +12,7 @@ class Finetune(Method):
 
     name = "finetune"
     grows = True
+    borderless = True
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self.host.model(batch.inputs)

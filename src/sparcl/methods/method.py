@@ -82,6 +82,11 @@ class Method(Recorded, ABC):
     """Sparsity that the method works under: `moving` masks, `fixed` ones only, or `none` (it prunes itself)."""
     grows: ClassVar[bool] = False
     """Whether the method follows a head that grows with new classes."""
+    borderless: ClassVar[bool] = False
+    """Whether it works in a stream without tasks (`Learner.observe`), where none begins or ends: of each class its own
+    word."""
+    joins_replay: ClassVar[bool] = False
+    """Whether remembered samples share the new ones' forward pass, so that one new sample has batch statistics."""
     answers_unseen: ClassVar[bool] = True
     """Whether it has an answer for classes that no task has brought yet; without one there is no forward transfer."""
     by_parameter: ClassVar[bool] = False

@@ -62,6 +62,12 @@ class DDR(Sparsifier):
         self._start(samples)
         self.moments.begin_task(epochs)
 
+    def rest(self) -> None:
+        """In a stream without borders no sample comes twice, and so none is removed."""
+        self._start(0)
+        self.moments.begin_task(1)
+        self.moments.passed = len(REMOVAL_MOMENTS)
+
     def keep(self, ids: Tensor) -> Tensor:
         return ids[self.kept[ids]]
 

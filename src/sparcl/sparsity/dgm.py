@@ -33,6 +33,7 @@ class DGM(StepRanked):
     """
 
     name = "dgm"
+    borderless = True
 
     def __init__(
         self,
@@ -61,6 +62,9 @@ class DGM(StepRanked):
         del index, samples, epochs
         self._begin_ranking(losses)
         self.iteration, self._owed, self._ready = 0, True, False
+
+    def begin_stream(self, losses: Losses | None = None) -> None:
+        self.begin_task(0, samples=0, epochs=1, losses=losses)
 
     def begin_step(self, step: int, spent: float | None = None) -> None:
         del step, spent

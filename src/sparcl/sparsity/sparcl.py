@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from sparcl.errors import ConfigError
 from sparcl.nn.layers import Prunable
 from sparcl.sparsity.ddr import DDR
 from sparcl.sparsity.dgm import DGM
@@ -32,7 +33,7 @@ class SparCL(Sparsifier):
     Args:
         sparsity: s, of each prunable layer, 0 to .99; the settings of the nearest row of `SETTINGS` apply.
         gradients: g, share of the active weights that is not updated (0: no DGM).
-        samples: share of each task's samples that is removed (0: no DDR).
+        samples: share of each task's samples that is removed (0: no DDR; none in a stream without borders).
         pattern: `unstructured`, or `block`: `block_size` output channels share their positions.
         distribution: `uniform` or `erk`.
         prunable: which layers; None for the published choice.
@@ -40,6 +41,7 @@ class SparCL(Sparsifier):
         ranking: `step`, by gradients of training steps, or `fresh` (published), by passes over fresh batches; see TDM.
         use_gradients: False ranks weights by magnitude alone instead of CWI (an ablation).
         first_mask: `magnitude` or `random`: see Static.
+        interval: steps between two mask updates in a stream without borders: see TDM.
     """
 
     name = "sparcl"
@@ -47,6 +49,7 @@ class SparCL(Sparsifier):
     uses_losses = True
     prunes = True
     moves = True
+    borderless = True
     drops_last = True
 
     def __init__(
@@ -63,6 +66,7 @@ class SparCL(Sparsifier):
         ranking: str = "step",
         use_gradients: bool = True,
         first_mask: str = "magnitude",
+        interval: int = 100,
     ) -> None:
         super().__init__()
         setting = SETTINGS[min(SETTINGS, key=lambda s: abs(s - sparsity))]
@@ -79,7 +83,9 @@ class SparCL(Sparsifier):
             alpha=alpha if use_gradients else 0.0,
             beta=beta if use_gradients else 0.0,
             first_mask=first_mask,
+            interval=interval,
         )
+        self.ranking = ranking
         self.dgm = DGM(gradients, ranking=ranking, pattern=self.pattern, prunable=prunable, alpha=alpha, beta=beta)
         self.dgm.collected, self.dgm.shares = self.tdm.collected, True
         self.ddr = DDR(samples, score=ddr_score)
@@ -102,6 +108,20 @@ class SparCL(Sparsifier):
     def begin_task(self, index: int, *, samples: int, epochs: int, losses: Losses | None = None) -> None:
         for part in self._parts.values():
             part.begin_task(index, samples=samples, epochs=epochs, losses=losses)
+        self.removed = 0
+
+    def check_borderless(self) -> None:
+        super().check_borderless()
+        if self.made_with.get("samples"):
+            raise ConfigError(
+                f"samples={self.ddr.share} removes samples that are learned already, and in a stream without borders"
+                " none comes twice: use samples=0, or leave it out"
+            )
+
+    def begin_stream(self, losses: Losses | None = None) -> None:
+        self.tdm.begin_stream(losses)
+        self.dgm.begin_stream(losses)
+        self.ddr.rest()
         self.removed = 0
 
     def resume_task(self, losses: Losses | None) -> None:

@@ -12,12 +12,14 @@ for t, task in enumerate(tasks):
             ... backward ...; sparsifier.after_backward()
             optimizer.step(); sparsifier.after_step()
     sparsifier.end_task()
+
+In a stream without borders: `begin_stream(losses)` once, then the steps, counted from 0, and no end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -60,6 +62,10 @@ class Sparsifier(Recorded):
     """Whether masks change once training has begun."""
     drops_last = False
     """Whether its source leaves out an epoch's last batch where that has fewer samples; the hosts' do not."""
+    borderless: ClassVar[bool] = True
+    """Whether it works in a stream without tasks: of each class its own word, since it goes by other calls then."""
+    ranking: str = "step"
+    """`fresh` where passes of their own, over the task's samples alone, are made for ranking."""
     pattern = Pattern()
 
     def __init__(self) -> None:
@@ -87,7 +93,18 @@ class Sparsifier(Recorded):
         """Task `index` (from 0) begins: `samples` training samples for `epochs` epochs."""
 
     def resume_task(self, losses: Losses | None) -> None:
-        """Training goes on inside a task after `load_state_dict`: take the losses, change nothing."""
+        """Training goes on inside a task or a stream after `load_state_dict`: take the losses, change nothing."""
+
+    def check_borderless(self) -> None:
+        """Raise ConfigError unless it works in a stream without borders."""
+        if not vars(type(self)).get("borderless", False):
+            raise ConfigError(
+                f"sparsifier {self.name} needs the borders of tasks; these do without: dense, static, sparcl, and TDM"
+                " and DGM alone"
+            )
+
+    def begin_stream(self, losses: Losses | None = None) -> None:
+        """A stream without borders begins: from here on schedules go by steps, until a task begins."""
 
     def keep(self, ids: Tensor) -> Tensor:
         """Those of the sample numbers `ids` (int64 [N]) that are still trained on, in their order."""
@@ -280,6 +297,8 @@ class Moments:
     A moment that an epoch, shortened by removed samples, did not reach is due at the next step, as is one that came
     sooner than `apart` steps after the last or after the task's begin: those that wait are due together, but none from
     the fraction `until` on. However small `apart` is, what a new task expanded is trained at least once.
+
+    In a stream without borders (`begin_stream`) there is one every so many steps, without an end.
     """
 
     def __init__(self, fractions: Sequence[float], apart: int = 1, until: float = 1.0) -> None:
@@ -290,7 +309,12 @@ class Moments:
         self.epochs, self.passed, self.asked = epochs, 0, 0
         self.last = 0
         """`asked`, when a moment was due last."""
+        self.interval: int | None = None
         self.begin_epoch(0, 1)
+
+    def begin_stream(self, interval: int) -> None:
+        self.begin_task(1)
+        self.interval = interval
 
     def begin_epoch(self, epoch: int, steps: int) -> None:
         self.epoch, self.steps = epoch, max(steps, 1)
@@ -298,6 +322,8 @@ class Moments:
     def due(self, step: int, spent: float | None = None) -> int:
         """How many moments have come since the last call."""
         self.asked += 1
+        if self.interval is not None:
+            return int(self.asked > 1 and (self.asked - 1) % self.interval == 0)
         if self.epoch == step == 0:
             return 0
         now, whole = (self.epoch + (step + 0.5) / self.steps, self.epochs) if spent is None else (spent, 1)
@@ -310,6 +336,8 @@ class Moments:
 
     def near(self, step: int, window: int, spent: float | None = None) -> bool:
         """Whether, after step `step` of this epoch, one comes within `window` steps (all taken to be alike)."""
+        if self.interval is not None:
+            return (self.asked - 1 + window) // self.interval > (self.asked - 1) // self.interval
         then, whole = self.epoch + (step + window + 0.5) / self.steps, self.epochs
         if spent is not None:  # in the middle of the step that `due` was asked about last
             then, whole = spent * (1 + window / (self.asked - 0.5)), 1
@@ -320,7 +348,8 @@ class Moments:
     def state_dict(self) -> dict[str, int]:
         counts = {"passed": self.passed, "asked": self.asked, "last": self.last}
         counts |= {"epoch": self.epoch, "steps": self.steps}
-        return {"epochs": self.epochs, **counts}
+        stream = {} if self.interval is None else {"interval": self.interval}
+        return {"epochs": self.epochs, **counts, **stream}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.epochs, self.steps = (
@@ -331,3 +360,4 @@ class Moments:
         self.epoch = checks.integer(state["epoch"], "epoch")
         self.asked = checks.integer(state["asked"], "steps asked about")
         self.last = checks.integer(state["last"], "the last moment", most=self.asked)
+        self.interval = checks.integer(state["interval"], "interval", 1) if "interval" in state else None

@@ -43,6 +43,7 @@ class Static(MaskSparsifier):
     """
 
     name = "static"
+    borderless = True
 
     def __init__(
         self,

@@ -59,6 +59,8 @@ class TDM(StepRanked, Static):
         ranking: `step` takes the two gradients from training steps just before an update, as many of `batches` as a
             fiftieth of the task's steps pays for; `fresh` (published) from passes over fresh batches, as does a loop
             that does not hand its gradients over (`Losses.from_steps`).
+        interval: steps between two updates in a stream without borders; they then move `p_intra` each, without an end,
+            and nothing expands.
 
     Raises:
         ConfigError: a value outside its range.
@@ -66,6 +68,7 @@ class TDM(StepRanked, Static):
 
     name = "tdm"
     moves = True
+    borderless = True
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class TDM(StepRanked, Static):
         beta: float = 0.5,
         batches: int = 4,
         ranking: str = "step",
+        interval: int = 100,
         pattern: Pattern | None = None,
         distribution: str = "uniform",
         prunable: Prunable = None,
@@ -88,8 +92,10 @@ class TDM(StepRanked, Static):
                 raise ConfigError(f"{label} is {share}; it is a share of the prunable weights, 0 to 1")
         if batches < 1:
             raise ConfigError(f"batches is {batches}; an importance gradient needs 1 or more")
+        if interval < 1:
+            raise ConfigError(f"TDM interval {interval} is not allowed; use 1 step or more")
         self.p_intra, self.p_inter = p_intra, p_inter
-        self.alpha, self.beta, self.batches = alpha, beta, batches
+        self.alpha, self.beta, self.batches, self.interval = alpha, beta, batches, interval
         self.moments = update_moments()
         self._set_ranking(ranking)
 
@@ -106,6 +112,10 @@ class TDM(StepRanked, Static):
                 self.set_units(layer, merged(active, new))
                 grown += len(new)
             self.notify("tdm.expand", {"grown": grown * self.pattern.block, "active": self.active()})
+
+    def begin_stream(self, losses: Losses | None = None) -> None:
+        self._begin_ranking(losses)
+        self.moments.begin_stream(self.interval)
 
     def begin_epoch(self, epoch: int, steps: int) -> None:
         self.moments.begin_epoch(epoch, steps)

@@ -3,6 +3,8 @@
 from sparcl.streams.arrive import make_task as make_task
 from sparcl.streams.augment import Normalize as Normalize
 from sparcl.streams.augment import Transform as Transform
+from sparcl.streams.blurry import blurry as blurry
+from sparcl.streams.blurry import single_pass as single_pass
 from sparcl.streams.cifar import seq_cifar10 as seq_cifar10
 from sparcl.streams.cifar import seq_cifar100 as seq_cifar100
 from sparcl.streams.digits import seq_digits as seq_digits

@@ -62,7 +62,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Stream(Sequence[Task]):
-    """A sequence of tasks with disjoint classes.
+    """A sequence of tasks with disjoint classes (`blurry`: some of them shared).
 
     Attributes:
         name: of the registry, or the user's own.
