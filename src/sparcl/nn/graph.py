@@ -116,6 +116,8 @@ class _Nodes:
         self._own(module, name)
         layer = cast(Any, module)
         shape = list(getattr(layer, "shape", None) or layer.weight.shape)
+        if len(shape) == 3:
+            raise ConfigError(f"layer {name} is a Conv1d that no device can compute; allowed: {LAYERS}")
         if getattr(layer, "padding_mode", "zeros") != "zeros" or isinstance(getattr(layer, "padding", 0), str):
             raise ConfigError(f"layer {name} has padding that a device cannot compute; allowed: numbers, with zeros")
         geometry = {key: _pair(getattr(layer, key, default)) for key, default in GEOMETRY.items()}
