@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "sparcl"
 CORE = {"methods", "sparsity", "streams", "nn", "kernels"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "folders": set(),
     "overlaid": set(),
     "regular": set(),
     "seeds": set(),
@@ -37,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each part may import of the others, beside itself and the leaves; `sparcl` is the package itself."""
 
-LEAVES = {"errors", "overlaid", "regular", "seeds", "recorded", "checkpoint.checks", "checkpoint.disk"}
+LEAVES = {"errors", "folders", "overlaid", "regular", "seeds", "recorded", "checkpoint.checks", "checkpoint.disk"}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

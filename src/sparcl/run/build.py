@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from sparcl import methods, nn, seeds, streams
 from sparcl.errors import ConfigError, DataWarning
 from sparcl.learner import Learner
+from sparcl.learner.training import Observer
 from sparcl.methods.method import Method
 from sparcl.run import pretrained
 from sparcl.run.experiment import Experiment
@@ -105,7 +107,7 @@ def check(experiment: Experiment) -> None:
     device(experiment.device)
 
 
-def learner(experiment: Experiment, stream: Stream) -> Learner:
+def learner(experiment: Experiment, stream: Stream, observers: Sequence[Observer] = ()) -> Learner:
     """The experiment's Learner, its model's weights drawn from the seed; `experiment` is resolved."""
     assert experiment.model is not None
     assert experiment.lr is not None
@@ -133,4 +135,5 @@ def learner(experiment: Experiment, stream: Stream) -> Learner:
         backend=experiment.backend,
         layer_choice=experiment.layer_choice,
         input_shape=stream.input_shape,
+        observers=observers,
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from rich.table import Table
 
 import sparcl
 from sparcl import kernels, methods, nn, streams
+from sparcl.folders import cache_folder
 from sparcl.sparsity import SPARSIFIERS
 
 
@@ -18,6 +21,8 @@ def about() -> Table:
     native = f"available ({kernels.isa()})" if kernels.available() else f"missing: {kernels.why_unavailable()}"
     table.add_row("backend native", native)
     table.add_row("backend reference", "available")
+    with contextlib.suppress(RuntimeError):  # nobody's home
+        table.add_row("cache", str(cache_folder()))
     table.add_row("streams", ", ".join(streams.STREAMS))
     table.add_row("methods", ", ".join(methods.METHODS))
     table.add_row("sparsifiers", ", ".join(SPARSIFIERS))
