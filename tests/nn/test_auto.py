@@ -1,4 +1,4 @@
-"""The choice of `auto`: measured once for each kind of layer, remembered by machine, and what the cache may look like."""
+"""The choice of `auto`: measured once for each kind of layer, remembered by machine; and what the cache may hold."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The input shapes of what is timed, by a clock that likes inputs of fewer than 5 channels native."""
     seen: list[tuple[int, ...]] = []
 
-    def faster(layer: nn.Module, case: Any) -> str:
+    def faster(_: nn.Module, case: Any) -> str:
         seen.append(case.x)
         return "native" if case.x[1] < 5 else "dense"
 
@@ -152,14 +152,15 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert len(timed) == 6
 
 
-def test_what_others_have_measured_stays(timed: list[tuple[int, ...]], cache: Path) -> None:
+@pytest.mark.usefixtures("timed")
+def test_what_others_have_measured_stays(cache: Path) -> None:
     choices.remember({"another layer": "dense"})
     measure()
     assert choices.known({"it": "another layer", "none": "unknown"}) == {"it": "dense"}
     assert len(json.loads(cache.read_text())["choices"]) == 4
 
 
-def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choices, "MOST", 3)
     for i in range(5):
         choices.remember({f"layer {i}": "native"})
@@ -174,7 +175,8 @@ def test_a_learner_takes_what_is_remembered_and_records_it(timed: list[tuple[int
     assert len(timed) == 3
 
 
-def test_long_measuring_is_told_to_observers(timed: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("timed")
+def test_long_measuring_is_told_to_observers(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, dict[str, Any]]] = []
     options: dict[str, Any] = {"sparsifier": SparCL(0.9), "input_shape": (1, 8, 8), "batch_size": 8}
     Learner(ConvNet(4, 1, width=8), observers=[lambda *event: told.append(event)], **options)
