@@ -27,6 +27,7 @@ from sparcl.nn.norm import (
     BatchLastMaxPool2d,
     BatchLastNorm1d,
     BatchLastNorm2d,
+    BatchLastNormAct,
     MergingSequential,
 )
 
@@ -66,7 +67,7 @@ def dense_model(model: nn.Module) -> nn.Module:
         elif type(module) in PLAIN:
             vars(module).pop("_plan", None)
             module.__class__ = PLAIN[type(module)]
-        elif isinstance(module, MergingSequential):
+        elif isinstance(module, MergingSequential | BatchLastNormAct):
             module.__class__ = type(module).__bases__[1]
         for key, hook in list(module._forward_hooks.items()):
             if hook is ordinary_output:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,23 +46,27 @@ class BatchLastNorm(_BatchNorm):
         return layer
 
     def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        tracked = self.num_batches_tracked if self.training else None
-        factor = self.momentum or 0.0
-        if self.momentum is None and tracked is not None:  # a cumulative mean
-            factor = 1.0 / (float(tracked) + 1.0)
-        return ops.batch_norm(
-            input,
-            self.weight,
-            self.bias,
-            self.running_mean,
-            self.running_var,
-            self.training,
-            factor,
-            self.eps,
-            residual,
-            relu,
-            tracked,
-        )
+        return _normalised(self, input, residual, relu)
+
+
+def _normalised(norm: _BatchNorm, input: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    tracked = norm.num_batches_tracked if norm.training else None
+    factor = norm.momentum or 0.0
+    if norm.momentum is None and tracked is not None:  # a cumulative mean
+        factor = 1.0 / (float(tracked) + 1.0)
+    return ops.batch_norm(
+        input,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.training,
+        factor,
+        norm.eps,
+        residual,
+        relu,
+        tracked,
+    )
 
 
 class BatchLastNorm2d(BatchLastNorm, nn.BatchNorm2d):
@@ -85,6 +89,38 @@ class BatchLastNorm1d(BatchLastNorm, nn.BatchNorm1d):
         return F.relu(y) if relu else y
 
 
+class BatchLastNormAct(nn.Module):
+    """timm's `BatchNormAct2d` on batch-last tensors: BatchNorm, then its modules `drop` and `act`.
+
+    The class of a module is made by `_as`, so that it is a `BatchNormAct2d` for all else.
+    """
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = cast(_BatchNorm, self)
+        if x.dim() != 4:
+            raise ConfigError(f"BatchNormAct2d needs an input of 4 axes [N, C, H, W], not {x.dim()}")
+        relu = type(self.act) is nn.ReLU and type(self.drop) is nn.Identity
+        if relu and not (is_watched(self.act) or is_watched(self.drop) or _has_any_global_hook()):  # type: ignore[no-untyped-call]
+            return _normalised(norm, x, None, True)
+        y: Tensor = self.act(self.drop(_normalised(norm, x, None, False)))
+        return y
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """A class that was made here is found again by the one it was made of."""
+        return _unfilled, (BatchLastNormAct, type(self).__bases__[1]), vars(self)
+
+
+def _is_norm_act(module: nn.Module) -> bool:
+    """Whether it is timm's, told by its name: timm is not asked for."""
+    kind = type(module)
+    return (kind.__module__, kind.__name__) == ("timm.layers.norm_act", "BatchNormAct2d") and (
+        isinstance(module, nn.BatchNorm2d) and not isinstance(module, BatchLastNormAct)
+    )
+
+
 class MergingSequential(nn.Sequential):
     """An `nn.Sequential` that computes a ReLU with the BatchNorm it follows, where nobody watches either of them.
 
@@ -105,7 +141,7 @@ class MergingSequential(nn.Sequential):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """A class that was made here is found again by the one it was made of."""
-        return _unfilled, (type(self).__bases__[1],), vars(self)
+        return _unfilled, (MergingSequential, type(self).__bases__[1]), vars(self)
 
 
 def merge_relu(sequence: nn.Sequential) -> None:
@@ -114,18 +150,18 @@ def merge_relu(sequence: nn.Sequential) -> None:
     kind: Any = type(sequence)
     usual = kind.forward is nn.Sequential.forward
     if usual and any(is_norm_relu(*pair) for pair in itertools.pairwise(modules)):
-        sequence.__class__ = _merging(kind)
+        sequence.__class__ = _as(MergingSequential, kind)
 
 
 @functools.cache
-def _merging(kind: Any) -> Any:
-    """The `MergingSequential` that is a `kind` for all else, its name included."""
+def _as(ours: Any, kind: Any) -> Any:
+    """The class that computes as `ours` and is a `kind` for all else, its name included."""
     name = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return type(kind.__name__, (MergingSequential, kind), name)
+    return type(kind.__name__, (ours, kind), name)
 
 
-def _unfilled(kind: Any) -> Any:
-    return nn.Module.__new__(_merging(kind))
+def _unfilled(ours: Any, kind: Any) -> Any:
+    return nn.Module.__new__(_as(ours, kind))
 
 
 def is_norm_relu(module: nn.Module, follower: nn.Module | None) -> bool:
@@ -183,6 +219,10 @@ def batch_last(module: nn.Module) -> nn.Module | None:
         return BatchLastNorm2d.of(module)
     if type(module) is nn.BatchNorm1d:
         return BatchLastNorm1d.of(module)
+    if _is_norm_act(module):
+        made = _unfilled(BatchLastNormAct, type(module))
+        vars(made).update(vars(module))
+        return cast(nn.Module, made)
     if type(module) is nn.AdaptiveAvgPool2d:
         return BatchLastAdaptiveAvgPool2d(module.output_size)
     if type(module) is nn.AdaptiveAvgPool1d:
