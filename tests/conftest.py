@@ -1,9 +1,10 @@
-"""Shared by all tests: one thread, and a PATH of only the tools that the README names, whatever the machine has."""
+"""Shared by all tests: one thread, a cache of its own, and a PATH of only the tools that the README names."""
 
 import contextlib
 import os
 import shlex
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,12 @@ OUTER = os.environ.get("PATH", os.defpath)
 FOLDER = Path(__file__).parents[1] / "build" / "tests" / "path"  # lasting: CMake notes where it found a compiler
 
 
+CACHE = tempfile.TemporaryDirectory(prefix="sparcl-tests-")
+
+
 def pytest_configure() -> None:
+    os.environ["XDG_CACHE_HOME"] = CACHE.name  # never the user's own
+    os.environ.pop("SPARCL_CACHE", None)
     FOLDER.mkdir(parents=True, exist_ok=True)
     found = {Path(name).name: shutil.which(name, path=OUTER) for name in TOOLS}
     for link in FOLDER.iterdir():
@@ -55,6 +61,7 @@ def pytest_configure() -> None:
 
 
 def pytest_unconfigure() -> None:
+    CACHE.cleanup()
     os.environ["PATH"] = OUTER
 
 

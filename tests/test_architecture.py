@@ -18,6 +18,7 @@ CORE = {"methods", "sparsity", "streams", "nn", "kernels"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "named": set(),
+    "folders": set(),
     "overlaid": set(),
     "regular": set(),
     "seeds": set(),
@@ -41,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each part may import of the others, beside itself and the leaves; `sparcl` is the package itself."""
 
 LEAVES = {
-    *("errors", "named", "overlaid", "regular", "seeds", "recorded", "starting"),
+    *("errors", "folders", "named", "overlaid", "regular", "seeds", "recorded", "starting"),
     *("checkpoint.checks", "checkpoint.disk"),
 }
 

@@ -47,10 +47,11 @@ namespace {
 
 using Pair = std::array<int, 2>;
 
-// The extent of a batch-last tensor of this shape, [N, C, H, W] or [N, F].
+// The extent of a batch-last tensor of this shape, [N, C, H, W], [N, C, L] or [N, F].
 Extent extent_of(const std::vector<long>& shape) {
   if (shape.size() == 2) return {shape[1], 1, 1, shape[0]};
-  if (shape.size() != 4) refuse("shape must have two or four axes");
+  if (shape.size() == 3) return {shape[1], 1, shape[2], shape[0]};
+  if (shape.size() != 4) refuse("shape must have two to four axes");
   return {shape[1], shape[2], shape[3], shape[0]};
 }
 
@@ -64,6 +65,7 @@ nb::object forward(ConvPlan& plan, nb::handle x, nb::handle values, nb::handle b
   const Activation from = activation(x, "x");
   const Extent out = plan.output_extent(from.extent);
   if (from.axes == 2 && out.height * out.width != 1) refuse("an input of two axes is one position, the result would have more");
+  if (from.axes == 3 && out.height != 1) refuse("an input of three axes is one row, the result would have more");
   const Values v = values_of(values, plan.nonzeros(), "values");
   const float* b = floats(bias, {out.channels}, "bias");
   Block y;
@@ -175,7 +177,7 @@ nb::object average_pool_of(nb::handle x, Pair size, Pair stride, int threads) {
     nb::gil_scoped_release release;
     average_pool(from.data, from.extent, w, y.get(), threads);
   }
-  return activation_tensor(std::move(y), pooled, 4);
+  return activation_tensor(std::move(y), pooled, from.axes);
 }
 
 nb::object average_pool_backward_of(nb::handle gy, const std::vector<long>& shape, Pair size, Pair stride, int threads) {
@@ -188,7 +190,7 @@ nb::object average_pool_backward_of(nb::handle gy, const std::vector<long>& shap
     nb::gil_scoped_release release;
     average_pool_backward(g, in, w, gx.get(), threads);
   }
-  return activation_tensor(std::move(gx), in, 4);
+  return activation_tensor(std::move(gx), in, static_cast<int>(shape.size()));
 }
 
 nb::object max_pool_of(nb::handle x, Pair size, Pair stride, Pair padding, int threads) {
@@ -201,7 +203,7 @@ nb::object max_pool_of(nb::handle x, Pair size, Pair stride, Pair padding, int t
     nb::gil_scoped_release release;
     max_pool(from.data, from.extent, w, y.get(), threads);
   }
-  return activation_tensor(std::move(y), pooled, 4);
+  return activation_tensor(std::move(y), pooled, from.axes);
 }
 
 nb::object max_pool_backward_of(nb::handle x, nb::handle gy, Pair size, Pair stride, Pair padding, int threads) {
@@ -214,7 +216,7 @@ nb::object max_pool_backward_of(nb::handle x, nb::handle gy, Pair size, Pair str
     nb::gil_scoped_release release;
     max_pool_backward(from.data, g, from.extent, w, gx.get(), threads);
   }
-  return activation_tensor(std::move(gx), from.extent, 4);
+  return activation_tensor(std::move(gx), from.extent, from.axes);
 }
 
 // A contiguous tensor once more, batch-last.

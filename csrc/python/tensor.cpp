@@ -97,13 +97,13 @@ bool batch_last(const dltensor& t) {
 }
 
 Activation unchecked(const dltensor& t) {
-  const bool image = t.ndim == 4;
-  return {data_of<float>(t), {t.shape[1], image ? t.shape[2] : 1, image ? t.shape[3] : 1, t.shape[0]}, t.ndim};
+  const int64_t height = t.ndim == 4 ? t.shape[2] : 1, width = t.ndim > 2 ? t.shape[t.ndim - 1] : 1;
+  return {data_of<float>(t), {t.shape[1], height, width, t.shape[0]}, t.ndim};
 }
 
 dltensor checked_activation(nb::handle tensor, const char* name) {
   const dltensor t = look(tensor, name);
-  if (t.ndim != 2 && t.ndim != 4) refuse(std::string(name) + " must have two or four axes, [N, F] or [N, C, H, W]");
+  if (t.ndim < 2 || t.ndim > 4) refuse(std::string(name) + " must have two to four axes, [N, F], [N, C, L] or [N, C, H, W]");
   check_type<float>(t, name, "float32");
   return t;
 }
@@ -155,7 +155,7 @@ void connect_to_torch() {
 
 bool is_activation(nb::handle tensor) {
   dltensor t;
-  return look_at(tensor, t) && (t.ndim == 4 || t.ndim == 2) && t.device.device_type == kCpu && t.dtype == nb::dtype<float>() &&
+  return look_at(tensor, t) && t.ndim >= 2 && t.ndim <= 4 && t.device.device_type == kCpu && t.dtype == nb::dtype<float>() &&
          batch_last(t) && !negated(tensor);
 }
 
@@ -236,8 +236,12 @@ Block vector_block(long length) {
 }
 
 nb::object activation_tensor(Block block, const Extent& e, int axes) {
-  const int64_t shape[4] = {e.batch, e.channels, e.height, e.width};
-  const int64_t area = e.width * e.batch, strides[4] = {1, e.height * area, area, e.batch};
+  const int64_t area = e.width * e.batch;
+  if (axes == 3) {  // a row of an image, without the axis of its one row
+    const int64_t shape[3] = {e.batch, e.channels, e.width}, strides[3] = {1, area, e.batch};
+    return tensor_of(std::move(block), axes, shape, strides);
+  }
+  const int64_t shape[4] = {e.batch, e.channels, e.height, e.width}, strides[4] = {1, e.height * area, area, e.batch};
   return tensor_of(std::move(block), axes, shape, strides);
 }
 

@@ -1,6 +1,6 @@
 // PyTorch's tensors, looked at and made through DLPack's C exchange interface: without PyTorch's headers, and without the
 // detached and permuted views and the capsules of an ordinary DLPack exchange (2 us a tensor and more; this is 0.05).
-// Activations are batch-last: logical axes [N, C, H, W] or [N, F], memory [C][H][W][N] or [F][N].
+// Activations are batch-last: logical axes [N, C, H, W], [N, C, L] or [N, F], memory [C][H][W][N], [C][L][N] or [F][N].
 #pragma once
 #include <nanobind/nanobind.h>
 
@@ -22,7 +22,7 @@ void connect_to_torch();
 struct Activation {
   float* data;
   Extent extent;
-  int axes;  // 4, or 2: [N, F] is an image of one position
+  int axes;  // 4; or 3: [N, C, L] is an image of one row; or 2: [N, F] is one of one position
 };
 Activation activation(nanobind::handle tensor, const char* name);  // refuses what is not float32, on the CPU and batch-last
 bool is_activation(nanobind::handle tensor);
@@ -48,7 +48,7 @@ struct Vector {
 Vector<int32_t> int32_vector(nanobind::handle tensor, const char* name);
 Vector<uint8_t> uint8_vector(nanobind::handle tensor, const char* name);
 
-// As activation(), of a contiguous tensor: [N][C][H][W] or [N][F] in memory.
+// As activation(), of a contiguous tensor: [N][C][H][W], [N][C][L] or [N][F] in memory.
 Activation samples_first(nanobind::handle tensor, const char* name);
 
 // Memory for a new tensor, and the tensor that takes it over. Activations come from the arena. What outlives a step's

@@ -163,24 +163,29 @@ def test_a_method_that_cannot_find_the_classifier_says_so(method: str, used: boo
 
 
 def signals() -> nn.Module:
-    """Conv1d layers and one linear layer; for inputs [N, 2, 36]."""
+    """ConvTranspose1d layers and one linear layer; for inputs [N, 2, 36]."""
     return nn.Sequential(
-        nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 8, 3), nn.Conv1d(8, 8, 3), nn.Flatten(), nn.Linear(240, 4)
+        nn.ConvTranspose1d(2, 8, 3),
+        nn.ReLU(),
+        nn.ConvTranspose1d(8, 8, 3),
+        nn.ConvTranspose1d(8, 8, 3),
+        nn.Flatten(),
+        nn.Linear(336, 4),
     )
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 def test_layers_that_cannot_be_pruned_are_named_as_what_they_are(backend: str) -> None:
-    with pytest.raises(ConfigError, match=r"found: 5; not prunable: Conv1d\)"):
+    with pytest.raises(ConfigError, match=r"found: 5; not prunable: ConvTranspose1d\)"):
         make_learner(model=signals(), backend=backend)
-    with pytest.raises(
-        ConfigError, match="prunable layer '2' is a Conv1d: only Conv2d and Linear layers can be pruned"
-    ):
+    with pytest.raises(ConfigError, match="prunable layer '2' is a ConvTranspose1d: only Conv1d, Conv2d and Linear"):
         make_learner(model=signals(), backend=backend, sparsifier=SparCL(0.5, prunable=["2"]))
     with pytest.raises(ConfigError, match="prunable layer '9' matches none of: 5"):
         make_learner(model=signals(), backend=backend, sparsifier=SparCL(0.5, prunable=["9"]))
-    bare = nn.Sequential(nn.Conv1d(2, 8, 3), nn.Conv1d(8, 4, 34), nn.Flatten())
-    with pytest.raises(ConfigError, match=r"found: none; not prunable: Conv1d\)$"):  # and no `prunable` to name them in
+    bare = nn.Sequential(nn.ConvTranspose1d(2, 8, 3), nn.ConvTranspose1d(8, 4, 34), nn.Flatten())
+    with pytest.raises(
+        ConfigError, match=r"found: none; not prunable: ConvTranspose1d\)$"
+    ):  # and no `prunable` to name them in
         make_learner(model=bare, backend=backend)
 
 

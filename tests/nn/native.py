@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparcl import kernels
-from sparcl.nn.compact import CompactConv2d, CompactLayer, CompactLinear
+from sparcl.nn.compact import CompactLayer, compact_layer
 
 needs_native = pytest.mark.skipif(not kernels.available(), reason=kernels.why_unavailable())
 
@@ -21,8 +21,8 @@ def random_index(shape: tuple[int, ...], density: float, generator: torch.Genera
     return units.repeat_interleave(block, dim=0).reshape(-1).nonzero().squeeze(1)
 
 
-def compact(dense: nn.Conv2d | nn.Linear, index: Tensor) -> CompactLayer:
-    layer = CompactConv2d(dense) if isinstance(dense, nn.Conv2d) else CompactLinear(dense)
+def compact(dense: nn.Module, index: Tensor) -> CompactLayer:
+    layer = compact_layer(dense)
     layer.name = "layer"
     layer.set_index(index)
     return layer

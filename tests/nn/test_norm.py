@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,12 @@ import torch.nn.functional as F
 from nn.native import assert_close, needs_native
 from torch import nn
 
-from sparcl.nn.norm import BatchLastAdaptiveAvgPool2d, BatchLastNorm2d, norm_relu
+from sparcl.errors import ConfigError
+from sparcl.kernels.layout import is_batch_last
+from sparcl.nn import convert
+from sparcl.nn.dense import dense_model
+from sparcl.nn.graph import graph
+from sparcl.nn.norm import BatchLastAdaptiveAvgPool2d, BatchLastNorm2d, BatchLastNormAct, norm_relu
 
 pytestmark = needs_native
 
@@ -50,3 +57,51 @@ def test_without_running_statistics_the_batch_decides_in_eval_too() -> None:
 def test_adaptive_pooling(size: int | tuple[int | None, int]) -> None:
     x = torch.randn(5, 4, 6, 8)
     assert_close(BatchLastAdaptiveAvgPool2d(size)(x), F.adaptive_avg_pool2d(x, size))
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm's: BatchNorm, then a layer that may drop and an activation."""
+
+    def __init__(self, channels: int, act: nn.Module) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(inplace=True), nn.Hardswish(), nn.SiLU(), nn.Identity()], ids=repr)
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_norm_with_its_activation_is_native_and_comes_back(
+    act: nn.Module, watched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(BatchNormAct2d, "__module__", "timm.layers.norm_act")
+    for name in ("timm", "timm.layers", "timm.layers.norm_act"):  # where pickle looks for the class
+        monkeypatch.setitem(sys.modules, name, sys.modules[__name__])
+    norm = BatchNormAct2d(8, copy.deepcopy(act))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), norm, nn.Conv2d(8, 4, 3), nn.Flatten())
+    x, calls = torch.randn(5, 3, 8, 8), []
+    oracle = copy.deepcopy(model).double()
+    convert.to_native(model)
+    assert isinstance(model[2], BatchLastNormAct)
+    assert isinstance(model[2], BatchNormAct2d)
+    assert is_batch_last(model[2](torch.ones(5, 8, 6, 6)))
+    oracle[2](torch.ones(5, 8, 6, 6).double())
+    if watched:
+        model[2].act.register_forward_hook(lambda *_: calls.append(1))
+    got, want = model(x), oracle(x.double())
+    assert len(calls) == watched
+    assert (got.double() - want).abs().max() < 1e-4
+    got.square().sum().backward()
+    want.square().sum().backward()
+    gradient = model[2].weight.grad
+    assert gradient is not None
+    assert (gradient.double() - oracle[2].weight.grad).abs().max() <= 1e-3 * oracle[2].weight.grad.abs().max()
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))) if not watched else ():
+        assert type(again[2]) is type(model[2])
+    plain = dense_model(model)
+    assert type(plain[2]) is BatchNormAct2d
+    assert (plain(x).double() - oracle.eval()(x.double())).abs().max() < 1e-4
+    with pytest.raises(ConfigError, match="layer 2 is a BatchNormAct2d that no device can compute"):
+        graph(dense_model(model))

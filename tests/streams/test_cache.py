@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from made_data import tree, write_folder, write_tar
 
+from sparcl.folders import cache_folder
 from sparcl.streams import folder
-from sparcl.streams.cache import cache_folder, cached
+from sparcl.streams.cache import cached
 from sparcl.streams.split import Arrays
 
 ARRAYS = Arrays(

@@ -17,7 +17,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from sparcl.nn.layers import SparseLayer, is_weighted
+from sparcl.nn.layers import SparseLayer, Weighted, is_weighted
 
 Counts = Mapping[str, tuple[int, int]]
 """By layer name: active weights and, of them, those that are updated. Layers that are not named are dense."""
@@ -312,7 +312,7 @@ def _dry_run(model: nn.Module, input_shape: tuple[int, ...], wanted: set[int]) -
 
 def _weight(module: nn.Module) -> tuple[nn.Parameter, tuple[int, ...]]:
     """The parameter that holds a layer's weights, and the shape of the dense weight."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
+    if isinstance(module, Weighted):
         return cast(nn.Parameter, module.weight), tuple(module.weight.shape)
     compact = cast(SparseLayer, module)
     return compact.parameter, compact.shape

@@ -1,4 +1,4 @@
-"""Batch-last tensors: logical shape [N, C, H, W] (or [N, F]) whose memory is [C][H][W][N] (or [F][N]).
+"""Batch-last tensors: logical [N, C, H, W] (or [N, C, L], [N, F]), in memory [C][H][W][N] (or [C][L][N], [F][N]).
 
 Batch-last is a matter of strides, not of shape: every PyTorch operator gives right results on such a tensor,
 elementwise ones keep the strides, and the layers of this package know them.
@@ -17,11 +17,11 @@ from torch import Tensor
 from sparcl.errors import ConfigError
 from sparcl.kernels import _native
 
-# N batch, C channels, F features
+# N batch, C channels, L length, F features
 
 
 def is_batch_last(x: Tensor) -> bool:
-    """Whether the kernels can read `x` as it is: float32 [N, C, H, W] or [N, F] on the CPU, batch-last in memory.
+    """Whether the kernels can read `x` as it is: float32 [N, C, H, W], [N, C, L] or [N, F] on the CPU, and batch-last.
 
     Strides of axes of size 1 are ignored. A tensor with PyTorch's negative bit is not what its memory says.
     """
@@ -39,7 +39,7 @@ class _ToBatchLast(torch.autograd.Function):
 
 
 def repacked(x: Tensor) -> Tensor:
-    """`x` [N, C, H, W] or [N, F] in batch-last memory; itself where it already is. Not differentiable."""
+    """`x` [N, C, H, W], [N, C, L] or [N, F] in batch-last memory; itself where it already is. Not differentiable."""
     if _native.is_activation(x):
         return x
     x = x.resolve_neg()  # some of PyTorch's tensors are negated in name only: the kernels read memory
@@ -50,7 +50,7 @@ def repacked(x: Tensor) -> Tensor:
 
 
 def to_batch_last(x: Tensor) -> Tensor:
-    """The same tensor, [N, C, H, W] or [N, F] in float32, with batch-last memory; differentiable.
+    """The same tensor, [N, C, H, W], [N, C, L] or [N, F] in float32, with batch-last memory; differentiable.
 
     Raises:
         ConfigError: another number of axes, another dtype, or not on the CPU.
@@ -75,5 +75,7 @@ def check(x: Tensor, name: str) -> None:
         raise ConfigError(f"{name} of a native layer must be torch.float32, not {x.dtype}")
     if x.device.type != "cpu":
         raise ConfigError(f"{name} of a native layer must be on the CPU, not on {x.device}")
-    if x.dim() not in (2, 4):
-        raise ConfigError(f"{name} of a native layer must have 2 axes [N, F] or 4 axes [N, C, H, W], not {x.dim()}")
+    if not 2 <= x.dim() <= 4:
+        raise ConfigError(
+            f"{name} of a native layer must have 2 axes [N, F], 3 axes [N, C, L] or 4 axes [N, C, H, W], not {x.dim()}"
+        )

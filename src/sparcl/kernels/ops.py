@@ -18,24 +18,27 @@ from sparcl.errors import ConfigError
 from sparcl.kernels import _native, why_unavailable
 from sparcl.kernels.layout import check, repacked, to_batch_last
 
-# N batch, C channels, O out, I in, K nonzeros
+# N batch, C channels, O out, I in, K nonzeros, L length
 
 Pair = tuple[int, int]
+Sizes = tuple[int, ...]
+"""(rows, columns) of an image, or (length,) of a series, which is computed as an image of one row."""
 
 
 def conv_plan(
     index: Tensor,
-    weight_shape: tuple[int, int, int, int],
-    stride: Pair = (1, 1),
-    padding: Pair = (0, 0),
-    dilation: Pair = (1, 1),
+    weight_shape: tuple[int, ...],
+    stride: Sizes = (1, 1),
+    padding: Sizes = (0, 0),
+    dilation: Sizes = (1, 1),
     groups: int = 1,
     block: int = 1,
 ) -> Any:
     """What the kernels need to know of a mask: build it when the mask changes, not for every step.
 
     index: int32 [K], ascending row-major positions of the nonzeros in the dense weight.
-    weight_shape: [O, I/groups, kh, kw] of the dense weight.
+    weight_shape: [O, I/groups, kh, kw] of the dense weight; [O, I/groups, k] for `sparse_conv1d`.
+    stride, padding, dilation: (rows, columns); (length,) for `sparse_conv1d`.
     block: that many consecutive output channels share their positions; 1 for unstructured.
 
     Raises:
@@ -43,6 +46,9 @@ def conv_plan(
     """
     if why_unavailable():
         raise ConfigError(why_unavailable())
+    if len(weight_shape) == 3:
+        weight_shape = (*weight_shape[:2], 1, weight_shape[2])
+        stride, padding, dilation = two(stride[-1:], 1), two(padding[-1:], 0), two(dilation[-1:], 1)
     try:
         return _native.ConvPlan(index.contiguous(), weight_shape, stride, padding, dilation, groups, block)
     except ValueError as error:
@@ -67,6 +73,20 @@ def sparse_conv2d(x: Tensor, values: Tensor, plan: Any, bias: Tensor | None = No
         ConfigError: another dtype than float32, another device than the CPU, or sizes that do not fit.
     """
     check(x, "the input")
+    if x.dim() == 3:
+        raise ConfigError("the input of a native convolution must have 4 axes [N, C, H, W], not 3")
+    return _convolution(x, values, plan, bias)
+
+
+def sparse_conv1d(x: Tensor, values: Tensor, plan: Any, bias: Tensor | None = None) -> Tensor:
+    """As `sparse_conv2d`, and torch.nn.functional.conv1d: x [N, I, L]; returns [N, O, Lo], batch-last."""
+    check(x, "the input")
+    if x.dim() != 3:
+        raise ConfigError(f"the input of a native convolution of series must have 3 axes [N, C, L], not {x.dim()}")
+    return _convolution(x, values, plan, bias)
+
+
+def _convolution(x: Tensor, values: Tensor, plan: Any, bias: Tensor | None) -> Tensor:
     recipe = recipe_of(x)
     values, bias = values.contiguous(), bias if bias is None else bias.contiguous()
     y: Tensor = _SparseConv2d.apply(x, values, bias, plan, recipe)  # type: ignore[no-untyped-call]
@@ -154,10 +174,10 @@ def batch_norm(
 ) -> Tensor:
     """relu(batch_norm(x) + residual), reading x once from memory for the statistics (Ioffe and Szegedy 2015).
 
-    x, residual: [N, C, H, W] or [N, C]; weight, bias, running_mean, running_var: [C] or None. With `training` the
-    batch's statistics are used and the running ones moved; without, the running ones are used (the batch's where
-    there are none). num_batches_tracked, one int64, is counted up in training. Keeps x for the backward pass, and the
-    result only where both residual and relu ask for it.
+    x, residual: [N, C, H, W], [N, C, L] or [N, C]; weight, bias, running_mean, running_var: [C] or None. With
+    `training` the batch's statistics are used and the running ones moved; without, the running ones are used (the
+    batch's where there are none). num_batches_tracked, one int64, is counted up in training. Keeps x for the backward
+    pass, and the result only where both residual and relu ask for it.
 
     Raises:
         ConfigError: dtype, device or shape do not fit, or training with one value in each channel.
@@ -212,31 +232,45 @@ class _BatchNorm(torch.autograd.Function):
         return gx, gweight, gbias, gradient if want_residual and not ctx.relu else gresidual, None
 
 
-def average_pool(x: Tensor, size: Pair, stride: Pair | None = None) -> Tensor:
-    """Mean over windows of `size` (rows, columns), unpadded. x: [N, C, H, W]; returns [N, C, Ho, Wo], batch-last."""
+def average_pool(x: Tensor, size: Sizes, stride: Sizes | None = None) -> Tensor:
+    """Mean over windows of `size`, unpadded.
+
+    x: [N, C, H, W] with (rows, columns), or [N, C, L] with (length,); returns [N, C, Ho, Wo] or [N, C, Lo], batch-last.
+    """
     return _pool(x, size, stride, None)
 
 
-def adaptive_average_pool(x: Tensor, output_size: Pair) -> Tensor:
-    """As torch.nn.functional.adaptive_avg_pool2d. Sizes that do not divide the input's go through PyTorch."""
+def adaptive_average_pool(x: Tensor, output_size: Sizes) -> Tensor:
+    """As torch.nn.functional.adaptive_avg_pool2d (1d for series). What does not divide goes through PyTorch."""
     check(x, "the input")
-    rows, columns = output_size
-    if x.dim() != 4 or rows < 1 or columns < 1 or x.size(2) % rows or x.size(3) % columns or x.numel() == 0:
-        return to_batch_last(F.adaptive_avg_pool2d(x, output_size))
-    return average_pool(x, (x.size(2) // rows, x.size(3) // columns))
+    sizes = tuple(x.shape[2:])
+    divides = len(sizes) == len(output_size) and all(
+        own >= 1 and size % own == 0 for own, size in zip(output_size, sizes, strict=True)
+    )
+    if not divides or x.numel() == 0:
+        pool: Any = F.adaptive_avg_pool1d if len(output_size) == 1 else F.adaptive_avg_pool2d
+        return to_batch_last(pool(x, output_size))
+    return average_pool(x, tuple(size // own for own, size in zip(output_size, sizes, strict=True)))
 
 
-def max_pool(x: Tensor, size: Pair, stride: Pair | None = None, padding: Pair = (0, 0)) -> Tensor:
-    """Maximum over windows of `size` (rows, columns). x: [N, C, H, W]; returns [N, C, Ho, Wo], batch-last."""
-    return _pool(x, size, stride, padding)
+def max_pool(x: Tensor, size: Sizes, stride: Sizes | None = None, padding: Sizes | None = None) -> Tensor:
+    """Maximum over windows of `size`, with minus infinity as the padding; axes as those of `average_pool`."""
+    return _pool(x, size, stride, padding or (0,) * len(size))
 
 
-def _pool(x: Tensor, size: Pair, stride: Pair | None, padding: Pair | None) -> Tensor:
+def _pool(x: Tensor, size: Sizes, stride: Sizes | None, padding: Sizes | None) -> Tensor:
     check(x, "the input")
-    if x.dim() != 4:
-        raise ConfigError(f"pooling needs an input of 4 axes [N, C, H, W], not {x.dim()}")
-    y: Tensor = _Pool.apply(x, size, stride or size, padding)  # type: ignore[no-untyped-call]
+    if x.dim() != len(size) + 2:
+        wanted = "4 axes [N, C, H, W]" if len(size) == 2 else "3 axes [N, C, L]"
+        raise ConfigError(f"pooling needs an input of {wanted}, not {x.dim()}")
+    window = two(size, 1), two(stride or size, 1), None if padding is None else two(padding, 0)
+    y: Tensor = _Pool.apply(x, *window)  # type: ignore[no-untyped-call]
     return y
+
+
+def two(sizes: Sizes, of_row: int) -> Pair:
+    """(rows, columns) of sizes that may be those of a series, whose one row has `of_row`."""
+    return (of_row, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
 
 
 class _Pool(torch.autograd.Function):

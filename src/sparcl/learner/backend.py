@@ -21,6 +21,7 @@ def give_to_backend(
     batch_size: int,
     layer_choice: Mapping[str, str],
     input_shape: tuple[int, ...] | None,
+    tell: auto.Tell,
 ) -> tuple[str, dict[str, str]]:
     """Convert the model in place where it is to run native; the backend's name, and what `auto` chose by layer.
 
@@ -31,6 +32,6 @@ def give_to_backend(
         check_trained(model, prunable_names(model, sparsifier.prunable))  # a model that is refused stays what it was
         if backend == "auto" and not choice:
             densities, block = sparsifier.densities, sparsifier.pattern.block
-            choice = auto.measure(model, sparsifier.prunable, densities, block, batch_size, input_shape)
+            choice = auto.measure(model, sparsifier.prunable, densities, block, batch_size, input_shape, tell)
         convert.to_native(model, sparsifier.prunable, choice)
     return chosen, choice

@@ -9,6 +9,7 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ Observer = Callable[[str, dict[str, Any]], None]
 
 SAFE = ("task.begin", "epoch.begin", "step.end", "epoch.end", "task.end")
 """Events between two steps: where an observer may save."""
+
+
+def _tell_all(observers: Sequence[Observer], event: str, figures: dict[str, Any]) -> None:
+    for observer in observers:
+        observer(event, figures)
 
 
 class Training(ABC):
@@ -103,6 +109,7 @@ class Training(ABC):
             batch_size=batch_size,
             layer_choice=layer_choice or {},
             input_shape=input_shape,
+            tell=partial(_tell_all, observers),
         )
         self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
         self.settings["budget"] = {self.budget.kind: self.budget.amount}

@@ -18,6 +18,7 @@ from typing import Any, Self, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from sparcl.errors import ConfigError
 from sparcl.kernels import ops
@@ -40,7 +41,7 @@ class CompactLayer(nn.Module, ABC):
 
     Attributes:
         name: as the model calls the layer (`SparseLayer`).
-        shape: of the dense weight, [O, I/groups, kh, kw] or [O, I].
+        shape: of the dense weight, [O, I/groups, kh, kw], [O, I/groups, k] or [O, I].
         values: float32 [K], the active weights in ascending order of their positions.
         weight_index: int32 [K], their positions, ascending.
         bias: float32 [O], or None.
@@ -48,7 +49,7 @@ class CompactLayer(nn.Module, ABC):
 
     weight_index: Tensor
 
-    def __init__(self, dense: nn.Conv2d | nn.Linear) -> None:
+    def __init__(self, dense: nn.Conv1d | nn.Conv2d | nn.Linear) -> None:
         super().__init__()
         weight = dense.weight
         self.name = ""
@@ -188,35 +189,45 @@ class CompactLayer(nn.Module, ABC):
         super()._load_from_state_dict(cast(dict[str, Any], state_dict), prefix, *args)
 
 
-class CompactConv2d(CompactLayer):
-    """A sparse convolution that computes its active weights only; arguments as `nn.Conv2d`'s, zero padding.
+class CompactConv(CompactLayer):
+    """A sparse convolution that computes its active weights only; arguments as the dense layer's, zero padding."""
 
-    Inputs float32 [N, I, H, W] of any strides, on the CPU; the result is batch-last (ENGINE: layout).
-    """
-
-    def __init__(self, dense: nn.Conv2d) -> None:
+    def __init__(self, dense: nn.Conv1d | nn.Conv2d) -> None:
         super().__init__(dense)
         self.in_channels, self.out_channels, self.groups = dense.in_channels, dense.out_channels, dense.groups
         self.kernel_size, self.stride, self.dilation = dense.kernel_size, dense.stride, dense.dilation
         self.padding, self.padding_mode = explicit_padding(dense), dense.padding_mode
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.sparse_conv2d(x, self.values, self.plan, self.bias)
-
     def _make_plan(self) -> Any:
         block = shared_block(self.weight_index, self.shape, self.groups)
-        shape = cast(tuple[int, int, int, int], self.shape)
-        padding, stride, dilation = _pair(self.padding), _pair(self.stride), _pair(self.dilation)
-        return ops.conv_plan(self.weight_index, shape, stride, padding, dilation, self.groups, block)
-
-    def _dense_forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        sizes = self.stride, self.padding, self.dilation
+        return ops.conv_plan(self.weight_index, self.shape, *sizes, self.groups, block)
 
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride},"
             f" padding={self.padding}, groups={self.groups}, active={len(self.values)} of {math.prod(self.shape)}"
         )
+
+
+class CompactConv2d(CompactConv):
+    """`nn.Conv2d`, compact. float32 [N, I, H, W] of any strides, on the CPU; the result is batch-last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.sparse_conv2d(x, self.values, self.plan, self.bias)
+
+    def _dense_forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class CompactConv1d(CompactConv):
+    """`nn.Conv1d`, compact: an image of one row. float32 [N, I, L], on the CPU; the result is batch-last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.sparse_conv1d(x, self.values, self.plan, self.bias)
+
+    def _dense_forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv1d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class CompactLinear(CompactLayer):
@@ -243,13 +254,13 @@ class CompactLinear(CompactLayer):
         return f"{self.in_features}, {self.out_features}, active={len(self.values)} of {math.prod(self.shape)}"
 
 
-class BatchLastConv2d(nn.Conv2d):
+class BatchLastConv(_ConvNd):
     """A dense convolution computed in batch-last layout, so that stem and shortcuts force no change of layout."""
 
     _plan: Any = None
 
     @classmethod
-    def of(cls, dense: nn.Conv2d) -> Self:
+    def of(cls, dense: nn.Conv1d | nn.Conv2d) -> Self:
         """The same layer, sharing its parameters."""
         layer = cls.__new__(cls)
         layer.__dict__ = {key: value for key, value in dense.__dict__.items() if key != "_sparse_layer"}
@@ -261,35 +272,56 @@ class BatchLastConv2d(nn.Conv2d):
         """What the kernels know of the weight: every position is in it."""
         if self._plan is None:
             index = torch.arange(self.weight.numel(), dtype=torch.int32)
-            shape = cast(tuple[int, int, int, int], tuple(self.weight.shape))
-            padding, stride, dilation = _pair(self.padding), _pair(self.stride), _pair(self.dilation)
-            self._plan = ops.conv_plan(index, shape, stride, padding, dilation, self.groups)
+            sizes = self.stride, cast(tuple[int, ...], self.padding), self.dilation
+            self._plan = ops.conv_plan(index, tuple(self.weight.shape), *sizes, self.groups)
         return self._plan
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.sparse_conv2d(x, self.weight, self.plan, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes a plan of its own."""
         return {**self.__dict__, "_plan": None}
 
 
-def explicit_padding(dense: nn.Conv2d) -> tuple[int, int]:
+class BatchLastConv2d(BatchLastConv, nn.Conv2d):
+    """`nn.Conv2d` in batch-last layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.sparse_conv2d(x, self.weight, self.plan, self.bias)
+
+
+class BatchLastConv1d(BatchLastConv, nn.Conv1d):
+    """`nn.Conv1d` in batch-last layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.sparse_conv1d(x, self.weight, self.plan, self.bias)
+
+
+def compact_layer(dense: nn.Module) -> CompactLayer:
+    """The compact counterpart of a layer that `has_kernel`."""
+    if isinstance(dense, nn.Conv2d):
+        return CompactConv2d(dense)
+    return CompactConv1d(dense) if isinstance(dense, nn.Conv1d) else CompactLinear(cast(nn.Linear, dense))
+
+
+def batch_last_layer(dense: nn.Module) -> nn.Module | None:
+    """The batch-last counterpart of a layer that `has_kernel` and stays dense; None for a linear one."""
+    if isinstance(dense, nn.Conv2d):
+        return BatchLastConv2d.of(dense)
+    return BatchLastConv1d.of(dense) if isinstance(dense, nn.Conv1d) else None
+
+
+def explicit_padding(dense: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
     """Padding in numbers where it may be given as a word."""
     if isinstance(dense.padding, str):
-        total = [
-            d * (k - 1) if dense.padding == "same" else 0
-            for d, k in zip(dense.dilation, dense.kernel_size, strict=True)
-        ]
-        return total[0] // 2, total[1] // 2
-    return _pair(dense.padding)
+        spans = (d * (k - 1) for d, k in zip(dense.dilation, dense.kernel_size, strict=True))
+        return tuple(span // 2 if dense.padding == "same" else 0 for span in spans)
+    return tuple(dense.padding)
 
 
 def has_kernel(module: nn.Module) -> bool:
-    """If the kernels compute this: an `nn.Conv2d` or `nn.Linear`, no subclass, even zero padding, ordinary sizes."""
+    """If the kernels compute this: Conv1d, Conv2d or Linear, no subclass, even zero padding, ordinary sizes."""
     if type(module) is nn.Linear:
         return True
-    if type(module) is not nn.Conv2d or module.padding_mode != "zeros":
+    if not (type(module) is nn.Conv2d or type(module) is nn.Conv1d) or module.padding_mode != "zeros":
         return False
     reach = max(*module.kernel_size, *module.dilation, *explicit_padding(module))
     if max(module.stride) > MOST_STRIDE or reach > MOST_REACH:
@@ -327,8 +359,3 @@ def _replace(parameter: nn.Parameter, values: Tensor) -> None:
     parameter.grad = None
     parameter.data = torch.empty(0, dtype=torch.float64)
     parameter.data = values
-
-
-def _pair(value: tuple[int, ...] | str) -> tuple[int, int]:
-    assert not isinstance(value, str)
-    return value[0], value[1]

@@ -12,7 +12,7 @@ and a layer stays the object it was, for those that hold it in a list or a closu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,10 @@ from torch import Tensor, nn
 from sparcl import kernels
 from sparcl.errors import ConfigError
 from sparcl.nn import memory
-from sparcl.nn.compact import BatchLastConv2d, CompactConv2d, CompactLayer, CompactLinear, has_kernel
+from sparcl.nn.choices import CHOICES
+from sparcl.nn.compact import CompactLayer, batch_last_layer, compact_layer, has_kernel
 from sparcl.nn.layers import Prunable, is_watched, prunable_names
-from sparcl.nn.norm import (
-    BatchLastAdaptiveAvgPool2d,
-    BatchLastAvgPool2d,
-    BatchLastMaxPool2d,
-    BatchLastNorm2d,
-    merge_relu,
-    pair,
-)
-
-CHOICES = ("native", "dense")
+from sparcl.nn.norm import batch_last, merge_relu
 
 
 def to_native(model: nn.Module, prunable: Prunable = None, choice: Mapping[str, str] | None = None) -> nn.Module:
@@ -104,18 +96,8 @@ def _converted(module: nn.Module, *, compact: bool, tied: bool) -> nn.Module | N
     if tied:
         return None
     if has_kernel(module):
-        if compact:
-            return CompactConv2d(module) if isinstance(module, nn.Conv2d) else CompactLinear(cast(nn.Linear, module))
-        return BatchLastConv2d.of(module) if isinstance(module, nn.Conv2d) else None
-    if type(module) is nn.BatchNorm2d:
-        return BatchLastNorm2d.of(module)
-    if type(module) is nn.AdaptiveAvgPool2d:
-        return BatchLastAdaptiveAvgPool2d(module.output_size)
-    if type(module) is nn.AvgPool2d and pair(module.padding) == (0, 0) and not module.ceil_mode:
-        return None if module.divisor_override else BatchLastAvgPool2d(module.kernel_size, module.stride)
-    if type(module) is nn.MaxPool2d and pair(module.dilation) == (1, 1) and not module.ceil_mode:
-        return None if module.return_indices else BatchLastMaxPool2d(module.kernel_size, module.stride, module.padding)
-    return None
+        return compact_layer(module) if compact else batch_last_layer(module)
+    return batch_last(module)
 
 
 def _become(module: nn.Module, new: nn.Module) -> None:

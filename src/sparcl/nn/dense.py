@@ -9,21 +9,38 @@ import torch
 from torch import nn
 
 from sparcl.errors import ConfigError, one_line, out_of_memory
-from sparcl.nn.compact import BatchLastConv2d, CompactConv2d, CompactLayer, CompactLinear
+from sparcl.nn.compact import (
+    BatchLastConv1d,
+    BatchLastConv2d,
+    CompactConv,
+    CompactConv1d,
+    CompactLayer,
+    CompactLinear,
+)
 from sparcl.nn.convert import ordinary_output
 from sparcl.nn.norm import (
+    BatchLastAdaptiveAvgPool1d,
     BatchLastAdaptiveAvgPool2d,
+    BatchLastAvgPool1d,
     BatchLastAvgPool2d,
+    BatchLastMaxPool1d,
     BatchLastMaxPool2d,
+    BatchLastNorm1d,
     BatchLastNorm2d,
+    BatchLastNormAct,
     MergingSequential,
 )
 
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    BatchLastConv1d: nn.Conv1d,
     BatchLastConv2d: nn.Conv2d,
+    BatchLastNorm1d: nn.BatchNorm1d,
     BatchLastNorm2d: nn.BatchNorm2d,
+    BatchLastAdaptiveAvgPool1d: nn.AdaptiveAvgPool1d,
     BatchLastAdaptiveAvgPool2d: nn.AdaptiveAvgPool2d,
+    BatchLastAvgPool1d: nn.AvgPool1d,
     BatchLastAvgPool2d: nn.AvgPool2d,
+    BatchLastMaxPool1d: nn.MaxPool1d,
     BatchLastMaxPool2d: nn.MaxPool2d,
 }
 """What each batch-last layer was before; it has the same attributes."""
@@ -50,7 +67,7 @@ def dense_model(model: nn.Module) -> nn.Module:
         elif type(module) in PLAIN:
             vars(module).pop("_plan", None)
             module.__class__ = PLAIN[type(module)]
-        elif isinstance(module, MergingSequential):
+        elif isinstance(module, MergingSequential | BatchLastNormAct):
             module.__class__ = type(module).__bases__[1]
         for key, hook in list(module._forward_hooks.items()):
             if hook is ordinary_output:
@@ -61,14 +78,15 @@ def dense_model(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def _make_dense(module: CompactLayer) -> None:
     """Make a compact layer the dense one that it computes, in place; hooks stay."""
-    if isinstance(module, CompactConv2d):
-        dense: nn.Module = nn.Conv2d(
+    if isinstance(module, CompactConv):
+        kind: Any = nn.Conv1d if isinstance(module, CompactConv1d) else nn.Conv2d
+        dense: nn.Module = kind(
             module.in_channels,
             module.out_channels,
-            module.kernel_size,  # type: ignore[arg-type]
-            module.stride,  # type: ignore[arg-type]
+            module.kernel_size,
+            module.stride,
             module.padding,
-            module.dilation,  # type: ignore[arg-type]
+            module.dilation,
             module.groups,
             bias=False,
             padding_mode=module.padding_mode,

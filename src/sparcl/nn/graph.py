@@ -14,9 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparcl.errors import ConfigError
 from sparcl.nn.block import BasicBlock
+from sparcl.nn.compact import BatchLastConv1d, BatchLastConv2d, CompactConv1d, CompactConv2d, CompactLinear
 from sparcl.nn.convert import is_converted
-from sparcl.nn.layers import is_watched, is_weighted
-from sparcl.nn.norm import MergingSequential
+from sparcl.nn.layers import is_watched
+from sparcl.nn.norm import BatchLastNorm1d, BatchLastNorm2d, MergingSequential
 from sparcl.nn.resnet import ResNet
 
 Node = dict[str, Any]
@@ -70,9 +71,9 @@ class _Nodes:
         if isinstance(module, nn.Sequential) and type(module).forward in SEQUENCES:
             children = [(child, inner) for child, inner in module._modules.items()]
             return self._sequence(children, name, x)
-        if is_weighted(module):
+        if isinstance(module, nn.Linear) or type(module).forward in WEIGHTED:
             return self._weighted(module, name, x)
-        if isinstance(module, _BatchNorm):
+        if type(module).forward in NORMS:
             return self.norm(module, name, x)
         return self._plain(module, name, x)
 
@@ -116,6 +117,8 @@ class _Nodes:
         self._own(module, name)
         layer = cast(Any, module)
         shape = list(getattr(layer, "shape", None) or layer.weight.shape)
+        if len(shape) == 3:
+            raise ConfigError(f"layer {name} is a Conv1d that no device can compute; allowed: {LAYERS}")
         if getattr(layer, "padding_mode", "zeros") != "zeros" or isinstance(getattr(layer, "padding", 0), str):
             raise ConfigError(f"layer {name} has padding that a device cannot compute; allowed: numbers, with zeros")
         geometry = {key: _pair(getattr(layer, key, default)) for key, default in GEOMETRY.items()}
@@ -155,7 +158,11 @@ class _Nodes:
         return self.norm(block.bn2, f"{name}.bn2", y, relu=True, residual=beside)
 
 
+NATIVE = (BatchLastConv1d, BatchLastConv2d, CompactConv1d, CompactConv2d, CompactLinear)
 SEQUENCES = (nn.Sequential.forward, MergingSequential.forward)
+WEIGHTED = tuple(kind.forward for kind in (nn.Conv1d, nn.Conv2d, *NATIVE))
+NORMS = tuple(kind.forward for kind in (_BatchNorm, BatchLastNorm1d, BatchLastNorm2d))
+"""Known by what they compute: a subclass with a forward of its own may compute anything."""
 GEOMETRY = {"stride": 1, "padding": 0, "dilation": 1}
 
 

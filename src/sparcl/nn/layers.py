@@ -22,12 +22,16 @@ Prunable = Sequence[str] | Callable[[str, nn.Module], bool] | None
 """Which layers are pruned: names or shell patterns of names, a predicate, or None for the published choice."""
 
 
+Weighted = nn.Conv1d | nn.Conv2d | nn.Linear
+"""Dense layers that can be pruned."""
+
+
 class SparseLayer(Protocol):
     """What a sparsifier may ask of, and do to, one prunable layer."""
 
     name: str
     shape: tuple[int, ...]
-    """Shape of the dense weight: [O, I/groups, kh, kw] or [O, I]."""
+    """Shape of the dense weight: [O, I/groups, kh, kw], [O, I/groups, k] or [O, I]."""
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -66,7 +70,7 @@ class SparseLayer(Protocol):
 class MaskedLayer:
     """The reference backend's layer: the module's own dense weight, held at zero outside the active positions."""
 
-    def __init__(self, name: str, module: nn.Conv2d | nn.Linear) -> None:
+    def __init__(self, name: str, module: Weighted) -> None:
         self.name = name
         self.module = module
         self.shape = tuple(module.weight.shape)
@@ -149,7 +153,7 @@ def sparse_layers(model: nn.Module, prunable: Prunable = None) -> list[SparseLay
     layers: list[SparseLayer] = []
     for name in prunable_names(model, prunable):
         module = model.get_submodule(name)
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, Weighted):
             if "weight" not in module._parameters:
                 raise ConfigError(f"the weight of layer {name} is computed from others: leave it out of `prunable`")
             handle = module.__dict__.get("_sparse_layer")
@@ -199,7 +203,7 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
                 raise ConfigError(_no_match(model, pattern, list(candidates)))
     if not names:
         raise ConfigError(
-            "the model has no prunable layer: it needs a Conv2d or Linear layer beside the first and the last"
+            "the model has no prunable layer: it needs a Conv1d, Conv2d or Linear layer beside the first and the last"
             f" (found: {', '.join(candidates) or 'none'}{_other_layers(model)})"
             + (", or name layers of these with `prunable`" if candidates else "")
         )
@@ -210,9 +214,9 @@ def _no_match(model: nn.Module, pattern: str, candidates: list[str]) -> str:
     """Why a pattern of `prunable` names nothing that can be pruned."""
     for name, module in model.named_modules():
         if name and fnmatch.fnmatchcase(name, pattern) and next(module.parameters(), None) is not None:
-            allowed = f"only Conv2d and Linear layers can be pruned, here: {', '.join(candidates) or 'none'}"
+            allowed = f"only Conv1d, Conv2d and Linear layers can be pruned, here: {', '.join(candidates) or 'none'}"
             return f"prunable layer {pattern!r} is a {type(module).__name__}: {allowed}"
-    return f"prunable layer {pattern!r} matches none of: {', '.join(candidates) or 'no Conv2d or Linear layer'}"
+    return f"prunable layer {pattern!r} matches none of: {', '.join(candidates) or 'no Conv1d, Conv2d or Linear layer'}"
 
 
 def _other_layers(model: nn.Module) -> str:
@@ -227,7 +231,7 @@ def _has_matrix(module: nn.Module) -> bool:
 
 def is_weighted(module: nn.Module) -> bool:
     """Whether a module is a convolution or linear layer, dense or compact."""
-    return isinstance(module, nn.Conv2d | nn.Linear) or hasattr(module, "weight_index")
+    return isinstance(module, Weighted) or hasattr(module, "weight_index")
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -241,7 +245,7 @@ def _stays_dense(module: nn.Module) -> bool:
     if kernel is None:
         return False
     stride, groups = cast(Any, module).stride, cast(Any, module).groups
-    shortcut = tuple(kernel) == (1, 1) and max(stride) > 1
+    shortcut = all(size == 1 for size in kernel) and max(stride) > 1
     depthwise = groups > 1 and groups == cast(Any, module).in_channels
     return bool(shortcut or depthwise)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sparcl import methods, named, nn, seeds, streams
 from sparcl.errors import ConfigError, DataWarning
 from sparcl.learner import Learner
 from sparcl.learner.schedule import Factor, Rate
+from sparcl.learner.training import Observer
 from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating
 from sparcl.run import optimizers, pretrained
@@ -181,7 +183,7 @@ def model(experiment: Experiment, stream: Stream) -> torch.nn.Module:
     return made
 
 
-def learner(experiment: Experiment, stream: Stream) -> Learner:
+def learner(experiment: Experiment, stream: Stream, observers: Sequence[Observer] = ()) -> Learner:
     """The experiment's Learner, its model's weights drawn from the seed; `experiment` is resolved."""
     the_method, the_sparsifier = method(experiment), sparsifier(experiment)
     the_method.check_stream(len(stream), stream.n_classes)
@@ -209,4 +211,5 @@ def learner(experiment: Experiment, stream: Stream) -> Learner:
         backend=experiment.backend,
         layer_choice=experiment.layer_choice,
         input_shape=stream.input_shape,
+        observers=observers,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import textwrap
@@ -12,6 +13,7 @@ import torch
 
 import sparcl
 from sparcl import kernels, methods, nn, streams
+from sparcl.folders import cache_folder
 from sparcl.overlaid import DISTRIBUTION
 from sparcl.run.optimizers import OPTIMIZERS
 from sparcl.sparsity import SPARSIFIERS, Sparsifier
@@ -41,6 +43,7 @@ def about() -> dict[str, Any]:
             "sparcl": sparcl.__version__,
             "python": sys.version.split()[0],
             "torch": f"{torch.__version__}, {torch.get_num_threads()} thread(s)",
+            **_cache(),
         },
         "backends": {
             "backend native": f"missing: {missing}" if missing else f"available ({kernels.isa()}{also})",
@@ -58,6 +61,13 @@ def about() -> dict[str, Any]:
         "your own": {"package.module:name": "in place of a name of any of these"},
         "optional": optional(),
     }
+
+
+def _cache() -> dict[str, str]:
+    """Where it is remembered which layers are faster dense, and decoded data is kept."""
+    with contextlib.suppress(RuntimeError):  # nobody's home
+        return {"cache": str(cache_folder())}
+    return {}
 
 
 def _first(documented: object) -> str:

@@ -102,6 +102,22 @@ class Progress:
             self.console.print(line, highlight=False)
 
 
+class Measuring:
+    """An observer that says why a run does not begin yet: `auto` times the layers, the first time on a machine."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._last = -LINE_INTERVAL
+
+    def __call__(self, event: str, figures: dict[str, Any]) -> None:
+        if event == "auto.measure" and figures["seconds"] - self._last >= LINE_INTERVAL:
+            self._last = figures["seconds"]
+            line = (
+                f"timing layers, native against dense: {figures['done']} of {figures['of']} done (kept for next time)"
+            )
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+
 def not_learned(figures: dict[str, Any]) -> str:
     """What `learner.chance` says, for people."""
     return (

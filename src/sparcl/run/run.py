@@ -31,7 +31,7 @@ from sparcl.run.evaluate import AccuracyMatrix
 from sparcl.run.experiment import Experiment
 from sparcl.run.lock import locked
 from sparcl.run.observers import LossCurve, MaskTrace, SampleTrace
-from sparcl.run.progress import Progress, summary
+from sparcl.run.progress import Measuring, Progress, summary
 from sparcl.run.record import EventLog, RunDirectory, as_json, write_atomically
 from sparcl.run.resume import (
     changes,
@@ -117,7 +117,7 @@ class Run:
     ) -> None:
         self.track = track
         self.experiment, self.stream, self.directory, self.console = experiment, stream, directory, console
-        self.learner = build.learner(experiment, stream)
+        self.learner = build.learner(experiment, stream, [Measuring(console)])
         self.experiment = dataclasses.replace(experiment, layer_choice=self.learner.layer_choice)
         self.training_stream = stream.merged() if self.learner.method.learns_all_at_once else stream
         self.ledger = Ledger(self.learner.model, self.learner.sparsifier.layers, stream.input_shape)

@@ -17,16 +17,10 @@ import numpy as np
 
 from sparcl import regular
 from sparcl.errors import out_of_memory
+from sparcl.folders import cache_folder
 from sparcl.streams.split import Arrays
 
 VERSION = 2  # raise it when decoding or the layout of the file changes
-
-
-def cache_folder() -> Path:
-    """`$SPARCL_CACHE`, else `sparcl` in the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`)."""
-    if chosen := os.environ.get("SPARCL_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "sparcl"
 
 
 def cached(kind: str, source: Path, tops: Sequence[str], decode: Callable[[], Arrays]) -> Arrays:
