@@ -63,7 +63,8 @@ class Costs:
     frozen: int
     """Weight gradients at the active weights that are not updated, which only a step that is ranked by computes."""
     paper_backward: int
-    """An input gradient for every layer, the first included, and weight gradients at the updated weights."""
+    """An input gradient for every layer, the first included, and weight gradients at the updated weights; none of
+    either in a frozen part at the front."""
 
 
 class Ledger:
@@ -265,7 +266,7 @@ def costs(calls: Sequence[Call], counts: Counts) -> Costs:
         ranked += one * call.ranked
         frozen += (one - grad) * call.trained
         importance += one * call.ranks_below + one * call.ranked
-        paper_backward += one + grad
+        paper_backward += one * (call.trained or call.passes_on) + grad * call.trained
     return Costs(forward, backward, importance, ranked, frozen, paper_backward)
 
 

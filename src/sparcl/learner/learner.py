@@ -61,6 +61,9 @@ class Learner(Training):
         layer_choice: what `auto` measured before (`Learner.layer_choice`): "native" or "dense" by layer name.
         classes: names of the model's columns, in order: the head then grows with every class that `make_task` brings;
             () for a head that starts without columns. None: the number of columns is fixed.
+        freeze: parts of the model that stay as they are, to the bit, in evaluation mode, and are never pruned: names or
+            shell patterns of modules, in a sequence or separated by commas (`"stem,layer1"`). What comes with
+            `requires_grad=False` is frozen as well.
         input_shape: of one sample, so that `auto` measures layers as they will be used.
         observers: told of every event.
         checkpoint_dir: where to save while learning; None: only when `save` is called.
@@ -96,7 +99,8 @@ class Learner(Training):
             with self._not_counted(True), self.generators.aside(seeds.derive(self.seed, "evaluate")):
                 return measure(tasks, self.method, self.device, partial(self.tell, "evaluate.batch", {}))
         finally:
-            self.model.train(self._learning)
+            if self._learning:
+                self.frozen.train()
             self.tell("evaluate.end", {})
 
     def predict(self, inputs: ArrayLike, task: int | None = None) -> Prediction:

@@ -18,8 +18,10 @@ from sparcl import seeds
 from sparcl.checkpoint import canonical, checks, tree
 from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError, TrainingError
+from sparcl.learner import frozen
 from sparcl.learner.budget import KINDS, Budget, check_amount, check_pace
 from sparcl.learner.classes import Classes, check_state
+from sparcl.learner.frozen import FREEZE, UNTRAINED
 from sparcl.learner.position import Position
 from sparcl.methods import METHODS, Method
 from sparcl.methods.method import RehearsalMethod
@@ -113,8 +115,8 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     """
     checks.keys(state, PARTS, "the state")
     settings = _settings(state)
-    for name, value in learner.settings.items():
-        if (saved := settings[name]) != value:
+    for name in (*SETTINGS, "budget", FREEZE):
+        if (saved := settings.get(name)) != (value := learner.settings.get(name)):
             raise CheckpointError(f"{name.replace('_', ' ')} is {value} here, but {saved!r:.40} in the checkpoint")
     for part in MADE_FROM:
         saved, ours = state["settings"]["made_from"][part], learner.recipes[part]
@@ -127,6 +129,9 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     with checks.refusing("the state of the model and its optimizer"):
         canonical.restore(learner.model, learner.sparsifier.layers, learner.optimizer, state, _fits(learner))
     with checks.refusing("the state of the method and the sparsifier"):
+        names = canonical.parameter_names(learner.model, learner.sparsifier.layers)
+        by_name = {name: parameter for parameter, name in names.items()}
+        frozen.restore(by_name, state["learner"].get("frozen", []), settings.get(UNTRAINED, []))
         _go_on(learner, state["learner"])
         again = capture(learner)
         again["learner"].pop("frozen", None)  # what is passed in may have more that is frozen
@@ -139,7 +144,7 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
 def _settings(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings in a state; one of an earlier version does not tell how tensors lay in memory."""
     settings = state["settings"]
-    told = [STRIDES] if isinstance(settings, Mapping) and STRIDES in settings else []
+    told = [name for name in (STRIDES, FREEZE, UNTRAINED) if isinstance(settings, Mapping) and name in settings]
     return checks.keys(settings, [*LIMITS, "made_from", *told], "settings")
 
 
@@ -147,9 +152,9 @@ def _progress(learner: Saved) -> State:
     """What is needed to go on to the same bits beside the weights, masks and optimizer state."""
     position = learner.position
     names = canonical.parameter_names(learner.model, learner.sparsifier.layers)
-    frozen = [name for p, name in names.items() if not p.requires_grad]
+    still = [name for p, name in names.items() if not p.requires_grad]
     return {
-        **({"frozen": frozen} if frozen else {}),
+        **({"frozen": still} if still else {}),
         "learned": learner.learned,
         "steps": learner.steps,
         "pace": learner.pace,
@@ -170,7 +175,6 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
     check_pace(pace, CheckpointError)
     learner.pace = [list(steps) for steps in pace]
     learner.transform = None if state["transform"] is None else Transform.of(state["transform"])
-    _freeze(learner, state.get("frozen", []))
     learner.learned = checks.integer(state["learned"], "learned")
     learner.steps = checks.integer(state["steps"], "steps")
     learner.position = None if state["position"] is None else Position(**state["position"])
@@ -180,16 +184,6 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
     _check_memory(learner)
     learner.sparsifier.load_state_dict(state["sparsifier"])
     learner.generators.load_state_dict(state["generators"])
-
-
-def _freeze(learner: Saved, frozen: object) -> None:
-    """Freeze the parameters of these names; what else is frozen stays so."""
-    names = canonical.parameter_names(learner.model, learner.sparsifier.layers)
-    by_name = {name: parameter for parameter, name in names.items()}
-    for name in frozen if isinstance(frozen, list) else [frozen]:
-        if not isinstance(name, str) or name not in by_name:
-            raise CheckpointError(f"the checkpoint has frozen the unknown parameter {name!r:.80}")
-        by_name[name].requires_grad_(False)
 
 
 def _check_memory(learner: Saved) -> None:
@@ -273,10 +267,12 @@ def make(
     made = tuple(
         _made(part, recipes[part], 0) if part_given is None else part_given for part, part_given in given.items()
     )
+    frozen.freeze(dict(cast(nn.Module, made[0]).named_parameters()), settings.get(UNTRAINED, []))
     if not isinstance(drop_last := settings["drop_last"], bool):
         raise CheckpointError(f"drop_last in the checkpoint is {drop_last!r:.40}, not true or false")
     counts = {name: checks.integer(settings[name], name) for name in COUNTS}
     more = {**_budget(settings["budget"]), **_growth(state), "drop_last": drop_last}
+    more |= {FREEZE: frozen.names_in(settings[FREEZE])} if FREEZE in settings else {}
     return cast(Any, made), {**counts, **more}
 
 

@@ -24,6 +24,7 @@ from sparcl.learner.backend import give_to_backend
 from sparcl.learner.budget import Budget, check_pace
 from sparcl.learner.chance import ChanceWatch
 from sparcl.learner.classes import Classes
+from sparcl.learner.frozen import Frozen
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position
 from sparcl.learner.trained import Trained
@@ -72,6 +73,7 @@ class Training(ABC):
         layer_choice: Mapping[str, str] | None = None,
         input_shape: tuple[int, ...] | None = None,
         classes: Sequence[Name] | None = None,
+        freeze: str | Sequence[str] | None = None,
         observers: Sequence[Observer] = (),
         checkpoint_dir: str | Path | None = None,
         checkpoint_every: int | str = "60s",
@@ -87,6 +89,7 @@ class Training(ABC):
         self.budget, self.batch_size, self.seed = Budget.of(epochs, steps, seconds), batch_size, seed
         check_pace(pace)
         self.pace = [list(steps) for steps in pace]
+        self.frozen = Frozen(self.model, freeze)
         self.classes = Classes(self.model, self.method, classes)
         self.transform: Transform | None = None
         self.backend, self.layer_choice = give_to_backend(
@@ -98,7 +101,7 @@ class Training(ABC):
             layer_choice=layer_choice or {},
             input_shape=input_shape,
         )
-        self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+        self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **self.frozen.settings}
         self.settings["budget"] = {self.budget.kind: self.budget.amount}
         self.settings["replay_batch_size"] = replay_batch_size or batch_size
         self.drop_last = self.settings["drop_last"] = self.sparsifier.drops_last if drop_last is None else drop_last
@@ -108,7 +111,7 @@ class Training(ABC):
             store, every = Store(Path(checkpoint_dir)), Interval.parse(checkpoint_every)
             self._checkpointer = Checkpointer(every, lambda: self._save_to(store))
         make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay))
-        self.optimizer = make(list(self.model.parameters()))
+        self.optimizer = make([p for p in self.model.parameters() if id(p) not in self.frozen.held_back])
         refusals.check_optimizer(self.optimizer)
         self.trained = Trained(self.model, self.optimizer)
         self.sparsifier.attach(self.model, self.optimizer, seed)
@@ -136,7 +139,9 @@ class Training(ABC):
 
     def __repr__(self) -> str:
         kind, weights = type(self.model).__name__, sum(p.numel() for p in self.model.parameters())
-        made = f"{kind} of {weights:,} weights, method {self.method.name}, sparsifier {self.sparsifier.name}"
+        still = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
+        of_them = f" ({still:,} frozen)" if still else ""
+        made = f"{kind} of {weights:,} weights{of_them}, method {self.method.name}, sparsifier {self.sparsifier.name}"
         where = f", inside task {self.position.task + 1}" if self.position is not None else ""
         done = f"{self.learned} task(s) learned{where}, {self.steps:,} steps"
         return f"<Learner: {made},\n  backend {self.backend} on {self.device};\n  {done}>"
@@ -243,7 +248,7 @@ class Training(ABC):
             self.method.resume_task(task)
             return
         self.tell("task.begin", {"task": task.index, "classes": list(task.classes), "samples": len(task.train)})
-        self.model.train()
+        self.frozen.train()
         seeds.seed_torch(seeds.derive(self.seed, f"torch/{task.index}"), self.device)  # what a model draws: dropout
         with self._under_way():
             self.method.begin_task(task)
@@ -255,7 +260,7 @@ class Training(ABC):
 
     def _begin_epoch(self, position: Position) -> None:
         """Draw the epoch's order, less what DDR has removed; a resumed epoch has it already."""
-        self.model.train()
+        self.frozen.train()
         if position.order is not None:
             return
         drawn = torch.randperm(len(self.task.train), generator=self.generators.order)

@@ -133,4 +133,5 @@ def learner(experiment: Experiment, stream: Stream) -> Learner:
         backend=experiment.backend,
         layer_choice=experiment.layer_choice,
         input_shape=stream.input_shape,
+        freeze=experiment.freeze,
     )

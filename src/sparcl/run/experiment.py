@@ -94,6 +94,8 @@ class Experiment:
     init: str | None = None
     init_sha256: str | None = None
     """Of the file `init`, hex: a run goes on, or runs again, from that one only."""
+    freeze: str | None = None
+    """Parts of the model that do not learn: names or shell patterns of modules, separated by commas."""
     # what is computed at all
     sparsity: float | None = None
     pattern: str = "unstructured"

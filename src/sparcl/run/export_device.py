@@ -44,6 +44,8 @@ def export_device(
     """
     if learner.position is not None:
         raise ConfigError(f"the learner stands inside task {learner.position.task + 1}: export it between two tasks")
+    if still := [name for name, p in learner.model.named_parameters() if not p.requires_grad]:
+        raise ConfigError(f"{still[0]} is frozen, and a device trains every weight: it cannot be exported for one")
     figures = {
         "mean": list(transform.normalize.mean),
         "std": list(transform.normalize.std),

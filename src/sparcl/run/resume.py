@@ -42,6 +42,10 @@ MAY_DIFFER = ("data", "init", "layer_choice", "pace")
 decides."""
 
 
+LATER = ("init", "init_sha256", "freeze")
+"""Settings that older checkpoints do not have: there were none."""
+
+
 def settings(experiment: Experiment) -> dict[str, Any]:
     """An experiment's settings as JSON values."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(experiment)))
@@ -115,7 +119,7 @@ def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> 
     """
     ours = settings(experiment)
     if isinstance(saved, Mapping):
-        saved = {"init": None, "init_sha256": None, **saved}  # as before there were any
+        saved = {**dict.fromkeys(LATER), **saved}
     checks.keys(saved, ours, "the configuration")
     for name, value in ours.items():
         if name not in MAY_DIFFER and saved[name] != value:
