@@ -1,4 +1,4 @@
-"""A frozen part stays to the bit, evaluates while the rest trains, is never pruned, and comes back from a checkpoint."""
+"""A frozen part stays to the bit, evaluates while the rest trains, is never pruned, and is so again when loaded."""
 
 from __future__ import annotations
 
@@ -79,7 +79,11 @@ def test_what_came_with_requires_grad_false_evaluates_as_well() -> None:
 
 def test_dropout_in_a_frozen_part_drops_nothing() -> None:
     model = nn.Sequential(
-        nn.Flatten(), nn.Sequential(nn.Linear(72, 8), nn.Dropout(0.9)), nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 4)
+        nn.Flatten(),
+        nn.Sequential(nn.Linear(72, 8), nn.Dropout(0.9)),
+        nn.Linear(8, 8),
+        nn.Dropout(0.5),
+        nn.Linear(8, 4),
     )
     learner, modes = make_learner(model=model, sparsifier=None, freeze="1"), set()
     learner.observers.append(
@@ -94,6 +98,7 @@ def test_frozen_layers_are_not_pruned_nor_asked_of_prunable_nor_passed_back_thro
     asked: list[str] = []
 
     def prunable(name: str, module: nn.Module) -> bool:
+        del module
         asked.append(name)
         return name in ("grouped", "conv", "hidden")
 
@@ -129,15 +134,15 @@ def test_the_ledger_counts_a_frozen_front_forward_and_never_back() -> None:
     front = sum(2 * calls[name].positions * calls[name].weights for name in ("stem", "grouped"))
     stem, conv = (2 * calls[name].positions * calls[name].weights for name in ("stem", "conv"))
     assert frozen.forward == trained.forward
-    assert trained.backward - frozen.backward == 2 * front - stem + conv  # conv's input gradient is not asked for either
+    assert (
+        trained.backward - frozen.backward == 2 * front - stem + conv
+    )  # conv's input gradient is not asked for either
     assert trained.paper_backward - frozen.paper_backward == 2 * front
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sparsifier", [lambda: SparCL(0.7), lambda: RigL(0.7, every=2)])
-def test_a_frozen_learner_goes_on_to_the_same_bits(
-    tmp_path: Path, backend: str, sparsifier: Callable[[], Any]
-) -> None:
+def test_a_frozen_learner_goes_on_to_the_same_bits(tmp_path: Path, backend: str, sparsifier: Callable[[], Any]) -> None:
     def made(**more: Any) -> sparcl.Learner:
         torch.manual_seed(0)
         return sparcl.Learner(
@@ -184,7 +189,10 @@ def test_a_prunable_layer_that_came_frozen_is_so_again_and_one_unfrozen_since_is
 @pytest.mark.parametrize(
     ("freeze", "said"),
     [
-        ("body", "freeze names 'body', which the model has not; allowed are names or shell patterns of modules: stem, "),
+        (
+            "body",
+            "freeze names 'body', which the model has not; allowed are names or shell patterns of modules: stem, ",
+        ),
         ("stem,", "freeze names ''; allowed"),
         ([], "freeze names nothing"),
         ([3], "freeze names 3"),

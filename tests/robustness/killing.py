@@ -37,6 +37,9 @@ VARIANTS = {
     **{f"{name}, dense": ("--method", name, "--sparsifier", "dense") for name in ("packnet", "lps")},
     **{f"derpp, {name}": ("--sparsifier", name) for name in ("rigl", "set", "snip")},
     "derpp, sparcl in blocks": ("--pattern", "block"),
+    "derpp, a frozen part": ("--freeze", "0,1"),
+    "derpp, balanced over classes, of so many bytes": ("--buffer-policy", "balanced", "--buffer-bytes", "4kB"),
+    "er, jpegs of so many bytes": ("--method", "er", "--buffer-storage", "jpeg", "--buffer-bytes", "30kB"),
 }
 """Methods and sparsifiers with a state of their own."""
 

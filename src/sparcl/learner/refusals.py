@@ -64,8 +64,11 @@ def check_turn(task: Task, learned: int) -> None:
 @torch.no_grad()
 def check_fit(
     model: nn.Module, method: Method, task: Task, device: torch.device, batch_size: int, *, grows: bool = False
-) -> None:
+) -> int:
     """Let the model answer a first batch of the task, evaluating, and look whether it can be trained on that.
+
+    Returns:
+        The columns of its logits.
 
     Raises:
         ConfigError: the transform or the model does not take the task's inputs, the answer is not logits [N, C] with
@@ -94,6 +97,7 @@ def check_fit(
             f"method {method.name} takes the last convolution or linear layer for the one that makes the logits, and"
             " here it is another: define that one last in the model"
         )
+    return logits.shape[1]
 
 
 def check_columns(task: Task, columns: int) -> None:

@@ -232,7 +232,8 @@ class Training(ABC):
             self.method.buffer.check_inputs(task.train.inputs)
         if self.position is None:
             fits = (self.model, self.method, task, self.device, self.batch_size)
-            refusals.check_fit(*fits, grows=self.classes.grows)
+            columns = refusals.check_fit(*fits, grows=self.classes.grows)
+            self.method.make_room(task, columns)
             self.method.check_task(task)
         else:
             saving.check_task(self.position, task, self.sparsifier)

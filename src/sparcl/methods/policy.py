@@ -6,10 +6,11 @@ Legend: B capacity, n filled, N batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from sparcl.checkpoint import checks
 from sparcl.errors import CheckpointError, ConfigError
@@ -24,13 +25,13 @@ class Policy(ABC):
 
     @abstractmethod
     def draw(
-        self, labels: Sequence[int], held: Sequence[int], seen: int, capacity: int, generator: torch.Generator
+        self, labels: Tensor, held: Callable[[], list[int]], seen: int, capacity: int, generator: torch.Generator
     ) -> dict[int, int]:
         """Place -> sample of a batch; of two samples that draw one place the later stays, as if they came one by one.
 
         Args:
-            labels: of the batch, [N].
-            held: labels of the samples that are kept, [n], by place.
+            labels: of the batch, int64 [N].
+            held: gives the labels of the samples that are kept, [n], by place.
             seen: samples offered before this batch.
             capacity: B.
             generator: the only source of randomness.
@@ -58,7 +59,7 @@ class Reservoir(Policy):
     name = "reservoir"
 
     def draw(
-        self, labels: Sequence[int], held: Sequence[int], seen: int, capacity: int, generator: torch.Generator
+        self, labels: Tensor, held: Callable[[], list[int]], seen: int, capacity: int, generator: torch.Generator
     ) -> dict[int, int]:
         del held
         draws = torch.rand(len(labels), dtype=torch.float64, generator=generator).tolist()
@@ -89,15 +90,17 @@ class ClassBalanced(Policy):
         """Classes that are or have been the largest since the buffer was full."""
 
     def draw(
-        self, labels: Sequence[int], held: Sequence[int], seen: int, capacity: int, generator: torch.Generator
+        self, labels: Tensor, held: Callable[[], list[int]], seen: int, capacity: int, generator: torch.Generator
     ) -> dict[int, int]:
         del seen
         draws = torch.rand(len(labels), 2, dtype=torch.float64, generator=generator).tolist()
+        kept = held()
         of_class: dict[int, list[int]] = {}
-        for place, label in enumerate(held):
+        for place, label in enumerate(kept):
             of_class.setdefault(label, []).append(place)
-        filled, places = len(held), {}
-        for sample, (label, (chance, which)) in enumerate(zip(labels, draws, strict=True)):
+        filled = len(kept)
+        places: dict[int, int] = {}
+        for sample, (label, (chance, which)) in enumerate(zip(labels.tolist(), draws, strict=True)):
             self.seen[label] = self.seen.get(label, 0) + 1
             own = of_class.setdefault(label, [])
             if filled < capacity:
@@ -118,7 +121,6 @@ class ClassBalanced(Policy):
         self.full.update(largest)
         own = of_class[label]
         if label in self.full:
-            # the share of a class that all have left is none
             return own[int(which * len(own))] if chance * self.seen[label] < len(own) else None
         candidates = [(k, i) for k in largest for i in range(most)]
         loser, i = candidates[int(which * len(candidates))]

@@ -68,14 +68,14 @@ def with_rows(held: Held, rows: int) -> Held:
     return roomy
 
 
-def put(held: Held, into: Tensor, offered: Held, origin: Tensor) -> None:
-    """Write the rows `origin` of what is offered at the places `into`."""
+def put(held: Held, into: Tensor, offered: Held) -> None:
+    """Write what is offered at the places `into`."""
     if isinstance(held, Blobs):
         assert isinstance(offered, Blobs)
-        held.put(into, offered[origin])
+        held.put(into, offered)
     else:
         assert isinstance(offered, Tensor)
-        held[into] = offered[origin]
+        held[into] = offered
 
 
 def joined(one: Held, other: Held) -> Held:
@@ -161,7 +161,9 @@ class Half(Raw):
     def check(self, inputs: Tensor) -> None:
         if not inputs.is_floating_point():
             kind = str(inputs.dtype).removeprefix("torch.")
-            raise DataError(f"buffer storage float16 is for floating inputs, not {kind}, which raw holds in fewer bytes")
+            raise DataError(
+                f"buffer storage float16 is for floating inputs, not {kind}, which raw holds in fewer bytes"
+            )
         largest = float(inputs.abs().max())
         if largest > LARGEST_HALF:
             raise DataError(
@@ -220,6 +222,7 @@ class Jpeg(Storage):
         return torch.uint8, _decoded(held.items[0]).shape
 
     def sample_bytes(self, inputs: Tensor) -> int | None:
+        del inputs
         return None
 
     def state(self, held: Held) -> dict[str, Any]:

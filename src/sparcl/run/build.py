@@ -13,7 +13,7 @@ from sparcl.errors import ConfigError, DataWarning
 from sparcl.learner import Learner
 from sparcl.methods.method import Method
 from sparcl.run import pretrained
-from sparcl.run.experiment import Experiment
+from sparcl.run.experiment import OF_BUFFER, Experiment
 from sparcl.sparsity import SPARSIFIERS
 from sparcl.sparsity.patterns import make_pattern
 from sparcl.sparsity.sparcl import SparCL
@@ -21,7 +21,7 @@ from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.files import Progress
 from sparcl.streams.task import Stream
 
-SETTINGS = ("buffer_size", "single_head")
+SETTINGS = (*OF_BUFFER, "single_head")
 """Arguments of a method that an experiment names itself, not among `method_options`."""
 
 
@@ -53,8 +53,11 @@ def method(experiment: Experiment) -> Method:
     if experiment.single_head and "single_head" not in accepted:
         raise ConfigError(f"method {experiment.method} has no single head; leave it out")
     options: dict[str, object] = dict(experiment.method_options)
-    if experiment.buffer_size is not None:
-        options["buffer_size"] = experiment.buffer_size
+    for name in OF_BUFFER:
+        if (value := getattr(experiment, name)) is not None:
+            if name not in accepted:
+                raise ConfigError(f"method {experiment.method} has a {name.replace('_', ' ')} of its own; leave it out")
+            options[name] = value
     if experiment.single_head:
         options["single_head"] = True
     return kind(**options)  # type: ignore[arg-type]

@@ -80,6 +80,9 @@ class Experiment:
     scenario: str | None = None
     preset: str | None = None
     buffer_size: int | None = None
+    buffer_bytes: int | str | None = None
+    buffer_policy: str | None = None
+    buffer_storage: str | None = None
     single_head: bool = False
     method_options: dict[str, float] = field(default_factory=dict)
     lr: float | None = None
@@ -182,9 +185,11 @@ class Experiment:
             raise ConfigError(
                 f"method {self.method} does not support {self.scenario}; it supports: {', '.join(method.scenarios)}"
             )
-        if self.buffer_size is not None and not issubclass(method, methods.RehearsalMethod):
+        of_buffer = [name for name in OF_BUFFER if getattr(self, name) is not None]
+        if of_buffer and not issubclass(method, methods.RehearsalMethod):
             replay = ", ".join(n for n, m in methods.METHODS.items() if issubclass(m, methods.RehearsalMethod))
-            raise ConfigError(f"method {self.method} has no buffer; --buffer-size goes with: {replay}")
+            told = of_buffer[0].replace("_", "-")
+            raise ConfigError(f"method {self.method} has no buffer; --{told} goes with: {replay}")
         if self.sparsifier == "dense" and self.sparsity:
             raise ConfigError(f"sparsity {self.sparsity} goes with a sparsifier; dense has none (leave it out, or 0)")
         usual = {f.name: f.default for f in dataclasses.fields(self)}
@@ -214,7 +219,8 @@ class Experiment:
         protocol = PROTOCOLS[self.stream]
         method = methods.find(self.method)
         has_buffer = issubclass(method, methods.RehearsalMethod)
-        buffer_size = (self.buffer_size or 200) if has_buffer else None
+        of_size = has_buffer and self.buffer_bytes is None
+        buffer_size = (self.buffer_size or 200) if of_size else self.buffer_size
         settings = published(self.stream, self.method, buffer_size, self.preset)
         options = {k: v for k, v in settings.items() if k not in ("lr", "weight_decay", "source")}
         model = self.model or protocol.model
@@ -283,6 +289,9 @@ IMPORTANCES = ("cwi", "magnitude")
 BUDGETS = ("epochs", "steps", "max_seconds")
 """How long a task is trained: one of these."""
 
+OF_BUFFER = ("buffer_size", "buffer_bytes", "buffer_policy", "buffer_storage")
+"""Settings of the buffer, which a method may not have."""
+
 OF_LAYER_CHOICE = (
     *("stream", "resize", "method", "model", "width", "batch_size", "backend", "device", "threads"),
     *("sparsifier", "sparsity", "pattern", "block_size", "distribution", "prunable"),
@@ -306,6 +315,8 @@ def overridden(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         kept.pop("init_sha256", None)
     if any(k in given for k in BUDGETS):
         kept = {k: v for k, v in kept.items() if k not in BUDGETS}
+    if any(k in given for k in OF_BUFFER[:2]):
+        kept = {k: v for k, v in kept.items() if k not in OF_BUFFER[:2]}
     return {**kept, **given}
 
 

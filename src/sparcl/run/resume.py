@@ -42,7 +42,7 @@ MAY_DIFFER = ("data", "init", "layer_choice", "pace")
 decides."""
 
 
-LATER = ("init", "init_sha256", "freeze")
+LATER = ("init", "init_sha256", "freeze", "buffer_bytes", "buffer_policy", "buffer_storage")
 """Settings that older checkpoints do not have: there were none."""
 
 
@@ -149,8 +149,8 @@ def check_labels(learner: Learner, stream: Stream) -> None:
     if buffer is None or buffer.inputs is None or buffer.labels is None:
         return
     checks.within(buffer.labels, "the buffer's labels", 0, stream.n_classes - 1)
-    inputs = stream.tasks[0].train.inputs
-    checks.tensor(buffer.inputs, "the buffer's inputs", inputs.dtype, (None, *inputs.shape[1:]))
+    with checks.refusing("the buffer"):
+        buffer.check_inputs(stream.tasks[0].train.inputs)
 
 
 def check_data(stream: Stream, part: Mapping[str, Any]) -> None:
