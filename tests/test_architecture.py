@@ -83,6 +83,8 @@ LEARNER = (
     "trained",
     "backend",
     "refusals",
+    "frozen",
+    "latents",
     "accuracy",
     "apart",
     "asked",

@@ -79,6 +79,7 @@ def run(
     width: Annotated[int | None, typer.Option(help="channels of the model's first layer; resnet18: 64")] = None,
     init: Annotated[str | None, typer.Option(help="safetensors file with the weights to start from")] = None,
     freeze: Annotated[str | None, typer.Option(help="parts that do not learn, e.g. stem,layer1")] = None,
+    latents: Annotated[str | None, typer.Option(help="keep what a frozen front answers: float16, int8, ...")] = None,
     scenario: Annotated[str | None, typer.Option(help="class-il or task-il")] = None,
     backend: Annotated[str | None, typer.Option(help="auto (default), native or reference")] = None,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda")] = None,

@@ -157,7 +157,7 @@ def test_a_frozen_learner_goes_on_to_the_same_bits(tmp_path: Path, backend: str,
     for folder in sorted((tmp_path / "all").glob("step-*")):
         again = sparcl.Learner.load(folder, optimizer=decaying, backend=backend)
         assert again.frozen.names == ("0", "1")
-        assert "frozen)" in repr(again)
+        assert " frozen)" in repr(again)
         for task in stream[again.learned :]:
             again.learn(task)
         assert sparcl.checkpoint.tree.difference(again.checkpoint_state(), end) is None

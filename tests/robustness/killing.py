@@ -38,6 +38,7 @@ VARIANTS = {
     **{f"derpp, {name}": ("--sparsifier", name) for name in ("rigl", "set", "snip")},
     "derpp, sparcl in blocks": ("--pattern", "block"),
     "derpp, a frozen part": ("--freeze", "0,1"),
+    "derpp, latents": ("--freeze", "0,1", "--latents", "int8"),
     "derpp, balanced over classes, of so many bytes": ("--buffer-policy", "balanced", "--buffer-bytes", "4kB"),
     "er, jpegs of so many bytes": ("--method", "er", "--buffer-storage", "jpeg", "--buffer-bytes", "30kB"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sparcl import cli
@@ -50,6 +51,10 @@ def test_a_run_keeps_what_it_was_told_and_runs_again_from_its_config(
     [
         (["--freeze", "stem"], "freeze names 'stem', which the model has not; allowed are names"),
         (["--freeze", "*"], "nothing of the model would learn"),
+        (["--latents", "int8"], "name it with --freeze"),
+        (["--latents", "int4", "--freeze", "0"], "unknown latents 'int4'; allowed: float32, float16, int8"),
+        (["--latents", "int8", "--freeze", "3"], "nothing that is frozen stands at the front"),
+        (["--latents", "int8", "--freeze", "0", "--buffer-storage", "jpeg"], "leave buffer storage jpeg out"),
         (["--buffer-bytes", "2MB", "--buffer-size", "7"], "a buffer size and buffer bytes: give one of them"),
         (["--buffer-bytes", "20"], "buffer bytes 20 are too few"),
         (["--buffer-bytes", "many"], "use a number of bytes or such as"),
@@ -69,6 +74,27 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(
     assert run(tmp_path / "out", *options) == 2
     assert said in told(capsys)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["derpp", "icarl"])
+def test_a_run_on_latents_answers_to_images_and_counts_the_front_once(tmp_path: Path, method: str) -> None:
+    flops = []
+    for name, more in (("images", []), ("latents", ["--latents", "int8"])):
+        options = ["--freeze", "0,1", "--method", method, "--epochs", "8", "--sparsity", "0.5", *more]
+        assert run(tmp_path / name, *options) == 0
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        assert result["task_il"] > 60.0
+        flops.append(result["flops"])
+    if method == "derpp":
+        front = 2 * 64 * 9 * 8  # FLOPs of the first layer on a digit of 8×8
+        assert flops[1]["phases"]["other"] - flops[0]["phases"]["other"] == 300 * front
+    assert flops[1]["executed"] < flops[0]["executed"]
+    assert cli._main(["predict", str(tmp_path / "latents"), str(samples_file(tmp_path)), "--format", "json"]) == 0
+
+
+def samples_file(folder: Path) -> Path:
+    np.save(folder / "x.npy", np.zeros((3, 1, 8, 8), dtype=np.uint8))
+    return folder / "x.npy"
 
 
 def test_older_checkpoints_know_none_of_these_settings() -> None:

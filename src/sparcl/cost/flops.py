@@ -90,13 +90,21 @@ class Ledger:
         model: the network that is trained; a deep copy of it (a teacher) is counted as well.
         layers: its prunable layers; empty for the dense sparsifier.
         input_shape: of one sample, without the batch dimension.
+        front: what comes before `model`, computed once for each sample of a task; it is counted when that is told.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[SparseLayer], input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[SparseLayer],
+        input_shape: tuple[int, ...],
+        front: nn.Module | None = None,
+    ) -> None:
         self.phases = dict.fromkeys(PHASES, 0)
         self.paper = self.dense = 0
         self.samples_seen = self.samples_removed = 0
-        self.input_shape = input_shape
+        self.front = None if front is None else Profile(front, (), input_shape)
+        self.input_shape = input_shape if front is None else _output_shape(front, input_shape)
         self._in_task = self._importance = self._evaluating = False
         self._step_samples: int | None = None  # of the task's batch; None between steps
         self._step_dense = 0
@@ -168,6 +176,10 @@ class Ledger:
                 self._missing_steps = 0
             case "task.begin" | "task.end":
                 self._in_task, self._batch = event == "task.begin", 0
+            case "latents.computed" if self.front is not None:
+                passed = figures["samples"] * self.front.costs.forward
+                self.phases["other"] += passed
+                self.paper, self.dense = self.paper + passed, self.dense + passed
             case "ddr.remove":
                 self.samples_removed += figures["removed"]
 
@@ -245,6 +257,15 @@ class Profile:
     def forget(self) -> None:
         """Masks may have moved."""
         self._costs = None
+
+
+@torch.no_grad()
+def _output_shape(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of what a model, evaluating, answers to one sample."""
+    parameter = next(model.parameters())
+    with _in_eval_mode(model):
+        answer = model(torch.zeros(2, *input_shape, dtype=parameter.dtype, device=parameter.device))
+    return tuple(answer.shape[1:])
 
 
 def counts(layers: Sequence[SparseLayer]) -> Counts:

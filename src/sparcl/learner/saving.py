@@ -22,6 +22,7 @@ from sparcl.learner import frozen
 from sparcl.learner.budget import KINDS, Budget, check_amount, check_pace
 from sparcl.learner.classes import Classes, check_state
 from sparcl.learner.frozen import FREEZE, UNTRAINED
+from sparcl.learner.latents import LATENTS
 from sparcl.learner.position import Position
 from sparcl.methods import METHODS, Method
 from sparcl.methods.method import RehearsalMethod
@@ -115,7 +116,7 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     """
     checks.keys(state, PARTS, "the state")
     settings = _settings(state)
-    for name in (*SETTINGS, "budget", FREEZE):
+    for name in (*SETTINGS, "budget", FREEZE, LATENTS):
         if (saved := settings.get(name)) != (value := learner.settings.get(name)):
             raise CheckpointError(f"{name.replace('_', ' ')} is {value} here, but {saved!r:.40} in the checkpoint")
     for part in MADE_FROM:
@@ -144,7 +145,9 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
 def _settings(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings in a state; one of an earlier version does not tell how tensors lay in memory."""
     settings = state["settings"]
-    told = [name for name in (STRIDES, FREEZE, UNTRAINED) if isinstance(settings, Mapping) and name in settings]
+    told = [
+        name for name in (STRIDES, FREEZE, UNTRAINED, LATENTS) if isinstance(settings, Mapping) and name in settings
+    ]
     return checks.keys(settings, [*LIMITS, "made_from", *told], "settings")
 
 
@@ -272,6 +275,7 @@ def make(
         raise CheckpointError(f"drop_last in the checkpoint is {drop_last!r:.40}, not true or false")
     counts = {name: checks.integer(settings[name], name) for name in COUNTS}
     more = {**_budget(settings["budget"]), **_growth(state), "drop_last": drop_last}
+    more |= {LATENTS: settings[LATENTS]} if LATENTS in settings else {}
     more |= {FREEZE: frozen.names_in(settings[FREEZE])} if FREEZE in settings else {}
     return cast(Any, made), {**counts, **more}
 

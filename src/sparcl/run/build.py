@@ -137,4 +137,5 @@ def learner(experiment: Experiment, stream: Stream) -> Learner:
         layer_choice=experiment.layer_choice,
         input_shape=stream.input_shape,
         freeze=experiment.freeze,
+        latents=experiment.latents,
     )

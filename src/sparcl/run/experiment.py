@@ -19,6 +19,7 @@ from typing import Any
 from sparcl import methods, regular
 from sparcl.errors import LARGEST, ConfigError, one_line
 from sparcl.learner.budget import check_pace
+from sparcl.learner.latents import KINDS
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
 from sparcl.nn import DEFAULT_WIDTH, MODELS
@@ -99,6 +100,8 @@ class Experiment:
     """Of the file `init`, hex: a run goes on, or runs again, from that one only."""
     freeze: str | None = None
     """Parts of the model that do not learn: names or shell patterns of modules, separated by commas."""
+    latents: str | None = None
+    """How what a frozen front answers is kept: float32, float16 or int8; None: it is computed anew each time."""
     # what is computed at all
     sparsity: float | None = None
     pattern: str = "unstructured"
@@ -133,6 +136,7 @@ class Experiment:
             ("first mask", self.first_mask, (None, *FIRST_MASKS)),
             ("importance", self.importance, (None, *IMPORTANCES)),
             ("ranking", self.ranking, (None, *RANKINGS)),
+            ("latents", self.latents, (None, *KINDS)),
         ):
             if value not in allowed:
                 names = ", ".join(name for name in allowed if name is not None)
@@ -178,6 +182,8 @@ class Experiment:
         if len(budgets := [name for name in BUDGETS if getattr(self, name) is not None]) > 1:
             told = " and ".join(f"--{name.replace('_', '-')}" for name in budgets)
             raise ConfigError(f"{told} are both given; a task's budget is one of: epochs, steps, max seconds")
+        if self.latents is not None and self.freeze is None:
+            raise ConfigError(f"latents {self.latents} are what a frozen part answers: name it with --freeze")
         if self.pace and self.max_seconds is None:
             raise ConfigError("a pace goes with max seconds")
         method = methods.find(self.method)

@@ -42,7 +42,7 @@ MAY_DIFFER = ("data", "init", "layer_choice", "pace")
 decides."""
 
 
-LATER = ("init", "init_sha256", "freeze", "buffer_bytes", "buffer_policy", "buffer_storage")
+LATER = ("init", "init_sha256", "freeze", "latents", "buffer_bytes", "buffer_policy", "buffer_storage")
 """Settings that older checkpoints do not have: there were none."""
 
 
@@ -150,7 +150,9 @@ def check_labels(learner: Learner, stream: Stream) -> None:
         return
     checks.within(buffer.labels, "the buffer's labels", 0, stream.n_classes - 1)
     with checks.refusing("the buffer"):
-        buffer.check_inputs(stream.tasks[0].train.inputs)
+        task = stream.tasks[0]
+        seen = task if learner.latents is None else learner.latents.like(task, learner.device)
+        buffer.check_inputs(seen.train.inputs)
 
 
 def check_data(stream: Stream, part: Mapping[str, Any]) -> None:
