@@ -198,6 +198,18 @@ def test_what_gives_no_latents_is_refused_in_one_line(options: dict[str, Any], s
         make_learner(model=Net(), sparsifier=None, **options)
 
 
+def test_a_front_that_was_unfrozen_is_refused() -> None:
+    model = Net()
+    for part in FRONT.split(","):
+        model.get_submodule(part).requires_grad_(False)
+    learner = make_learner(model=model, latents="float32", sparsifier=None)
+    first, second = blobs()
+    learner.learn(first)
+    model.stem.requires_grad_(True)
+    with pytest.raises(ConfigError, match=r"stem\.weight was unfrozen"):
+        learner.learn(second)
+
+
 def test_a_checkpoint_of_other_latents_is_refused() -> None:
     state = learned(sparsifier=None, latents="int8").checkpoint_state()
     other = make_learner(model=Net(), freeze=FRONT, sparsifier=None, latents="float16")

@@ -112,6 +112,14 @@ class Latents:
         self.front, self.rest = cut(model, modules)
         self._told = False
 
+    def check(self) -> None:
+        """Raise ConfigError if something of the front was unfrozen: it would not train."""
+        if moved := [name for name, p in self.front.named_parameters() if p.requires_grad]:
+            raise ConfigError(
+                f"{moved[0]} was unfrozen, and what it answers is computed once: it would never train; make a new"
+                " Learner of the model as it is now"
+            )
+
     def convert(self) -> None:
         """The model runs native now: its layers are what they are in there, its result an ordinary tensor."""
         self.rest.register_forward_hook(ordinary_output)
@@ -133,7 +141,9 @@ class Latents:
 
         Raises:
             DataError: the front answers with what cannot be kept.
+            ConfigError: something of it was unfrozen.
         """
+        self.check()
         self._tell(task.transform)
         kept: Tensor | None = None
         transform = OfLatents(kind=self.kind)

@@ -217,8 +217,15 @@ class ReservoirBuffer:
         self.policy.load(state)
         for name in self.FIELDS:
             setattr(self, name, self._loaded(name, state, device))
-        if self.max_bytes is not None and self.nbytes() > self.max_bytes and len(self) > 1:
-            raise CheckpointError(f"the buffer in the checkpoint holds more than its {self.max_bytes:,} bytes")
+        if self.max_bytes is not None and len(self) > 1:
+            self._check_bytes(self.max_bytes)
+
+    def _check_bytes(self, most: int) -> None:
+        """Refuse a capacity that would lead beyond so many bytes."""
+        rows = [held[:1].nbytes for held in map(self.__dict__.get, self.FIELDS) if isinstance(held, Tensor)]
+        samples = self.capacity if isinstance(self.inputs, Tensor) else 0
+        if max(self.nbytes(), samples * sum(rows)) > most:
+            raise CheckpointError(f"the buffer in the checkpoint holds, or would hold, more than its {most:,} bytes")
 
     def _loaded(self, name: str, state: Mapping[str, Any], device: torch.device | str) -> Held | None:
         if state.get(name) is None:
