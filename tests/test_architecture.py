@@ -91,6 +91,8 @@ LEARNER = (
     "trained",
     "backend",
     "refusals",
+    "frozen",
+    "latents",
     "accuracy",
     "apart",
     "asked",

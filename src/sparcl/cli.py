@@ -48,6 +48,9 @@ def run(
     importance: Annotated[str | None, typer.Option(help="TDM ranks by cwi (default) or magnitude")] = None,
     ranking: Annotated[str | None, typer.Option(help="gradients of: step (default), training's, or fresh")] = None,
     buffer_size: Annotated[int | None, typer.Option(help="samples kept for rehearsal; default 200")] = None,
+    buffer_bytes: Annotated[str | None, typer.Option(help="bytes kept, e.g. 2MB, in place of a size")] = None,
+    buffer_policy: Annotated[str | None, typer.Option(help="reservoir (default) or balanced over classes")] = None,
+    buffer_storage: Annotated[str | None, typer.Option(help="raw (default), float16 or jpeg")] = None,
     single_head: Annotated[bool | None, typer.Option(help="mask other tasks' logits in the training loss")] = None,
     sparsifier_option: Annotated[
         list[str] | None, typer.Option(help="of a sparsifier of your own: NAME=NUMBER")
@@ -78,6 +81,8 @@ def run(
     ] = None,
     width: Annotated[int | None, typer.Option(help="channels of the model's first layer; resnet18: 64")] = None,
     init: Annotated[str | None, typer.Option(help="safetensors file with the weights to start from")] = None,
+    freeze: Annotated[str | None, typer.Option(help="parts that do not learn, e.g. stem,layer1")] = None,
+    latents: Annotated[str | None, typer.Option(help="keep what a frozen front answers: float16, int8, ...")] = None,
     scenario: Annotated[str | None, typer.Option(help="class-il or task-il")] = None,
     backend: Annotated[str | None, typer.Option(help="auto (default), native or reference")] = None,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda")] = None,

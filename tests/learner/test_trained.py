@@ -307,16 +307,14 @@ def test_a_model_refused_for_a_frozen_layer_stays_what_it_was_and_learns_with_th
 ) -> None:
     model = Net()
     kept = frozen_parts(model, ("hidden",))
+    asked = SparCL(0.5, prunable=["conv", "hidden"])
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"layer hidden is not trained .*leave it out of `prunable`"):
-            make_learner(model=model, sparsifier=sparsifier(), backend=backend)
+            make_learner(model=model, sparsifier=asked, backend=backend)
         assert type(model.hidden) is nn.Linear
         assert type(model.conv) is nn.Conv2d
-    left = sparsifier()
-    left.prunable = ["grouped", "conv"]
-    if isinstance(left, SparCL):
-        left = SparCL(0.5, prunable=["grouped", "conv"])
-    learner = make_learner(model=model, sparsifier=left, backend=backend)
+    learner = make_learner(model=model, sparsifier=sparsifier(), backend=backend)
+    assert [layer.name for layer in learner.sparsifier.layers] == ["grouped", "conv"]
     for task in blobs():
         learner.learn(task)
     assert same(model, kept)

@@ -41,6 +41,10 @@ VARIANTS = {
     "derpp, sparcl, adamw": (
         *("--optimizer", "adamw", "--lr-schedule", "cosine", "--warmup", "0.1", "--clip-grad-norm", "0.5"),
     ),
+    "derpp, a frozen part": ("--freeze", "0,1"),
+    "derpp, latents": ("--freeze", "0,1", "--latents", "int8"),
+    "derpp, balanced over classes, of so many bytes": ("--buffer-policy", "balanced", "--buffer-bytes", "4kB"),
+    "er, jpegs of so many bytes": ("--method", "er", "--buffer-storage", "jpeg", "--buffer-bytes", "30kB"),
 }
 """Methods, sparsifiers and optimizers with a state of their own."""
 

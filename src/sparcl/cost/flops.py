@@ -63,7 +63,8 @@ class Costs:
     frozen: int
     """Weight gradients at the active weights that are not updated, which only a step that is ranked by computes."""
     paper_backward: int
-    """An input gradient for every layer, the first included, and weight gradients at the updated weights."""
+    """An input gradient for every layer, the first included, and weight gradients at the updated weights; none of
+    either in a frozen part at the front."""
 
 
 class Ledger:
@@ -89,13 +90,21 @@ class Ledger:
         model: the network that is trained; a deep copy of it (a teacher) is counted as well.
         layers: its prunable layers; empty for the dense sparsifier.
         input_shape: of one sample, without the batch dimension.
+        front: what comes before `model`, computed once for each sample of a task; it is counted when that is told.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[SparseLayer], input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[SparseLayer],
+        input_shape: tuple[int, ...],
+        front: nn.Module | None = None,
+    ) -> None:
         self.phases = dict.fromkeys(PHASES, 0)
         self.paper = self.dense = 0
         self.samples_seen = self.samples_removed = 0
-        self.input_shape = input_shape
+        self.front = None if front is None else Profile(front, (), input_shape)
+        self.input_shape = input_shape if front is None else _output_shape(front, input_shape)
         self._in_task = self._importance = self._evaluating = False
         self._step_samples: int | None = None  # of the task's batch; None between steps
         self._step_dense = 0
@@ -167,6 +176,10 @@ class Ledger:
                 self._missing_steps = 0
             case "task.begin" | "task.end":
                 self._in_task, self._batch = event == "task.begin", 0
+            case "latents.computed" if self.front is not None:
+                passed = figures["samples"] * self.front.costs.forward
+                self.phases["other"] += passed
+                self.paper, self.dense = self.paper + passed, self.dense + passed
             case "ddr.remove":
                 self.samples_removed += figures["removed"]
 
@@ -246,6 +259,15 @@ class Profile:
         self._costs = None
 
 
+@torch.no_grad()
+def _output_shape(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of what a model, evaluating, answers to one sample."""
+    parameter = next(model.parameters())
+    with _in_eval_mode(model):
+        answer = model(torch.zeros(2, *input_shape, dtype=parameter.dtype, device=parameter.device))
+    return tuple(answer.shape[1:])
+
+
 def counts(layers: Sequence[SparseLayer]) -> Counts:
     """Active and updated weights of each layer."""
     return {
@@ -265,7 +287,7 @@ def costs(calls: Sequence[Call], counts: Counts) -> Costs:
         ranked += one * call.ranked
         frozen += (one - grad) * call.trained
         importance += one * call.ranks_below + one * call.ranked
-        paper_backward += one + grad
+        paper_backward += one * (call.trained or call.passes_on) + grad * call.trained
     return Costs(forward, backward, importance, ranked, frozen, paper_backward)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sparcl.learner.refusals import check_columns
-from sparcl.methods.method import Method
 from sparcl.streams.task import Task
 
 BATCH = 256
@@ -40,7 +40,16 @@ class Accuracy:
         return f"{', '.join(told)} (mean of {tasks} tasks)"
 
 
-def measure(tasks: Sequence[Task], method: Method, device: torch.device, before_batch: Callable[[], None]) -> Accuracy:
+class Answers(Protocol):
+    """What is measured: a method, or one behind a front."""
+
+    scenarios: tuple[str, ...]
+
+    def predict(self, inputs: Tensor, task: Task) -> Tensor:
+        """Logits [N, C] for normalised inputs."""
+
+
+def measure(tasks: Sequence[Task], method: Answers, device: torch.device, before_batch: Callable[[], None]) -> Accuracy:
     """Accuracy on the test samples of tasks, at least one; the model is in eval mode."""
     found = [_accuracy_on(task, method, device, before_batch) for task in tasks]
     class_il, task_il, confusions = zip(*found, strict=True)
@@ -51,7 +60,7 @@ def measure(tasks: Sequence[Task], method: Method, device: torch.device, before_
 
 
 def _accuracy_on(
-    task: Task, method: Method, device: torch.device, before_batch: Callable[[], None]
+    task: Task, method: Answers, device: torch.device, before_batch: Callable[[], None]
 ) -> tuple[float, float, Tensor]:
     """Class-IL and Task-IL accuracy, percent, on a task's test samples; the model is in eval mode.
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sparcl.nn import auto, convert
-from sparcl.nn.layers import check_trained, prunable_names
+from sparcl.nn.layers import prunable_names
 from sparcl.sparsity.sparsifier import Sparsifier
 
 
@@ -29,7 +29,7 @@ def give_to_backend(
     """
     chosen, choice = auto.select_backend(backend, model, device, prunes=sparsifier.prunes), dict(layer_choice)
     if chosen == "native":
-        check_trained(model, prunable_names(model, sparsifier.prunable))  # a model that is refused stays what it was
+        prunable_names(model, sparsifier.prunable)  # a model that is refused stays what it was
         if backend == "auto" and not choice:
             densities, block = sparsifier.densities, sparsifier.pattern.block
             choice = auto.measure(model, sparsifier.prunable, densities, block, batch_size, input_shape, tell)

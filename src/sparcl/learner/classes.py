@@ -61,6 +61,7 @@ class Classes:
             raise ConfigError(f"method {method.name} needs all classes beforehand; these follow new ones: {allowed}")
         _check_names(self.names, ConfigError)
         head = self._head()
+        self._check_trained()
         if self.names and head.out_features != len(self.names):
             raise ConfigError(f"{len(self.names)} classes are named, but the model has {head.out_features} logits")
         _set_rows(head.weight, head.weight.detach()[: len(self.names)])
@@ -77,7 +78,7 @@ class Classes:
         """The task in this Learner's columns, and the names that are new: `extend` gives them theirs.
 
         Raises:
-            ConfigError: the head does not grow, and the names are not those of its columns.
+            ConfigError: the head does not grow, and the names are not those of its columns; or it grows and is frozen.
             DataError: a task of columns, not of names, for a head that grows by names.
         """
         if not getattr(task, "names", ()):
@@ -86,6 +87,8 @@ class Classes:
                     "the Learner's head grows with names of classes: make the task with streams.make_task(x, y)"
                 )
             return task, []
+        if self.grows:
+            self._check_trained()
         new = [name for name in task.names if name not in self.names]
         if new and not self.grows:
             known = f"known are: {', '.join(map(str, self.names))}" if self.names else "its columns have no names"
@@ -134,6 +137,12 @@ class Classes:
                 optimizer.state[parameter][key] = torch.cat([state, fresh])
             _set_rows(parameter, torch.cat([parameter.detach(), drawn.to(parameter)]))
         head.out_features = len(self.names)
+
+    def _check_trained(self) -> None:
+        if not all(p.requires_grad for p in self._head().parameters()):
+            raise ConfigError(
+                "the classifier is frozen, and new classes would never be learned: leave it out of freeze"
+            )
 
     def _head(self) -> nn.Linear:
         head = classifier(self.model)

@@ -68,6 +68,11 @@ class Learner(Observing):
         layer_choice: what `auto` measured before (`Learner.layer_choice`): "native" or "dense" by layer name.
         classes: names of the model's columns, in order: the head then grows with every class that `make_task` brings;
             () for a head that starts without columns. None: the number of columns is fixed.
+        freeze: parts of the model that stay as they are, to the bit, in evaluation mode, and are never pruned: names or
+            shell patterns of modules, in a sequence or separated by commas (`"stem,layer1"`). What comes with
+            `requires_grad=False` is frozen as well.
+        latents: `float32`, `float16` or `int8`: what a frozen part at the front of the model answers is computed once
+            for each sample of a task, not augmented, and kept so, in the buffer as well; training starts behind it.
         input_shape: of one sample, so that `auto` measures layers as they will be used.
         observers: told of every event.
         checkpoint_dir: where to save while learning; None: only when `save` is called.
@@ -102,9 +107,10 @@ class Learner(Observing):
         self.model.eval()
         try:
             with self._not_counted(True), self.generators.aside(seeds.derive(self.seed, "evaluate")):
-                return measure(tasks, self.method, self.device, partial(self.tell, "evaluate.batch", {}))
+                return measure(tasks, self.answering, self.device, partial(self.tell, "evaluate.batch", {}))
         finally:
-            self.model.train(self._learning)
+            if self._learning:
+                self.frozen.train()
             self.tell("evaluate.end", {})
 
     def predict(self, inputs: ArrayLike, task: int | None = None) -> Prediction:
@@ -128,7 +134,13 @@ class Learner(Observing):
         columns = None if task is None else self.classes.of_tasks[task]
         index = max(self.learned - 1, 0) if task is None else task
         with evaluating(self.model):
-            return predict(self.method.predict, inputs, self.transform, self.classes.names, columns, index, self.device)
+            return predict(
+                self.answering.predict, inputs, self.transform, self.classes.names, columns, index, self.device
+            )
+
+    def answer_state(self, task: Task) -> dict[str, torch.Tensor]:
+        """As `Method.answer_state`, of a task whose inputs are as they came."""
+        return self.method.answer_state(task if self.latents is None else self.latents.like(task, self.device))
 
     def dense_model(self) -> nn.Module:
         """A copy of the model as plain dense PyTorch, evaluating: `torch.onnx.export` and others take it.

@@ -18,8 +18,11 @@ from sparcl import seeds
 from sparcl.checkpoint import canonical, checks, tree
 from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError, TrainingError
+from sparcl.learner import frozen
 from sparcl.learner.budget import KINDS, Budget, check_amount, check_pace
 from sparcl.learner.classes import Classes, check_state
+from sparcl.learner.frozen import FREEZE, UNTRAINED
+from sparcl.learner.latents import LATENTS
 from sparcl.learner.position import Position, StreamPosition
 from sparcl.learner.schedule import USUAL, Factor, of_checkpoint
 from sparcl.methods import METHODS, Method
@@ -115,8 +118,8 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     """
     checks.keys(state, PARTS, "the state")
     settings = _settings(state)
-    for name, value in learner.settings.items():
-        if (saved := settings[name]) != value:
+    for name in (*SETTINGS, "budget", FREEZE, LATENTS):
+        if (saved := settings.get(name)) != (value := learner.settings.get(name)):
             raise CheckpointError(f"{name.replace('_', ' ')} is {value} here, but {saved!r:.40} in the checkpoint")
     for part in MADE_FROM:
         saved, ours = state["settings"]["made_from"][part], learner.recipes[part]
@@ -129,6 +132,9 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     with checks.refusing("the state of the model and its optimizer"):
         canonical.restore(learner.model, learner.sparsifier.layers, learner.optimizer, state, _fits(learner))
     with checks.refusing("the state of the method and the sparsifier"):
+        names = canonical.parameter_names(learner.model, learner.sparsifier.layers)
+        by_name = {name: parameter for parameter, name in names.items()}
+        frozen.restore(by_name, state["learner"].get("frozen", []), settings.get(UNTRAINED, []))
         _go_on(learner, state["learner"])
         again = capture(learner)
         again["learner"].pop("frozen", None)  # what is passed in may have more that is frozen
@@ -141,7 +147,8 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
 def _settings(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings in a state; one of an earlier version does not tell how tensors lay in memory."""
     settings = state["settings"]
-    told = [name for name in (STRIDES, *USUAL) if isinstance(settings, Mapping) and name in settings]
+    may = (STRIDES, FREEZE, UNTRAINED, LATENTS, *USUAL)
+    told = [name for name in may if isinstance(settings, Mapping) and name in settings]
     return {**USUAL, **checks.keys(settings, [*LIMITS, "made_from", *told], "settings")}
 
 
@@ -149,9 +156,9 @@ def _progress(learner: Saved) -> State:
     """What is needed to go on to the same bits beside the weights, masks and optimizer state."""
     position = learner.position
     names = canonical.parameter_names(learner.model, learner.sparsifier.layers)
-    frozen = [name for p, name in names.items() if not p.requires_grad]
+    still = [name for p, name in names.items() if not p.requires_grad]
     return {
-        **({"frozen": frozen} if frozen else {}),
+        **({"frozen": still} if still else {}),
         **({} if learner.stream is None else {"stream": dict(vars(learner.stream))}),
         "learned": learner.learned,
         "steps": learner.steps,
@@ -173,7 +180,6 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
     check_pace(pace, CheckpointError)
     learner.pace = [list(steps) for steps in pace]
     learner.transform = None if state["transform"] is None else Transform.of(state["transform"])
-    _freeze(learner, state.get("frozen", []))
     learner.learned = checks.integer(state["learned"], "learned")
     learner.steps = checks.integer(state["steps"], "steps")
     learner.position = None if state["position"] is None else Position(**state["position"])
@@ -184,16 +190,6 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
     _check_memory(learner)
     learner.sparsifier.load_state_dict(state["sparsifier"])
     learner.generators.load_state_dict(state["generators"])
-
-
-def _freeze(learner: Saved, frozen: object) -> None:
-    """Freeze the parameters of these names; what else is frozen stays so."""
-    names = canonical.parameter_names(learner.model, learner.sparsifier.layers)
-    by_name = {name: parameter for parameter, name in names.items()}
-    for name in frozen if isinstance(frozen, list) else [frozen]:
-        if not isinstance(name, str) or name not in by_name:
-            raise CheckpointError(f"the checkpoint has frozen the unknown parameter {name!r:.80}")
-        by_name[name].requires_grad_(False)
 
 
 def _check_memory(learner: Saved) -> None:
@@ -283,11 +279,14 @@ def make(
     made = tuple(
         _made(part, recipes[part], 0) if part_given is None else part_given for part, part_given in given.items()
     )
+    frozen.freeze(dict(cast(nn.Module, made[0]).named_parameters()), settings.get(UNTRAINED, []))
     if not isinstance(drop_last := settings["drop_last"], bool):
         raise CheckpointError(f"drop_last in the checkpoint is {drop_last!r:.40}, not true or false")
     counts = {name: checks.integer(settings[name], name) for name in COUNTS}
     more = {**_budget(settings["budget"]), **_growth(state), "drop_last": drop_last}
     more |= of_checkpoint(settings, schedule)
+    more |= {LATENTS: settings[LATENTS]} if LATENTS in settings else {}
+    more |= {FREEZE: frozen.names_in(settings[FREEZE])} if FREEZE in settings else {}
     return cast(Any, made), {**counts, **more}
 
 

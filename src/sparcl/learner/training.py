@@ -25,6 +25,8 @@ from sparcl.learner.backend import give_to_backend
 from sparcl.learner.budget import Budget, check_pace
 from sparcl.learner.chance import ChanceWatch
 from sparcl.learner.classes import Classes
+from sparcl.learner.frozen import Frozen
+from sparcl.learner.latents import LATENTS, Answering, Latents
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position, StreamPosition
 from sparcl.learner.schedule import Factor, Rate, check_clip, clip
@@ -82,6 +84,8 @@ class Training(ABC):
         layer_choice: Mapping[str, str] | None = None,
         input_shape: tuple[int, ...] | None = None,
         classes: Sequence[Name] | None = None,
+        freeze: str | Sequence[str] | None = None,
+        latents: str | None = None,
         observers: Sequence[Observer] = (),
         checkpoint_dir: str | Path | None = None,
         checkpoint_every: int | str = "60s",
@@ -99,6 +103,11 @@ class Training(ABC):
         self.budget, self.batch_size, self.seed = Budget.of(epochs, steps, seconds), batch_size, seed
         check_pace(pace)
         self.pace = [list(steps) for steps in pace]
+        self.frozen = Frozen(self.model, freeze)
+        self.latents = None if latents is None else Latents(self.model, self.frozen, latents, self.method)
+        self.rest = self.model if self.latents is None else self.latents.rest
+        """What is trained: the model, or what of it lies behind a front that gives latents."""
+        self.answering = Answering(self.method, self.latents)
         self.classes = Classes(self.model, self.method, classes)
         self.transform: Transform | None = None
         self.backend, self.layer_choice = give_to_backend(
@@ -111,7 +120,8 @@ class Training(ABC):
             input_shape=input_shape,
             tell=partial(_tell_all, observers),
         )
-        self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+        self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **self.frozen.settings}
+        self.settings |= {} if latents is None else {LATENTS: latents}
         self.settings["budget"] = {self.budget.kind: self.budget.amount}
         self.settings |= {"lr_schedule": self.rate.name, "warmup": warmup, "clip_grad_norm": clip_grad_norm}
         self.settings["replay_batch_size"] = replay_batch_size or batch_size
@@ -122,17 +132,21 @@ class Training(ABC):
             store, every = Store(Path(checkpoint_dir)), Interval.parse(checkpoint_every)
             self._checkpointer = Checkpointer(every, lambda: self._save_to(store))
         make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay))
-        self.optimizer = make(list(self.model.parameters()))
+        self.optimizer = make([p for p in self.model.parameters() if id(p) not in self.frozen.held_back])
         refusals.check_optimizer(self.optimizer)
         self.rate.check(self.optimizer)
         self.trained = Trained(self.model, self.optimizer)
         self.sparsifier.attach(self.model, self.optimizer, seed)
+        if self.latents is not None:
+            self.sparsifier.trains(self.rest)
+            if self.backend == "native":
+                self.latents.convert()
         self.classes.check_dense(self.sparsifier.layers)
         self.sparsifier.notify = self.tell
         self.generators = seeds.Generators(seed, self.device)
         self.method.attach(
             Host(
-                model=self.model,
+                model=self.rest,
                 augment=self._augment,
                 generator=self.generators.method,
                 device=self.device,
@@ -152,7 +166,10 @@ class Training(ABC):
 
     def __repr__(self) -> str:
         kind, weights = type(self.model).__name__, sum(p.numel() for p in self.model.parameters())
-        made = f"{kind} of {weights:,} weights, method {self.method.name}, sparsifier {self.sparsifier.name}"
+        still = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
+        kept = "" if self.latents is None else f", latents {self.latents.kind}"
+        of_them = f" ({still:,} frozen{kept})" if still else ""
+        made = f"{kind} of {weights:,} weights{of_them}, method {self.method.name}, sparsifier {self.sparsifier.name}"
         where = f", inside task {self.position.task + 1}" if self.position is not None else ""
         where += f", {self.stream.samples:,} samples observed" if self.stream is not None else ""
         done = f"{self.learned} task(s) learned{where}, {self.steps:,} steps"
@@ -230,7 +247,7 @@ class Training(ABC):
             self.tell("epoch.end", {"task": position.task, "epoch": position.epoch - 1})
         with self._under_way():
             self.sparsifier.end_task()
-            self.method.end_task(self.task)
+            self.method.end_task(self.trained_on)
         if self.budget.kind == "seconds" and not position.replayed:
             self.pace.append(position.pace)
         if not position.learned:
@@ -242,39 +259,54 @@ class Training(ABC):
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
         self._mark = time.perf_counter()
-        if self.method.buffer is not None:
+        if self.method.buffer is not None and self.latents is None:
             self.method.buffer.check_inputs(task.train.inputs)
+        columns = 0
         if self.position is None:
             fits = (self.model, self.method, task, self.device, self.batch_size)
-            refusals.check_fit(*fits, grows=self.classes.grows)
+            columns = refusals.check_fit(*fits, grows=self.classes.grows)
             self.method.check_task(task)
         else:
             saving.check_task(self.position, task, self.sparsifier)
-        self.task, self.transform = task, task.transform
+        trained = self._trained_on(task)
+        if self.position is None:
+            self.method.make_room(trained, columns)
+        self.task, self.trained_on, self.transform = task, trained, task.transform
         self.classes.note(task)
         self.watch_chance.begin_task(task)
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
-        self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
+        self.inputs, self.labels = trained.train.inputs.to(self.device), trained.train.labels.to(self.device)
         asked = (self._assemble, self.generators.importance, len(task.train), self.batch_size, self.tell)
         losses = Asked(self.method, self.sparsifier, *asked).losses()
         if self.position is not None:
             self.sparsifier.resume_task(losses)
-            self.method.resume_task(task)
+            self.method.resume_task(trained)
             return
         self.tell("task.begin", {"task": task.index, "classes": list(task.classes), "samples": len(task.train)})
-        self.model.train()
+        if self.latents is not None:
+            self.tell("latents.computed", {"task": task.index, "samples": len(task.train)})
+        self.frozen.train()
         seeds.seed_torch(seeds.derive(self.seed, f"torch/{task.index}"), self.device)  # what a model draws: dropout
         with self._under_way():
-            self.method.begin_task(task)
+            self.method.begin_task(trained)
             epochs = int(self.budget.amount) if self.budget.kind == "epochs" else 1
             self.sparsifier.begin_task(task.index, samples=len(task.train), epochs=epochs, losses=losses)
         pace = self.pace[task.index :][:1]
         position = Position(task.index, pace=[*pace[0]] if pace else [], replayed=bool(pace))
         self.position, self.stream = position, None  # not before: a state saved until now begins the task anew
 
+    def _trained_on(self, task: Task) -> Task:
+        """The task as the method sees it: itself or, where there is a front, with latents in its place."""
+        if self.latents is None:
+            return task
+        trained = self.latents.of(task, self.device)
+        if self.method.buffer is not None:
+            self.method.buffer.check_inputs(trained.train.inputs)
+        return trained
+
     def _begin_epoch(self, position: Position) -> None:
         """Draw the epoch's order, less what DDR has removed; a resumed epoch has it already."""
-        self.model.train()
+        self.frozen.train()
         if position.order is not None:
             return
         drawn = torch.randperm(len(self.task.train), generator=self.generators.order)
@@ -319,7 +351,7 @@ class Training(ABC):
         self.tell("step.begin", {"samples": len(ids)})
         wanted = self.sparsifier.wants_gradients()
         parts = self._parts = apart.Parts(self.sparsifier.layers, self.tell) if wanted else None
-        with apart.cut(self.model, parts):
+        with apart.cut(self.rest, parts):
             loss, logits = self.method.loss(batch)
             self.watch_loss(loss, position)
             if isinstance(position, Position):
@@ -351,10 +383,10 @@ class Training(ABC):
         """The batch of the samples `ids` (int64 [N], on the CPU)."""
         where = ids.to(self.device, non_blocking=True)
         raw, labels = self.inputs[where], self.labels[where]
-        return Batch(ids, raw, self._augment(raw), labels, self.task)
+        return Batch(ids, raw, self._augment(raw), labels, self.trained_on)
 
     def _augment(self, raw: Tensor) -> Tensor:
-        return self.task.transform.train(raw, self.generators.augment)
+        return self.trained_on.transform.train(raw, self.generators.augment)
 
     @contextlib.contextmanager
     def _under_way(self) -> Iterator[None]:

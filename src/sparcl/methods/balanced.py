@@ -5,7 +5,7 @@ Legend: B capacity, n filled, N samples that arrive, C classes.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from sparcl.errors import ConfigError
 from sparcl.methods.buffer import ReservoirBuffer, widened
 from sparcl.methods.method import Batch, RehearsalMethod
 from sparcl.methods.respond import logits_of
+from sparcl.methods.storage import Held, joined
 from sparcl.streams.task import Task
 
 
@@ -22,8 +23,8 @@ class BalancedBuffer(ReservoirBuffer):
 
     FIELDS: ClassVar[tuple[str, ...]] = (*ReservoirBuffer.FIELDS, "groups")
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity)
+    def __init__(self, capacity: int | None, **kept: Any) -> None:
+        super().__init__(capacity, **kept)
         self.groups: Tensor | None = None
 
     def share(self, groups: int) -> int:
@@ -46,29 +47,41 @@ class BalancedBuffer(ReservoirBuffer):
             inputs: [N, ...] as stored; labels: int64 [N]; logits: [N, C] or None; groups: int64 [N].
         """
         filled = len(self)
-        arrived = {"inputs": inputs, "labels": labels, "logits": logits, "groups": groups}
-        joined = {
-            name: new if getattr(self, name) is None else torch.cat([widened(getattr(self, name)[:filled], new), new])
+        arrived: dict[str, Held | None] = {"inputs": self.storage.stored(inputs), "labels": labels}
+        arrived |= {"logits": logits, "groups": groups}
+        both = {
+            name: new if getattr(self, name) is None else joined(widened(getattr(self, name)[:filled], new), new)
             for name, new in arrived.items()
             if new is not None
         }
-        of_group = [(joined["groups"] == g).nonzero().squeeze(1) for g in torch.unique(joined["groups"])]
+        all_groups = both["groups"]
+        assert isinstance(all_groups, Tensor)
+        of_group = [(all_groups == g).nonzero().squeeze(1) for g in torch.unique(all_groups)]
         kept = torch.cat([places[: self.share(len(of_group))] for places in of_group])
         self.seen = len(kept)
-        for name, tensor in joined.items():
-            setattr(self, name, self._with_room(tensor[kept].contiguous()))
+        for name, held in both.items():
+            setattr(self, name, self._with_room(held[kept]))
 
 
 class TaskShares(RehearsalMethod):
     """A rehearsal method whose memory is filled at a task's end, equal random shares for all tasks.
 
     Args:
-        buffer_size, single_head: see RehearsalMethod.
+        buffer_size, buffer_bytes, buffer_storage, single_head: see RehearsalMethod.
     """
 
-    def __init__(self, buffer_size: int = 200, *, single_head: bool = False) -> None:
-        super().__init__(buffer_size, single_head=single_head)
-        self.buffer: BalancedBuffer = BalancedBuffer(buffer_size)
+    fills_by_task = True
+
+    def __init__(
+        self,
+        buffer_size: int | None = None,
+        *,
+        single_head: bool = False,
+        buffer_bytes: int | str | None = None,
+        buffer_storage: str = "raw",
+    ) -> None:
+        super().__init__(buffer_size, single_head=single_head, buffer_bytes=buffer_bytes, buffer_storage=buffer_storage)
+        self.buffer: BalancedBuffer = BalancedBuffer(**self.kept_as)
 
     def check_stream(self, tasks: int, classes: int) -> None:
         del classes

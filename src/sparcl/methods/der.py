@@ -15,6 +15,7 @@ class DER(RehearsalMethod):
         buffer_size: samples kept.
         alpha: α, weight of the stored logits.
         single_head: see Method.
+        buffer_bytes, buffer_policy, buffer_storage: see RehearsalMethod.
     """
 
     name = "der"
@@ -23,8 +24,23 @@ class DER(RehearsalMethod):
     stores_logits = True
     replays_alone = True
 
-    def __init__(self, buffer_size: int = 200, *, alpha: float = 0.3, single_head: bool = False) -> None:
-        super().__init__(buffer_size, single_head=single_head)
+    def __init__(
+        self,
+        buffer_size: int | None = None,
+        *,
+        alpha: float = 0.3,
+        single_head: bool = False,
+        buffer_bytes: int | str | None = None,
+        buffer_policy: str = "reservoir",
+        buffer_storage: str = "raw",
+    ) -> None:
+        super().__init__(
+            buffer_size,
+            single_head=single_head,
+            buffer_bytes=buffer_bytes,
+            buffer_policy=buffer_policy,
+            buffer_storage=buffer_storage,
+        )
         check_not_negative(self.name, alpha=alpha)
         self.alpha = alpha
 

@@ -17,15 +17,31 @@ class DERpp(DER):
         alpha: α, weight of the stored logits.
         beta: β, weight of the stored labels.
         single_head: see Method.
+        buffer_bytes, buffer_policy, buffer_storage: see RehearsalMethod.
     """
 
     name = "derpp"
     borderless = True
 
     def __init__(
-        self, buffer_size: int = 200, *, alpha: float = 0.1, beta: float = 0.5, single_head: bool = False
+        self,
+        buffer_size: int | None = None,
+        *,
+        alpha: float = 0.1,
+        beta: float = 0.5,
+        single_head: bool = False,
+        buffer_bytes: int | str | None = None,
+        buffer_policy: str = "reservoir",
+        buffer_storage: str = "raw",
     ) -> None:
-        super().__init__(buffer_size, alpha=alpha, single_head=single_head)
+        super().__init__(
+            buffer_size,
+            alpha=alpha,
+            single_head=single_head,
+            buffer_bytes=buffer_bytes,
+            buffer_policy=buffer_policy,
+            buffer_storage=buffer_storage,
+        )
         check_not_negative(self.name, beta=beta)
         self.beta = beta
 

@@ -17,8 +17,20 @@ class ERACE(RehearsalMethod):
     borderless = True
     replays_alone = True
 
-    def __init__(self, buffer_size: int = 200) -> None:
-        super().__init__(buffer_size)
+    def __init__(
+        self,
+        buffer_size: int | None = None,
+        *,
+        buffer_bytes: int | str | None = None,
+        buffer_policy: str = "reservoir",
+        buffer_storage: str = "raw",
+    ) -> None:
+        super().__init__(
+            buffer_size,
+            buffer_bytes=buffer_bytes,
+            buffer_policy=buffer_policy,
+            buffer_storage=buffer_storage,
+        )
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self.host.model(batch.inputs)

@@ -21,6 +21,7 @@ class FDR(TaskShares):
         buffer_size: samples kept.
         alpha: α, weight of the distance.
         single_head: see Method.
+        buffer_bytes, buffer_storage: see RehearsalMethod.
     """
 
     name = "fdr"
@@ -28,8 +29,16 @@ class FDR(TaskShares):
     stores_logits = True
     replays_alone = True
 
-    def __init__(self, buffer_size: int = 200, *, alpha: float = 0.3, single_head: bool = False) -> None:
-        super().__init__(buffer_size, single_head=single_head)
+    def __init__(
+        self,
+        buffer_size: int | None = None,
+        *,
+        alpha: float = 0.3,
+        single_head: bool = False,
+        buffer_bytes: int | str | None = None,
+        buffer_storage: str = "raw",
+    ) -> None:
+        super().__init__(buffer_size, single_head=single_head, buffer_bytes=buffer_bytes, buffer_storage=buffer_storage)
         check_not_negative(self.name, alpha=alpha)
         self.alpha = alpha
 

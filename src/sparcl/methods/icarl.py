@@ -33,9 +33,18 @@ class ICaRL(RehearsalMethod):
     answers_need = "the mean feature of each class's exemplars, the nearest of which answers"
     answers_unseen = False
 
-    def __init__(self, buffer_size: int = 200) -> None:
-        super().__init__(buffer_size)
-        self.buffer: BalancedBuffer = BalancedBuffer(buffer_size)
+    stores_logits = True
+    fills_by_task = True
+
+    def __init__(
+        self,
+        buffer_size: int | None = None,
+        *,
+        buffer_bytes: int | str | None = None,
+        buffer_storage: str = "raw",
+    ) -> None:
+        super().__init__(buffer_size, buffer_bytes=buffer_bytes, buffer_storage=buffer_storage)
+        self.buffer: BalancedBuffer = BalancedBuffer(**self.kept_as)
         self.old: list[int] = []
         self.seen: list[int] = []
         self.recorded: Tensor | None = None  # logits [samples of the task, C] of the network before the task
@@ -100,8 +109,7 @@ class ICaRL(RehearsalMethod):
             chosen = of_class[herding(features, share).cpu()]
             labels = samples.labels[chosen].to(device)
             self.buffer.admit(samples.inputs[chosen].to(device), labels, None, labels)
-        assert self.buffer.inputs is not None
-        self.buffer.logits = logits_of(model, self.buffer.inputs[: len(self.buffer)], task, device)
+        self.buffer.logits = logits_of(model, self.buffer.recall(), task, device)
         self.old, self.recorded, self._means = self.seen, None, None
 
     def predict(self, inputs: Tensor, task: Task) -> Tensor:
@@ -137,11 +145,9 @@ class ICaRL(RehearsalMethod):
 
     def _class_means(self, task: Task) -> Tensor:
         """Normalised mean of the exemplars' features, [S, D], in the order of `old`."""
-        assert self.buffer.inputs is not None
         assert self.buffer.labels is not None
-        filled = len(self.buffer)
-        features = features_of(self.host.model, self.buffer.inputs[:filled], task, self.host.device)
-        labels = self.buffer.labels[:filled]
+        features = features_of(self.host.model, self.buffer.recall(), task, self.host.device)
+        labels = self.buffer.labels[: len(self.buffer)]
         return F.normalize(torch.stack([features[labels == k].mean(dim=0) for k in self.old]), dim=1)
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,9 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparcl.errors import ConfigError
-from sparcl.methods.buffer import Remembered, ReservoirBuffer
+from sparcl.methods.buffer import Remembered, ReservoirBuffer, parse_bytes
 from sparcl.recorded import Recorded
 from sparcl.streams.task import Task
+
+DEFAULT_SIZE = 200
+"""Samples in a buffer that is given neither a size nor bytes."""
 
 SCENARIOS = ("class-il", "task-il")
 
@@ -128,6 +131,13 @@ class Method(Recorded, ABC):
     def check_task(self, task: Task) -> None:
         """Raise ConfigError if a task that is about to begin cannot be learned, before any work."""
 
+    def make_room(self, task: Task, columns: int) -> None:
+        """A task is about to begin, in a network of so many logits: see to it that the memory can hold its samples.
+
+        Raises:
+            ConfigError, DataError: it cannot.
+        """
+
     def begin_task(self, task: Task) -> None:
         """A task begins; its samples are at hand."""
 
@@ -235,16 +245,51 @@ class RehearsalMethod(Method):
     """A method with a reservoir buffer.
 
     Args:
-        buffer_size: samples kept, over all tasks.
+        buffer_size: samples kept, over all tasks; default 200.
         single_head: see Method.
+        buffer_bytes: bytes of all that is kept, labels and logits included, in place of `buffer_size`: a number, or
+            such as "2MB".
+        buffer_policy: `reservoir`, every sample seen with equal probability, or `balanced`, for unequal classes.
+        buffer_storage: `raw`, as samples come; `float16`, for floating inputs; `jpeg`, for uint8 images, lossy.
     """
 
+    fills_by_task: ClassVar[bool] = False
+    """Whether the buffer is filled at a task's end, by shares that are the method's own."""
     stores_logits: ClassVar[bool] = False
     replays_alone: ClassVar[bool] = False
     """Whether remembered samples have a forward pass of their own: batch statistics then need two of them."""
 
-    def __init__(self, buffer_size: int = 200, *, single_head: bool = False) -> None:
+    def __init__(
+        self,
+        buffer_size: int | None = None,
+        *,
+        single_head: bool = False,
+        buffer_bytes: int | str | None = None,
+        buffer_policy: str = "reservoir",
+        buffer_storage: str = "raw",
+    ) -> None:
         super().__init__(single_head=single_head)
+        if buffer_bytes is not None and buffer_size is not None:
+            raise ConfigError(f"{self.name} is given a buffer size and buffer bytes: give one of them")
+        if buffer_bytes is not None and buffer_storage == "jpeg" and self.fills_by_task:
+            raise ConfigError(
+                f"method {self.name} fills its buffer once a task, before the sizes of later JPEGs are known: give it"
+                " a buffer size, or another storage"
+            )
+        size = None if buffer_bytes is not None else DEFAULT_SIZE if buffer_size is None else buffer_size
+        self._check_size(size)
+        self.kept_as: dict[str, Any] = {
+            "capacity": size,
+            "max_bytes": None if buffer_bytes is None else parse_bytes(buffer_bytes),
+            "policy": buffer_policy,
+            "storage": buffer_storage,
+            "least": 2 if self.replays_alone else 1,
+        }
+        self.buffer: ReservoirBuffer = ReservoirBuffer(**self.kept_as)
+
+    def _check_size(self, buffer_size: int | None) -> None:
+        if buffer_size is None:
+            return
         if buffer_size < 1:
             raise ConfigError(
                 f"buffer size {buffer_size} is not allowed for {self.name}: a replay method needs 1 or more"
@@ -253,7 +298,9 @@ class RehearsalMethod(Method):
             raise ConfigError(
                 f"buffer size {buffer_size} is not allowed for {self.name}: it replays alone, use 2 or more"
             )
-        self.buffer: ReservoirBuffer = ReservoirBuffer(buffer_size)
+
+    def make_room(self, task: Task, columns: int) -> None:
+        self.buffer.make_room(task.train.inputs, columns if self.stores_logits else 0, self.host.generator)
 
     def after_step(self, batch: Batch, logits: Tensor) -> None:
         self.buffer.add(batch.raw, batch.labels, logits.detach() if self.stores_logits else None, self.host.generator)

@@ -10,7 +10,7 @@ device); the native backend's compact modules implement the same interface witho
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -147,8 +147,8 @@ def sparse_layers(model: nn.Module, prunable: Prunable = None) -> list[SparseLay
     A layer keeps one `SparseLayer` for life, so TDM and DGM that are attached one by one see the same masks.
 
     Raises:
-        ConfigError: no layer is prunable, a name matches none, a layer's weight is not trained or is computed from
-            other tensors (weight normalisation), or two layers have one.
+        ConfigError: no layer is prunable, a name matches none that is trained, a layer's weight is computed from other
+            tensors (weight normalisation), or two layers have one.
     """
     layers: list[SparseLayer] = []
     for name in prunable_names(model, prunable):
@@ -163,7 +163,6 @@ def sparse_layers(model: nn.Module, prunable: Prunable = None) -> list[SparseLay
             handle = module  # a compact module is its own SparseLayer
         handle.name = name  # as this model calls it, another may share the layer
         layers.append(cast(SparseLayer, handle))
-    check_trained(model, [layer.name for layer in layers])
     owners: dict[int, str] = {}
     for layer in layers:
         owner = owners.setdefault(id(layer.parameter), layer.name)
@@ -172,13 +171,10 @@ def sparse_layers(model: nn.Module, prunable: Prunable = None) -> list[SparseLay
     return layers
 
 
-def check_trained(model: nn.Module, names: Sequence[str]) -> None:
-    """Raise ConfigError if a layer that is to be pruned is frozen: what moves its mask would write into it."""
-    for name in names:
-        own = model.get_submodule(name)._parameters
-        weight = own.get("weight", own.get("values"))  # dense or compact
-        if weight is not None and not weight.requires_grad:
-            raise ConfigError(f"layer {name} is not trained (requires_grad is False): leave it out of `prunable`")
+def _is_frozen(layer: nn.Module) -> bool:
+    """Whether a layer's weight is not trained: what moves a mask would write into it, so it is never pruned."""
+    weight = layer._parameters.get("weight", layer._parameters.get("values"))  # dense or compact
+    return weight is not None and not weight.requires_grad
 
 
 def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
@@ -186,11 +182,12 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
 
     By default the published choice, for any model: every convolution and linear layer except the first, the last
     (the classifier), strided 1×1 convolutions (shortcuts) and depthwise ones. For ResNet-18 these are the sixteen
-    3×3 block convolutions (METHOD.md, section 1).
+    3×3 block convolutions (METHOD.md, section 1). A layer that is frozen is none of them, and no predicate is asked.
     """
-    candidates = {name: module for name, module in model.named_modules() if is_weighted(module)}
+    weighted = {name: module for name, module in model.named_modules() if is_weighted(module)}
+    candidates = {name: module for name, module in weighted.items() if not _is_frozen(module)}
     if prunable is None:
-        inner = list(candidates)[1:-1]
+        inner = [name for name in list(weighted)[1:-1] if name in candidates]
         names = [name for name in inner if not _stays_dense(candidates[name])]
     elif isinstance(prunable, str):
         raise ConfigError(f"`prunable` is a list of names or patterns, not one string: use [{prunable!r}]")
@@ -199,12 +196,17 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
     else:
         names = [name for name in candidates if any(fnmatch.fnmatchcase(name, p) for p in prunable)]
         for pattern in prunable:
-            if not any(fnmatch.fnmatchcase(name, pattern) for name in candidates):
+            matched = [name for name in weighted if fnmatch.fnmatchcase(name, pattern)]
+            if matched and not any(name in candidates for name in matched):
+                raise ConfigError(
+                    f"layer {matched[0]} is not trained (requires_grad is False): leave it out of `prunable`"
+                )
+            if not matched:
                 raise ConfigError(_no_match(model, pattern, list(candidates)))
     if not names:
         raise ConfigError(
             "the model has no prunable layer: it needs a Conv1d, Conv2d or Linear layer beside the first and the last"
-            f" (found: {', '.join(candidates) or 'none'}{_other_layers(model)})"
+            f" (found: {', '.join(candidates) or 'none'}{_other_layers(model)}{_frozen_layers(weighted)})"
             + (", or name layers of these with `prunable`" if candidates else "")
         )
     return names
@@ -223,6 +225,13 @@ def _other_layers(model: nn.Module) -> str:
     """Kinds of layers with a weight matrix that cannot be pruned, for those who look for theirs in a message."""
     own = {type(m).__name__: None for m in model.modules() if not is_weighted(m) and _has_matrix(m)}
     return f"; not prunable: {', '.join(own)}" if own else ""
+
+
+def _frozen_layers(weighted: Mapping[str, nn.Module]) -> str:
+    """The first frozen layer, for those who look for theirs in a message."""
+    frozen = [name for name, module in weighted.items() if _is_frozen(module)]
+    more = f" and {len(frozen) - 1} more" if len(frozen) > 1 else ""
+    return f"; not trained, requires_grad is False: {frozen[0]}{more}" if frozen else ""
 
 
 def _has_matrix(module: nn.Module) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -12,6 +13,9 @@ from sparcl.recorded import Recorded
 
 class ResNet(Recorded, nn.Module):
     """Stem, four stages of basic blocks, global average pooling, classifier. [N, C, H, W] in, [N, classes] out."""
+
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {"stem": ("conv1", "bn1")}
+    """What may be called by one name (`Learner(freeze=...)`)."""
 
     def __init__(self, blocks: tuple[int, int, int, int], channels: int, classes: int, width: int) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from sparcl.learner.training import Observer
 from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating
 from sparcl.run import optimizers, pretrained
-from sparcl.run.experiment import Experiment
+from sparcl.run.experiment import OF_BUFFER, Experiment
 from sparcl.sparsity import SPARSIFIERS, find
 from sparcl.sparsity.patterns import make_pattern
 from sparcl.sparsity.sparcl import SparCL
@@ -26,7 +26,7 @@ from sparcl.streams.augment import Transform
 from sparcl.streams.files import Progress
 from sparcl.streams.task import Stream
 
-SETTINGS = ("buffer_size", "single_head")
+SETTINGS = (*OF_BUFFER, "single_head")
 """Arguments of a method that an experiment names itself, not among `method_options`."""
 
 
@@ -59,8 +59,11 @@ def method(experiment: Experiment) -> Method:
     if experiment.single_head and not named.takes(kind, "single_head"):
         raise ConfigError(f"method {experiment.method} has no single head; leave it out")
     options: dict[str, Any] = dict(experiment.method_options)
-    if experiment.buffer_size is not None:
-        options["buffer_size"] = experiment.buffer_size
+    for name in OF_BUFFER:
+        if (value := getattr(experiment, name)) is not None:
+            if not named.takes(kind, name):
+                raise ConfigError(f"method {experiment.method} has a {name.replace('_', ' ')} of its own; leave it out")
+            options[name] = value
     if experiment.single_head:
         options["single_head"] = True
     if named.is_own(experiment.method):
@@ -212,4 +215,6 @@ def learner(experiment: Experiment, stream: Stream, observers: Sequence[Observer
         layer_choice=experiment.layer_choice,
         input_shape=stream.input_shape,
         observers=observers,
+        freeze=experiment.freeze,
+        latents=experiment.latents,
     )

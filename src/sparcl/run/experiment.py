@@ -16,6 +16,7 @@ from typing import Any
 from sparcl import methods, named
 from sparcl.errors import LARGEST, ConfigError, unknown
 from sparcl.learner.budget import check_pace
+from sparcl.learner.latents import KINDS
 from sparcl.learner.schedule import CONSTANT, check_clip, check_warmup, parse
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
@@ -83,6 +84,9 @@ class Experiment:
     scenario: str | None = None
     preset: str | None = None
     buffer_size: int | None = None
+    buffer_bytes: int | str | None = None
+    buffer_policy: str | None = None
+    buffer_storage: str | None = None
     single_head: bool = False
     method_options: dict[str, float] = field(default_factory=dict)
     lr: float | None = None
@@ -103,6 +107,10 @@ class Experiment:
     init: str | None = None
     init_sha256: str | None = None
     """Of the file `init`, hex: a run goes on, or runs again, from that one only."""
+    freeze: str | None = None
+    """Parts of the model that do not learn: names or shell patterns of modules, separated by commas."""
+    latents: str | None = None
+    """How what a frozen front answers is kept: float32, float16 or int8; None: it is computed anew each time."""
     # what is computed at all
     sparsifier_options: dict[str, float] = field(default_factory=dict)
     sparsity: float | None = None
@@ -138,6 +146,7 @@ class Experiment:
             ("first mask", self.first_mask, (None, *FIRST_MASKS)),
             ("importance", self.importance, (None, *IMPORTANCES)),
             ("ranking", self.ranking, (None, *RANKINGS)),
+            ("latents", self.latents, (None, *KINDS)),
         ):
             if value not in allowed and not (label in OF_YOUR_OWN and named.is_own(value)):
                 names = [name for name in allowed if name is not None] + OF_YOUR_OWN.get(label, [])
@@ -198,6 +207,8 @@ class Experiment:
         if len(budgets := [name for name in BUDGETS if getattr(self, name) is not None]) > 1:
             told = " and ".join(f"--{name.replace('_', '-')}" for name in budgets)
             raise ConfigError(f"{told} are both given; a task's budget is one of: epochs, steps, max seconds")
+        if self.latents is not None and self.freeze is None:
+            raise ConfigError(f"latents {self.latents} are what a frozen part answers: name it with --freeze")
         if self.pace and self.max_seconds is None:
             raise ConfigError("a pace goes with max seconds")
         method = methods.find(self.method)
@@ -205,9 +216,11 @@ class Experiment:
             raise ConfigError(
                 f"method {self.method} does not support {self.scenario}; it supports: {', '.join(method.scenarios)}"
             )
-        if self.buffer_size is not None and not methods.has_buffer(method):
+        of_buffer = [name for name in OF_BUFFER if getattr(self, name) is not None]
+        if of_buffer and not methods.has_buffer(method):
             replay = ", ".join(n for n, m in methods.METHODS.items() if issubclass(m, methods.RehearsalMethod))
-            raise ConfigError(f"method {self.method} has no buffer; --buffer-size goes with: {replay}")
+            told = of_buffer[0].replace("_", "-")
+            raise ConfigError(f"method {self.method} has no buffer; --{told} goes with: {replay}")
         if self.sparsifier == "dense" and self.sparsity:
             raise ConfigError(f"sparsity {self.sparsity} goes with a sparsifier; dense has none (leave it out, or 0)")
         usual = {f.name: f.default for f in dataclasses.fields(self)}
@@ -238,7 +251,8 @@ class Experiment:
         """
         protocol = PROTOCOLS.get(self.stream, OF_OWN)
         method = methods.find(self.method)
-        buffer_size = (self.buffer_size or 200) if methods.has_buffer(method) else None
+        of_size = methods.has_buffer(method) and self.buffer_bytes is None
+        buffer_size = (self.buffer_size or 200) if of_size else self.buffer_size
         settings = published(self.stream, self.method, buffer_size, self.preset)
         options = {k: v for k, v in settings.items() if k not in ("lr", "weight_decay", "source")}
         model = self.model or protocol.model
@@ -332,6 +346,9 @@ OF_YOUR_OWN = {
 BUDGETS = ("epochs", "steps", "max_seconds")
 """How long a task is trained: one of these."""
 
+OF_BUFFER = ("buffer_size", "buffer_bytes", "buffer_policy", "buffer_storage")
+"""Settings of the buffer, which a method may not have."""
+
 OF_LAYER_CHOICE = (
     *("stream", "resize", "method", "model", "width", "batch_size", "backend", "device", "threads"),
     *("sparsifier", "sparsity", "pattern", "block_size", "distribution", "prunable"),
@@ -355,6 +372,8 @@ def overridden(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         kept.pop("init_sha256", None)
     if any(k in given for k in BUDGETS):
         kept = {k: v for k, v in kept.items() if k not in BUDGETS}
+    if any(k in given for k in OF_BUFFER[:2]):
+        kept = {k: v for k, v in kept.items() if k not in OF_BUFFER[:2]}
     return {**kept, **given}
 
 

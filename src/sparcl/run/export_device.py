@@ -47,6 +47,12 @@ def export_device(
     if learner.position is not None:
         raise ConfigError(f"the learner stands inside task {learner.position.task + 1}: export it between two tasks")
     _check_device(learner, transform)
+    if still := [name for name, p in learner.model.named_parameters() if not p.requires_grad]:
+        raise ConfigError(f"{still[0]} is frozen, and a device trains every weight: it cannot be exported for one")
+    if (buffer := learner.method.buffer) is not None:
+        told = (buffer.policy.name, buffer.storage.name, buffer.max_bytes)
+        if told != ("reservoir", "raw", None):
+            raise ConfigError("a device keeps a plain reservoir of a size, as samples come: this buffer is another")
     figures = {
         "mean": list(transform.normalize.mean),
         "std": list(transform.normalize.std),

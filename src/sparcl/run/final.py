@@ -54,7 +54,7 @@ def save(directory: RunDirectory, learner: Learner, stream: Stream, experiment: 
     """Write the weights, what else an answer needs, and README.md."""
     disk.replace_file(directory.model, safetensors_parts(dense_state(learner.model)))
     if learner.method.answers_need is not None:
-        state = learner.method.answer_state(stream.tasks[0])
+        state = learner.answer_state(stream.tasks[0])
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         disk.replace_file(directory.answers, safetensors_parts(own))
     write_atomically(directory.readme, readme(learner.method, stream, experiment))

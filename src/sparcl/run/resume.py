@@ -45,6 +45,7 @@ decides."""
 BEFORE: dict[str, Any] = {
     **dict.fromkeys(("init", "init_sha256", "augment", "optimizer", "momentum")),
     **dict.fromkeys(("lr_schedule", "warmup", "clip_grad_norm")),
+    **dict.fromkeys(("freeze", "latents", "buffer_bytes", "buffer_policy", "buffer_storage")),
     "optimizer_options": {},
     "sparsifier_options": {},
 }
@@ -154,8 +155,10 @@ def check_labels(learner: Learner, stream: Stream) -> None:
     if buffer is None or buffer.inputs is None or buffer.labels is None:
         return
     checks.within(buffer.labels, "the buffer's labels", 0, stream.n_classes - 1)
-    inputs = stream.tasks[0].train.inputs
-    checks.tensor(buffer.inputs, "the buffer's inputs", inputs.dtype, (None, *inputs.shape[1:]))
+    with checks.refusing("the buffer"):
+        task = stream.tasks[0]
+        seen = task if learner.latents is None else learner.latents.like(task, learner.device)
+        buffer.check_inputs(seen.train.inputs)
 
 
 def check_data(stream: Stream, part: Mapping[str, Any]) -> None:

@@ -120,7 +120,8 @@ class Run:
         self.learner = build.learner(experiment, stream, [Measuring(console)])
         self.experiment = dataclasses.replace(experiment, layer_choice=self.learner.layer_choice)
         self.training_stream = stream.merged() if self.learner.method.learns_all_at_once else stream
-        self.ledger = Ledger(self.learner.model, self.learner.sparsifier.layers, stream.input_shape)
+        front = None if self.learner.latents is None else self.learner.latents.front
+        self.ledger = Ledger(self.learner.rest, self.learner.sparsifier.layers, stream.input_shape, front)
         self.clock = Clock()
         self.matrix = AccuracyMatrix(len(stream), answers_unseen=self.learner.method.answers_unseen)
         self.progress = Progress(console, len(self.training_stream), self.learner)

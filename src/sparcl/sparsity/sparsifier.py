@@ -84,6 +84,9 @@ class Sparsifier(Recorded):
         del model, optimizer, seed
         return self
 
+    def trains(self, model: nn.Module) -> None:
+        """Training passes go through this part of the model alone, which has the same layers by the same names."""
+
     def check_unbound(self) -> None:
         """Raise ConfigError if it is bound: its masks are those of the other Learner's model."""
         if self.layers:
@@ -191,6 +194,9 @@ class MaskSparsifier(Sparsifier):
         self.model, self.optimizer, self.layers = model, optimizer, layers
         self.generator = seeds.generator(seed, self.name)
         return self
+
+    def trains(self, model: nn.Module) -> None:
+        self.model = model
 
     def after_backward(self) -> None:
         """Clear what must not move, and remember the frozen weights with their optimizer state, bit for bit."""
