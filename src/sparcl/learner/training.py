@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sparcl import seeds
 from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.errors import ConfigError
-from sparcl.learner import apart, refusals, saving
+from sparcl.learner import alone, apart, refusals, saving
 from sparcl.learner.asked import Asked
 from sparcl.learner.backend import give_to_backend
 from sparcl.learner.budget import Budget, check_pace
@@ -78,6 +78,7 @@ class Training(ABC):
     ) -> None:
         refusals.check_settings(batch_size, replay_batch_size, lr)
         refusals.check_model(model)
+        alone.check_batches(model, batch_size, replay_batch_size)
         self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.recipes = saving.recipes(model, self.method, self.sparsifier)
@@ -228,6 +229,7 @@ class Training(ABC):
         if self.position is None:
             fits = (self.model, self.method, task, self.device, self.batch_size)
             refusals.check_fit(*fits, grows=self.classes.grows)
+            alone.check_task(self.model, task)
             self.method.check_task(task)
         else:
             saving.check_task(self.position, task, self.sparsifier)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparcl.checkpoint import checks
 from sparcl.errors import CheckpointError, DataError
+from sparcl.streams.lazy import Inputs
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class ReservoirBuffer:
             if logits.dim() != 2 or not logits.is_floating_point():
                 raise CheckpointError("the buffer's logits in the checkpoint are not floating point numbers [n, C]")
 
-    def check_inputs(self, inputs: Tensor) -> None:
+    def check_inputs(self, inputs: Inputs) -> None:
         """Raise DataError unless a task's inputs [N, ...] are of the dtype and shape of those that are held."""
         if self.inputs is not None and (self.inputs.dtype, self.inputs.shape[1:]) != (inputs.dtype, inputs.shape[1:]):
             held, given = (f"{str(t.dtype).removeprefix('torch.')} {list(t.shape[1:])}" for t in (self.inputs, inputs))

@@ -96,7 +96,7 @@ def pack(samples: Samples, classes: Sequence[str], path: Path) -> None:
     """
     if samples.inputs.dtype not in (torch.uint8, torch.float32):
         raise ConfigError(f"samples of {samples.inputs.dtype} cannot be packed; allowed: uint8 and float32")
-    tensors = {"inputs": samples.inputs.contiguous(), "labels": samples.labels.contiguous()}
+    tensors = {"inputs": samples.inputs[:].contiguous(), "labels": samples.labels.contiguous()}
     first, *data = safetensors_parts(tensors)
     header = {"__metadata__": {"format": SAMPLES, "version": "1", "classes": json.dumps(list(classes))}}
     text = json.dumps({**header, **json.loads(bytes(first)[8:])}, separators=(",", ":")).encode()
