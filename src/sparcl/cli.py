@@ -25,6 +25,7 @@ from sparcl import overlaid
 from sparcl.errors import ConfigError, DataWarning, OutputError, SparclError, Stopped, out_of_memory
 from sparcl.report import neutral
 from sparcl.run.console import CommandConsole, Output
+from sparcl.run.values import class_names, sizes
 
 app = typer.Typer(
     add_completion=False,
@@ -83,9 +84,17 @@ def run(
     data: Annotated[str | None, typer.Option(help="folder or archive with the stream's data")] = None,
     limit_per_class: Annotated[int | None, typer.Option(help="use only so many images a class")] = None,
     limit_test_per_class: Annotated[int | None, typer.Option(help="test on only so many images a class")] = None,
-    classes_per_task: Annotated[int | None, typer.Option(help="default: the stream's published split")] = None,
+    classes_per_task: Annotated[
+        Any, typer.Option(parser=sizes, metavar="N|N,N,...", help="one for all or one for each; default: published")
+    ] = None,
     class_order_seed: Annotated[int | None, typer.Option(help="shuffle the classes over the tasks")] = None,
+    class_order: Annotated[
+        Any, typer.Option(parser=class_names, metavar="NAME,NAME,...", help="all classes in the order they come")
+    ] = None,
     resize: Annotated[int | None, typer.Option(help="folder: side to resize images to")] = None,
+    lazy: Annotated[
+        bool | None, typer.Option("--lazy/--in-memory", help="folder: decode when needed; default: if it does not fit")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="run directory; default runs/<name>")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run directory's checkpoint")] = False,
     checkpoint_every: Annotated[str, typer.Option(help="steps or seconds between checkpoints: 500 or 60s")] = "60s",

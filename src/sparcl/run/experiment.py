@@ -71,11 +71,15 @@ class Experiment:
     device: str = "auto"
     # what arrives
     data: str | None = None
-    classes_per_task: int | None = None
+    classes_per_task: int | tuple[int, ...] | None = None
+    """Of every task, or of each: (4, 3, 3)."""
     class_order_seed: int | None = None
+    class_order: tuple[str, ...] | None = None
     limit_per_class: int | None = None
     limit_test_per_class: int | None = None
     resize: int | None = None
+    lazy: bool | None = None
+    """Whether a folder's images are decoded when they are needed; None: what fits is held in memory."""
     # how it is learned
     scenario: str | None = None
     preset: str | None = None
@@ -132,16 +136,17 @@ class Experiment:
             if value not in allowed:
                 names = ", ".join(name for name in allowed if name is not None)
                 raise ConfigError(f"unknown {label} {value!r}; allowed: {names}")
+        sizes = self.classes_per_task if isinstance(self.classes_per_task, tuple) else [self.classes_per_task]
         for label, number, least, most in (
             ("epochs", self.epochs, 1, MOST),
             ("steps", self.steps, 1, MOST),
-            ("batch size", self.batch_size, 2, MOST),
+            ("batch size", self.batch_size, 1, MOST),
             ("buffer size", self.buffer_size, 1, MOST),
             ("width", self.width, 1, MOST_WIDTH),
             ("threads", self.threads, 1, MOST_THREADS),
             ("limit per class", self.limit_per_class, 1, MOST),
             ("limit test per class", self.limit_test_per_class, 1, MOST),
-            ("classes per task", self.classes_per_task, 1, MOST),
+            *(("classes per task", k, 1, MOST) for k in sizes),
             ("resize", self.resize, 1, MOST),
             ("seed", self.seed, 0, 2**63 - 1),
         ):
@@ -173,6 +178,11 @@ class Experiment:
         if len(budgets := [name for name in BUDGETS if getattr(self, name) is not None]) > 1:
             told = " and ".join(f"--{name.replace('_', '-')}" for name in budgets)
             raise ConfigError(f"{told} are both given; a task's budget is one of: epochs, steps, max seconds")
+        if self.class_order is not None and self.class_order_seed is not None:
+            raise ConfigError("class order and class order seed are both given: leave one of them out")
+        if self.lazy is not None and not STREAMS[self.stream].resizes:
+            able = ", ".join(name for name, entry in STREAMS.items() if entry.resizes)
+            raise ConfigError(f"lazy goes with a stream of files: {able}, not {self.stream}")
         if self.pace and self.max_seconds is None:
             raise ConfigError("a pace goes with max seconds")
         method = methods.find(self.method)
@@ -357,7 +367,9 @@ def _check_type(source: str, key: str, annotation: str, value: object) -> None:
         kind = part.strip().split("[")[0]
         allowed += PLAIN_TYPES.get(kind, [])
     right = type(value) in allowed
-    if right and isinstance(value, list | tuple) and "tuple[int" in annotation:
+    if right and isinstance(value, list | tuple) and "tuple[int" in annotation and "tuple[tuple" not in annotation:
+        right = len(value) > 0 and all(type(number) is int for number in value)
+    elif right and isinstance(value, list | tuple) and "tuple[int" in annotation:
         rows = [row if isinstance(row, list | tuple) else [None] for row in value]
         right = all(type(number) is int for row in rows for number in row)
     elif right and isinstance(value, list | tuple):

@@ -123,6 +123,7 @@ def pack_stream(
         raise ConfigError(f"task {task} is not there; {name} has the tasks 1 to {len(stream)}")
     source = stream.merged()[0] if task is None else stream[task - 1]
     samples = source.train if split == "train" else source.test
-    assert samples is not None  # streams by name have both
+    if samples is None:
+        raise ConfigError(f"{name} has no test samples here; allowed: train")
     labels = torch.searchsorted(torch.tensor(sorted(source.classes)), samples.labels)  # into the names that are there
     pack(Samples(samples.inputs, labels), [stream.class_names[c] for c in sorted(source.classes)], path)

@@ -46,6 +46,7 @@ from sparcl.run.resume import (
 )
 from sparcl.run.signals import StopRequest
 from sparcl.run.trackers import Trackers
+from sparcl.streams.registry import STREAMS
 from sparcl.streams.task import Stream
 
 
@@ -117,7 +118,8 @@ class Run:
         self.track = track
         self.experiment, self.stream, self.directory, self.console = experiment, stream, directory, console
         self.learner = build.learner(experiment, stream)
-        self.experiment = dataclasses.replace(experiment, layer_choice=self.learner.layer_choice)
+        lazy = stream.lazy if STREAMS[experiment.stream].resizes else None
+        self.experiment = dataclasses.replace(experiment, layer_choice=self.learner.layer_choice, lazy=lazy)
         self.training_stream = stream.merged() if self.learner.method.learns_all_at_once else stream
         self.ledger = Ledger(self.learner.model, self.learner.sparsifier.layers, stream.input_shape)
         self.clock = Clock()
@@ -228,13 +230,20 @@ class Run:
     def _learn(self) -> None:
         """All tasks that are left, each with its evaluation, and a checkpoint at the end."""
         self.stop.training = True
-        if not self.matrix.has_baseline:
+        if not self.stream.tested:
+            self.console.print("there are no test samples: accuracy is not measured", highlight=False)
+        elif not self.matrix.has_baseline:
             self.matrix.set_baseline(self.learner.evaluate(self.stream.tasks))
-        if len(self.matrix) < self.learner.learned:  # the run was stopped before or in this evaluation
+        if (
+            self.stream.tested and len(self.matrix) < self.learner.learned
+        ):  # the run was stopped before or in this evaluation
             self._evaluate(self.log)
         for task in self.training_stream.tasks[self.learner.learned :]:
             self.learner.learn(task)
-            self._evaluate(self.log)
+            if self.stream.tested:
+                self._evaluate(self.log)
+            else:
+                self._tell_learned()
             if self.checkpointer.due():
                 self.checkpointer.now()
         self._checkpoint()
@@ -270,9 +279,11 @@ class Run:
         )
         self.progress.accuracy = str(so_far)
         log.write("evaluate", {"class_il": accuracy.class_il, "task_il": accuracy.task_il, "seen": seen})
-        self.console.print(
-            f"task {self.learner.learned}/{len(self.training_stream)} learned: {so_far}", highlight=False
-        )
+        self._tell_learned(f": {so_far}")
+
+    def _tell_learned(self, accuracy: str = "") -> None:
+        told = f"task {self.learner.learned}/{len(self.training_stream)} learned{accuracy}"
+        self.console.print(told, highlight=False)
 
     def _record_pace(self) -> None:
         """What a budget of seconds came to goes into config.toml, so that it runs again to the same bits."""

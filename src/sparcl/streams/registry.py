@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from sparcl.streams.digits import seq_digits
 from sparcl.streams.files import Progress
 from sparcl.streams.folder import folder
 from sparcl.streams.idx import seq_fashion_mnist, seq_mnist
-from sparcl.streams.task import Stream
+from sparcl.streams.labels import ClassesPerTask
+from sparcl.streams.task import Name, Stream
 from sparcl.streams.tinyimagenet import seq_tinyimg
 
 
@@ -24,7 +25,7 @@ class Entry:
     Attributes:
         open: the function that loads it.
         needs_data: whether it reads files (and takes `data` and `progress`).
-        resizes: whether it takes `resize`.
+        resizes: whether it takes `resize` and `lazy`.
     """
 
     open: Callable[..., Stream]
@@ -47,10 +48,12 @@ def load(
     name: str,
     data: Path | None = None,
     *,
-    classes_per_task: int | None = None,
+    classes_per_task: ClassesPerTask | None = None,
     class_order_seed: int | None = None,
+    class_order: Sequence[Name] | None = None,
     limit_per_class: int | None = None,
     resize: int | tuple[int, int] | None = None,
+    lazy: bool | None = None,
     progress: Progress | None = None,
 ) -> Stream:
     """Load a stream by its name.
@@ -58,10 +61,13 @@ def load(
     Args:
         name: a key of `STREAMS`.
         data: a folder or an archive; None is the folder `data`. seq-digits reads none.
-        classes_per_task: None is the published split of the stream.
+        classes_per_task: a number that divides the number of classes, or one for each task: [4, 3, 3]. None is the
+            published split of the stream.
         class_order_seed: shuffles the classes over the tasks; None keeps the natural order.
+        class_order: the names of all classes, in the order in which they come.
         limit_per_class: keep only the first so many training and so many test samples of a class.
         resize: only for `folder`: the side of a square, or (height, width).
+        lazy: only for `folder`: whether images are decoded whenever they are needed; None: if they would not fit.
         progress: called with (done, total) while files are read for the first time.
 
     Raises:
@@ -71,7 +77,11 @@ def load(
     if name not in STREAMS:
         raise ConfigError(f"unknown stream {name!r}: allowed are {', '.join(STREAMS)}")
     entry = STREAMS[name]
-    options: dict[str, Any] = {"class_order_seed": class_order_seed, "limit_per_class": limit_per_class}
+    options: dict[str, Any] = {
+        "class_order_seed": class_order_seed,
+        "class_order": class_order,
+        "limit_per_class": limit_per_class,
+    }
     if classes_per_task is not None:
         options["classes_per_task"] = classes_per_task
     if resize is not None:
@@ -79,6 +89,11 @@ def load(
             able = ", ".join(k for k, e in STREAMS.items() if e.resizes)
             raise ConfigError(f"{name} images have one size already: only {able} can be resized")
         options["resize"] = resize
+    if lazy is not None:
+        if not entry.resizes:
+            able = ", ".join(k for k, e in STREAMS.items() if e.resizes)
+            raise ConfigError(f"{name} is held in memory whole: only {able} can be read lazily")
+        options["lazy"] = lazy
     if not entry.needs_data:
         return entry.open(**options)
     place = data if data is not None else Path("data")

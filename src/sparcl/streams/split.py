@@ -90,7 +90,7 @@ def from_arrays(
         raise DataError(
             f"{len(train_columns)} training samples cannot fill {len(names)} classes: each needs at least one"
         )
-    return _stream(
+    return assemble(
         name,
         Samples(train_x, train_columns),
         None if test is None or test_columns is None else Samples(test[0], test_columns),
@@ -153,7 +153,7 @@ def split(
     test = None
     if len(arrays.test_labels):
         test = Samples(as_inputs(arrays.test_inputs, "test"), as_labels(arrays.test_labels, "test"))
-    return _stream(
+    return assemble(
         name,
         Samples(as_inputs(arrays.train_inputs, "training"), as_labels(arrays.train_labels, "training")),
         test,
@@ -167,7 +167,7 @@ def split(
     )
 
 
-def _stream(
+def assemble(
     name: str,
     train: Samples,
     test: Samples | None,
@@ -180,6 +180,11 @@ def _stream(
     limit_per_class: int | None,
     share: bool,
 ) -> Stream:
+    """A stream of samples whose labels are places in `names`; the rest as of `from_arrays`.
+
+    Args:
+        share: whether tasks may be views of the inputs.
+    """
     n_classes = len(names)
     check_classes(n_classes)
     given = [("training", train), *([] if test is None else [("test", test)])]
@@ -309,7 +314,7 @@ def check_labels(labels: Tensor, what: str, names: Mapping[int, str], *, all_nee
     present = set(torch.unique(labels).tolist())
     for k, name in names.items() if all_needed else ():
         if k not in present:
-            hint = f"; labels start at 0, yours at {min(present)}" if k == 0 else ""
+            hint = f"; labels start at 0, yours at {min(present)}" if k == 0 and what == "training" else ""
             raise DataError(f"class {name!r} has no {what} samples: every class needs at least one{hint}")
 
 
