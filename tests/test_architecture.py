@@ -83,6 +83,7 @@ LEARNER = (
     "trained",
     "backend",
     "refusals",
+    "alone",
     "accuracy",
     "apart",
     "asked",

@@ -234,9 +234,7 @@ class Run:
             self.console.print("there are no test samples: accuracy is not measured", highlight=False)
         elif not self.matrix.has_baseline:
             self.matrix.set_baseline(self.learner.evaluate(self.stream.tasks))
-        if (
-            self.stream.tested and len(self.matrix) < self.learner.learned
-        ):  # the run was stopped before or in this evaluation
+        if self.stream.tested and len(self.matrix) < self.learner.learned:  # stopped before or in this evaluation
             self._evaluate(self.log)
         for task in self.training_stream.tasks[self.learner.learned :]:
             self.learner.learn(task)
