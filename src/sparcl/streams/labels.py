@@ -34,7 +34,7 @@ def by_name(y: Labels, what: str) -> list[Name]:
     labels = [int(k) if isinstance(k, np.integer) else k for k in values]
     for k in labels:
         if not isinstance(k, str | int) or isinstance(k, bool):
-            raise DataError(f"{what} label {k!r:.40} is a {type(k).__name__}: {needed}")
+            raise DataError(f"{what} label {' '.join(repr(k).split())[:40]} is a {type(k).__name__}: {needed}")
     return labels
 
 

@@ -131,10 +131,11 @@ def _columns(
     labels = by_name(train, "training")
     names = classes_of(labels) if class_names is None else list(class_names)
     check_classes(len(names))
+    trained = places(labels, names, "training")
     tested = None if test is None else places(by_name(test, "test"), names, "test")
     if tested is not None and not len(tested):
         raise DataError("there are no test labels: there must be one for each input")
-    return tuple(names), places(labels, names, "training"), tested
+    return tuple(names), trained, tested
 
 
 def split(
