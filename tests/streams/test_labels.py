@@ -58,7 +58,6 @@ def test_class_names_say_the_order_of_strings() -> None:
     [
         ([1.5, 2.0, 1.0], "integers of shape"),
         ([[1, 0], [0, 1]], "integers of shape"),
-        ([], "there are no training labels"),
         ([1, "1", 2], "there is a label 1 and a label '1'"),
         (["a", None], "None is a NoneType"),
     ],
@@ -69,13 +68,23 @@ def test_what_is_no_label_is_refused_in_one_line(labels: Any, message: str) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_no_labels_are_refused() -> None:
+    x, none = np.zeros((2, 2), np.float32), np.array([], dtype=str)
+    with pytest.raises(DataError, match="there are no training labels"):
+        from_arrays(x, none)
+    with pytest.raises(DataError, match="there are no test labels"):
+        from_arrays(x, ["a", "b"], x, none)
+    with pytest.raises(DataError, match="there are no test inputs: give inputs and labels, or a Dataset"):
+        from_arrays(x, ["a", "b"], None, ["a", "b"])
+
+
 def test_a_test_label_that_was_never_trained_on_is_refused() -> None:
     x = np.zeros((3, 2), np.float32)
     with pytest.raises(DataError, match=r"test label 'fox' of sample 1 is no class: allowed are cat, dog$"):
         from_arrays(x, ["cat", "dog", "cat"], x, ["dog", "fox", "dog"])
 
 
-# --- the order, and tasks of unequal size ------------------------------------------------------------------------------
+# --- the order, and tasks of unequal size -----------------------------------------------------------------------------
 
 
 def test_classes_come_in_the_order_that_is_named() -> None:
@@ -110,7 +119,7 @@ def test_tasks_may_have_unequal_numbers_of_classes() -> None:
 
 @pytest.mark.parametrize("sizes", [[4, 3], [4, 3, 4], [10, 0], [11, -1], [], [5.0, 5.0], [True, 9], "55", [2, 8, "x"]])
 def test_sizes_that_do_not_add_up_are_refused(sizes: Any) -> None:
-    with pytest.raises(DataError, match="10 classes do not split into tasks of .*add up to 10 are needed"):
+    with pytest.raises(DataError, match=r"10 classes do not split into tasks of .*add up to 10 are needed"):
         cut(10, sizes)
 
 
