@@ -273,6 +273,32 @@ class Data:
         write_folder(root, members)
         return lambda: check_stream(streams.load("folder", root))
 
+    def lazy_image(self, rng: random.Random) -> Case:
+        """Read lazily, and damaged or gone before or after the first pass."""
+        members = dict(self.images)
+        victim = rng.choice(list(members))
+        damaged = mutate(members[victim], rng)
+        root = self.root / "case-lazy"
+        shutil.rmtree(root, ignore_errors=True)
+        later = rng.random() < 0.5
+        write_folder(root, members if later else {**members, victim: damaged})
+        vanishes = rng.random() < 0.3
+
+        def load() -> None:
+            stream = streams.load("folder", root, lazy=True)
+            if later:
+                (root / victim).unlink()
+                if not vanishes:
+                    (root / victim).write_bytes(damaged)
+            for task in stream:
+                for samples in (task.train, task.test):
+                    read = samples.inputs[:]
+                    assert read.dtype == torch.uint8
+                    assert read.shape == (len(samples.labels), *stream.input_shape)
+            assert not (later and vanishes), "an image that is gone was read"
+
+        return load
+
     def idx_file(self, rng: random.Random) -> Case:
         import gzip
 
@@ -444,11 +470,12 @@ def fuzz(count: int, seed: int, root: Path) -> Counter[tuple[str, str]]:
         "checkpoint, hostile": checkpoints.signed,
         "archive": data.archive,
         "image": data.image,
+        "image, read lazily": data.lazy_image,
         "IDX": data.idx_file,
         "configuration": toml(root / "toml"),
         "bomb": Bombs(root / "bombs", data, checkpoints).case,
     }
-    weights = (20, 35, 15, 8, 12, 9, 1)
+    weights = (20, 35, 15, 8, 6, 12, 9, 1)
     found: Counter[tuple[str, str]] = Counter()
     wrong: list[str] = []
     for number in range(count):
