@@ -93,7 +93,7 @@ def test_lazily_read_images_end_in_the_same_bits(photos: Path, tmp_path: Path) -
     assert "lazy = true" in (tmp_path / "two" / "config.toml").read_text()
 
 
-def test_a_run_goes_on_reading_as_it_began(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_reading_as_it_began(photos: Path, tmp_path: Path) -> None:
     whole = run(photos, tmp_path / "whole")
     real = learner.Learner._step
 
@@ -154,7 +154,7 @@ def test_without_a_test_split_accuracy_is_null_and_said_once(
     assert result["model_sha256"] == whole["model_sha256"]  # learned as ever
     for words, shows in (
         (["watch", str(tmp_path / "run")], "finished: no test samples"),
-        (["report", str(tmp_path / "run")], "–"),
+        (["report", str(tmp_path / "run")], "Mean ± sample"),
         (["report", str(tmp_path / "run"), "--format", "csv"], "folder"),
         (["predict", str(tmp_path / "run"), str(photos / "train" / "ant" / "0.png")], "%"),
     ):
