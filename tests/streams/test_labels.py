@@ -30,6 +30,7 @@ def stream_of(labels: Any, **options: Any) -> Any:
         (np.array([9, 0, 4, 9], dtype=np.uint16), [0, 4, 9]),
         ([2, 0, 1, 2], [0, 1, 2]),
         (["a", 5, "a", 7], ["a", 5, 7]),
+        (list(np.array(["b", "a"])), ["b", "a"]),
     ],
 )
 def test_every_label_gets_a_column_and_keeps_its_name(labels: Any, names: list[Any]) -> None:
@@ -38,6 +39,7 @@ def test_every_label_gets_a_column_and_keeps_its_name(labels: Any, names: list[A
     plain = labels.tolist() if hasattr(labels, "tolist") else labels
     for task in stream:
         assert task.column_names == tuple(names)
+        assert {type(name) for name in task.column_names} <= {str, int}
         for samples in (task.train, task.test):
             assert [plain[int(i)] for i in samples.inputs[:, 0]] == [names[k] for k in samples.labels]
 

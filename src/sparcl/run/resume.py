@@ -138,7 +138,7 @@ def resumed(experiment: Experiment, part: Mapping[str, Any]) -> Experiment:
     check_same(experiment, saved, "the checkpoint")
     try:
         lazy = saved.get("lazy") if experiment.lazy is None else experiment.lazy
-        if lazy not in (None, True, False):
+        if not isinstance(lazy, bool | None):
             raise ConfigError(f"lazy must be true or false, not {lazy!r:.80}")
         return dataclasses.replace(experiment, layer_choice=saved["layer_choice"], lazy=lazy)
     except (SparclError, TypeError, AttributeError) as error:

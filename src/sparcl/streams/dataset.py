@@ -151,7 +151,8 @@ def _check_loader(loader: Any) -> None:
     usual = (torch_data.SequentialSampler, torch_data.RandomSampler)
     # a loader that batches by itself wraps its sampler
     own_batches = loader.batch_sampler is not None and type(loader.batch_sampler) is not torch_data.BatchSampler
-    if own_batches or not isinstance(loader.sampler, usual) or getattr(loader.sampler, "replacement", False):
+    chosen = not isinstance(loader.sampler, usual) or getattr(loader.sampler, "replacement", False)
+    if own_batches or chosen or len(loader.sampler) != len(loader.dataset):
         kind = type(loader.batch_sampler if own_batches else loader.sampler).__name__
         raise ConfigError(
             f"the DataLoader has a {kind}, but order and batches are the Learner's: give its data set (for some of"

@@ -31,7 +31,7 @@ def by_name(y: Labels, what: str) -> list[Name]:
         if values.ndim != 1 or values.dtype.kind not in "iuUO":
             raise DataError(f"{what} labels are {values.dtype} of shape {tuple(values.shape)}: {needed}")
         values = values.tolist()
-    labels = [int(k) if isinstance(k, np.integer) else k for k in values]
+    labels = [int(k) if isinstance(k, np.integer) else str(k) if isinstance(k, np.str_) else k for k in values]
     for k in labels:
         if not isinstance(k, str | int) or isinstance(k, bool):
             raise DataError(f"{what} label {' '.join(repr(k).split())[:40]} is a {type(k).__name__}: {needed}")
