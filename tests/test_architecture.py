@@ -91,6 +91,7 @@ LEARNER = (
     "trained",
     "backend",
     "refusals",
+    "alone",
     "frozen",
     "latents",
     "accuracy",

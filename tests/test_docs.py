@@ -72,6 +72,8 @@ def test_start_runs(tmp_path, monkeypatch, capsys):
 @pytest.mark.usefixtures("photos")
 def test_own_data_runs(capsys):
     names = run("own-data")
+    assert [len(task.classes) for task in names["named"]] == [3, 2, 1]
+    assert (names["untested"].tested, names["mapped"].lazy, names["from_dataset"].lazy) == (False, True, True)
     assert names["photos"].class_names == ("cat", "dog")
     assert "mean of 3 tasks" in capsys.readouterr().out
     assert equal(names["again"], names["learner"])

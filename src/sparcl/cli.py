@@ -16,6 +16,7 @@ from sparcl.errors import ConfigError, unknown
 from sparcl.report import neutral
 from sparcl.run.console import CommandConsole
 from sparcl.run.manual import Commands
+from sparcl.run.values import class_names, sizes
 
 app = typer.Typer(
     cls=Commands,
@@ -91,11 +92,19 @@ def run(
     data: Annotated[str | None, typer.Option(help="folder or archive with the stream's data")] = None,
     limit_per_class: Annotated[int | None, typer.Option(help="use only so many images a class")] = None,
     limit_test_per_class: Annotated[int | None, typer.Option(help="test on only so many images a class")] = None,
-    classes_per_task: Annotated[int | None, typer.Option(help="default: the stream's published split")] = None,
+    classes_per_task: Annotated[
+        Any, typer.Option(parser=sizes, metavar="N|N,N,...", help="one for all or one for each; default: published")
+    ] = None,
     class_order_seed: Annotated[int | None, typer.Option(help="shuffle the classes over the tasks")] = None,
+    class_order: Annotated[
+        Any, typer.Option(parser=class_names, metavar="NAME,NAME,...", help="all classes in the order they come")
+    ] = None,
     resize: Annotated[int | None, typer.Option(help="folder: side to resize images to")] = None,
     augment: Annotated[
         list[str] | None, typer.Option(help="none, crop, flip, crop+flip, or your own; default: the stream's")
+    ] = None,
+    lazy: Annotated[
+        bool | None, typer.Option("--lazy/--in-memory", help="folder: decode when needed; default: if it does not fit")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="run directory; default runs/<name>")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run directory's checkpoint")] = False,

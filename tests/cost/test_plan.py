@@ -48,6 +48,14 @@ def test_a_forecast_of_seq_digits_equals_the_run() -> None:
     assert plan(models.ConvNet(10, width=8), DERpp(200), SparCL(0.90), samples, (1, 8, 8), epochs=10) == run
 
 
+def test_a_forecast_of_unequal_tasks_equals_the_run() -> None:
+    stream = seq_digits(classes_per_task=[4, 1, 5], limit_per_class=24)
+    samples = [len(task.train) for task in stream]
+    assert samples == [96, 24, 120]
+    run = trained(models.ConvNet(10, width=8), DERpp(200), SparCL(0.90), stream, epochs=10)
+    assert plan(models.ConvNet(10, width=8), DERpp(200), SparCL(0.90), samples, (1, 8, 8), epochs=10) == run
+
+
 SPARSIFIERS: list[Make] = [
     Sparsifier,
     lambda: SparCL(0.75, prunable=PRUNABLE_OF_NET, pattern="block", block_size=2),

@@ -329,6 +329,20 @@ def test_class_il_and_task_il_by_hand() -> None:
         learner.evaluate()
 
 
+def test_tasks_of_unequal_size_by_hand() -> None:
+    logits = torch.tensor([[3.0, 1, 2, 0], [1, 3, 9, 0], [2, 1, 0, 4], [0, 5, 4, 4.5]])
+    labels = torch.tensor([0, 1, 2, 3])
+    tasks = [
+        Task(t, classes, Samples(logits, labels), Samples(logits[a:b], labels[a:b]), Transform())
+        for t, classes, a, b in ((0, (0, 1, 2), 0, 3), (1, (3,), 3, 4))
+    ]
+    accuracy = Learner(Fixed(), backend="reference").evaluate(tasks)
+    # 1 loses to class 2, of its own task; 2 is wrong in both; 3 loses to class 1, and is alone in its task
+    assert accuracy.class_il == pytest.approx((100 / 3, 0.0))
+    assert accuracy.task_il == pytest.approx((100 / 3, 100.0))
+    assert accuracy.confusion == ((1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 1, 0, 0))
+
+
 def test_evaluation_changes_nothing() -> None:
     stream = blobs(flip=True)
     learner = make_learner()

@@ -78,11 +78,12 @@ def fuzz(count: int, seed: int, root: Path) -> Counter[tuple[str, str]]:
         "in a stream, hostile": StreamCheckpoints(root / "streams").signed,
         "archive": data.archive,
         "image": data.image,
+        "image, read lazily": data.lazy_image,
         "IDX": data.idx_file,
         "configuration": toml(root / "toml"),
         "bomb": Bombs(root / "bombs", data, checkpoints).case,
     }
-    weights = (20, 25, 10, 15, 8, 12, 9, 1)
+    weights = (20, 25, 10, 15, 8, 6, 12, 9, 1)
     found: Counter[tuple[str, str]] = Counter()
     wrong: list[str] = []
     for number in range(count):

@@ -271,6 +271,32 @@ class Data:
         write_folder(root, members)
         return lambda: check_stream(streams.load("folder", root))
 
+    def lazy_image(self, rng: random.Random) -> Case:
+        """Read lazily, and damaged or gone before or after the first pass."""
+        members = dict(self.images)
+        victim = rng.choice(list(members))
+        damaged = mutate(members[victim], rng)
+        root = self.root / "case-lazy"
+        shutil.rmtree(root, ignore_errors=True)
+        later = rng.random() < 0.5
+        write_folder(root, members if later else {**members, victim: damaged})
+        vanishes = rng.random() < 0.3
+
+        def load() -> None:
+            stream = streams.load("folder", root, lazy=True)
+            if later:
+                (root / victim).unlink()
+                if not vanishes:
+                    (root / victim).write_bytes(damaged)
+            for task in stream:
+                for samples in (task.train, task.test):
+                    read = samples.inputs[:]
+                    assert read.dtype == torch.uint8
+                    assert read.shape == (len(samples.labels), *stream.input_shape)
+            assert not (later and vanishes), "an image that is gone was read"
+
+        return load
+
     def idx_file(self, rng: random.Random) -> Case:
         import gzip
 

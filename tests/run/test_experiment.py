@@ -75,7 +75,7 @@ def test_toml_round_trip(tmp_path):
         ({"sparsifier": "dense", "prunable": ("conv*",)}, "leave it out"),
         ({"block_size": 8}, "pattern block"),
         ({"backend": "native", "device": "cuda"}, "CPU"),
-        ({"batch_size": 1}, "2 or more"),
+        ({"batch_size": 0}, "1 or more"),
         ({"epochs": 0}, "1 or more"),
         ({"lr": 0.0}, "above 0"),
         ({"lr": float("nan")}, "above 0"),

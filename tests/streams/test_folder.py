@@ -128,10 +128,12 @@ def test_a_damaged_image_is_named(tmp_path):
 
 
 def test_what_is_no_tree_is_refused_with_the_layout(tmp_path):
-    (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match=r"train/<class>/\* and test/<class>/\* are needed"):
         folder(tmp_path)
     (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match=r"train/<class>/\* and test/<class>/\* are needed"):
+        folder(tmp_path)
+    (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match=r"no images in train/<class>/\*"):
         folder(tmp_path)
     with pytest.raises(DataError, match="does not exist"):

@@ -130,6 +130,8 @@ class Forecast:
         while last(length - cursor, batch, self.drop_last):
             asked = self._rank(step)
             length -= self.removal.begin_step(step, cursor, length - cursor)
+            if cursor == 0:  # a small task may now be less than the batch that the epoch began with
+                batch = min(self.batch_size, length)
             now = last(length - cursor, batch, self.drop_last)
             if not now:
                 break  # a removal at this very step left too few

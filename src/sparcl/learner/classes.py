@@ -120,7 +120,9 @@ class Classes:
         self._grow(optimizer, generator)
 
     def note(self, task: Task) -> None:
-        """A task begins: these are its columns."""
+        """A task begins: these are its columns; where its stream names them, they are known by name from now on."""
+        if not self.grows and not self.names:
+            self.names = list(task.column_names)
         self.of_tasks = [*self.of_tasks[: task.index], tuple(task.classes)]
 
     @torch.no_grad()

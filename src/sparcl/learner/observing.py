@@ -9,18 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparcl import seeds
 from sparcl.errors import ConfigError, DataError
 from sparcl.learner import refusals
+from sparcl.learner.alone import first_norm
 from sparcl.learner.asked import Asked
 from sparcl.learner.position import StreamPosition
 from sparcl.learner.training import Training
 from sparcl.methods import METHODS
 from sparcl.methods.method import Batch
-from sparcl.streams.arrive import Labels, make_task
+from sparcl.streams.arrive import make_task
 from sparcl.streams.augment import Transform
+from sparcl.streams.labels import Labels
 from sparcl.streams.split import ArrayLike, as_inputs, as_labels, check_size
 from sparcl.streams.task import Name, Samples, Task
 
@@ -114,7 +116,7 @@ class Observing(Training):
             self._columns(task)  # the model takes them
             columns = len(self.classes.names) + len(new)
         else:
-            samples = Samples(as_inputs(x, "arriving"), as_labels(y, "arriving"))  # type: ignore[arg-type]
+            samples = Samples(as_inputs(x, "arriving"), as_labels(y, "arriving"))
             check_size(samples, "arriving")
             task, new = Task(self.learned, (), samples, None, transform), []
             columns = self._columns(task)
@@ -123,7 +125,7 @@ class Observing(Training):
 
     def _columns(self, task: Task) -> int:
         """Of the logits that the model answers such samples with; asked once for each kind of them."""
-        if self.method.buffer is not None:
+        if self.method.buffer is not None and self.latents is None:
             self.method.buffer.check_inputs(task.train.inputs)
         kind = (task.train.inputs.dtype, task.train.inputs.shape[1:], task.transform)
         if getattr(self, "_fits", (None, 0))[0] != kind:
@@ -137,7 +139,7 @@ class Observing(Training):
 
     def _check_single(self, samples: int) -> None:
         """Raise ConfigError if a batch of one would have to give batch statistics."""
-        if samples > 1 or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()):
+        if samples > 1 or first_norm(self.model) is None:
             return
         held = 0 if self.method.buffer is None else len(self.method.buffer)
         if not self.method.joins_replay:
@@ -154,9 +156,10 @@ class Observing(Training):
 
     def _observe(self, task: Task) -> None:
         """A step on samples that can be trained on; the head has their columns."""
-        self.task, self.transform = task, task.transform
-        self.inputs, self.labels = task.train.inputs.to(self.device), task.train.labels.to(self.device)
-        self.model.train()
+        trained = self._trained_on(task)
+        self.task, self.trained_on, self.transform = task, trained, task.transform
+        self.inputs, self.labels = trained.train.inputs.to(self.device), trained.train.labels.to(self.device)
+        self.frozen.train()
         with self._under_way():
             stream = self._bind(samples := len(task.train))
             self.sparsifier.begin_step(stream.steps)
@@ -175,6 +178,7 @@ class Observing(Training):
         asked = (self._assemble, self.generators.importance, samples, self.batch_size, self.tell)
         self._asked = Present(self.method, self.sparsifier, *asked)
         if self.stream is None:
+            self.method.make_room(self.trained_on, len(self.task.classes))
             self.sparsifier.begin_stream(self._asked.losses())
             self.stream = StreamPosition()
         else:

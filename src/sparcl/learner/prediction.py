@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparcl.errors import ConfigError, DataError, one_line
 from sparcl.streams.augment import Transform
-from sparcl.streams.split import ArrayLike, as_inputs
+from sparcl.streams.split import stored
 from sparcl.streams.task import Name, Samples, Task
 
 BATCH = 256
@@ -42,7 +43,7 @@ class Prediction:
 @torch.no_grad()
 def predict(
     answer: Callable[[Tensor, Task], Tensor],
-    inputs: ArrayLike,
+    inputs: Any,
     transform: Transform,
     names: list[Name],
     columns: tuple[int, ...] | None,
@@ -59,16 +60,17 @@ def predict(
     Raises:
         DataError: the inputs are no [N, ...] of uint8 or numbers, or not those that the network takes.
     """
-    stored = as_inputs(inputs, "new")
-    empty = Samples(stored[:0], torch.empty(0, dtype=torch.int64))
+    given = stored(inputs, "new")
+    empty = Samples(given[:0], torch.empty(0, dtype=torch.int64))
     task = Task(index, columns or (), empty, empty, transform)
     answers = []
-    for batch in torch.split(stored, BATCH):
+    for start in range(0, len(given), BATCH):
+        batch = given[start : start + BATCH].to(device)
         try:
-            answers.append(answer(transform.test(batch.to(device)), task).cpu())
+            answers.append(answer(transform.test(batch), task).cpu())
         except (RuntimeError, ValueError, TypeError, IndexError, ConfigError) as error:
-            given = f"{str(stored.dtype).removeprefix('torch.')} {list(stored.shape)}"
-            raise DataError(f"the model does not take these inputs, {given}: {one_line(error)}") from error
+            kind = f"{str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
+            raise DataError(f"the model does not take these inputs, {kind}: {one_line(error)}") from error
     logits = torch.cat(answers)
     if columns is not None:
         outside = torch.ones(logits.shape[1], dtype=torch.bool)

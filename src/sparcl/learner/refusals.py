@@ -21,8 +21,8 @@ from sparcl.streams.task import Task
 def check_settings(batch_size: int, replay_batch_size: int | None, lr: float) -> None:
     """Raise ConfigError unless all are within their ranges."""
     for label, value in (("batch size", batch_size), ("replay batch size", replay_batch_size)):
-        if value is not None and value < 2:
-            raise ConfigError(f"{label} {value} is not allowed: batch statistics need 2 samples or more")
+        if value is not None and value < 1:
+            raise ConfigError(f"{label} {value} is not allowed; use 1 or more (2 or more with BatchNorm)")
     if not 0 < lr <= LARGEST:
         raise ConfigError(f"learning rate {lr} is not allowed; use a number above 0, at most {LARGEST:.2g}")
 

@@ -36,6 +36,7 @@ from sparcl.seeds import Generators
 from sparcl.sparsity import DDR, DGM, SPARSIFIERS, TDM, Sparsifier
 from sparcl.sparsity.patterns import Pattern
 from sparcl.streams.augment import Transform
+from sparcl.streams.lazy import Inputs, Lazy
 from sparcl.streams.task import Task
 
 RUN = "run"
@@ -393,9 +394,15 @@ def make_optimizer(state: Mapping[str, Any]) -> Callable[[Iterable[nn.Parameter]
     return known[saved["kind"]]
 
 
-def fingerprint(inputs: Tensor, labels: Tensor) -> str:
-    """SHA-256 over a task's training samples: on resume it identifies the data."""
+def fingerprint(inputs: Inputs, labels: Tensor) -> str:
+    """SHA-256 over a task's training samples: on resume it identifies the data.
+
+    Of inputs that are read lazily it looks at some, evenly spaced (`Lazy.witness`), and at all labels.
+    """
     digest = hashlib.sha256(f"{inputs.dtype} {list(inputs.shape)} {labels.dtype}".encode())
+    if isinstance(inputs, Lazy):
+        digest.update(b"lazy")
+        inputs = inputs.witness()
     for tensor in (inputs, labels):
         digest.update(tree.buffer(tensor))
     return digest.hexdigest()

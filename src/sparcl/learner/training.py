@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sparcl import seeds
 from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.errors import ConfigError
-from sparcl.learner import apart, refusals, saving
+from sparcl.learner import alone, apart, refusals, saving
 from sparcl.learner.asked import Asked
 from sparcl.learner.backend import give_to_backend
 from sparcl.learner.budget import Budget, check_pace
@@ -94,6 +94,7 @@ class Training(ABC):
         check_clip(clip_grad_norm)
         self.rate = Rate(lr_schedule, warmup)
         refusals.check_model(model)
+        alone.check_batches(model, batch_size, replay_batch_size)
         self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.recipes = saving.recipes(model, self.method, self.sparsifier)
@@ -265,6 +266,7 @@ class Training(ABC):
         if self.position is None:
             fits = (self.model, self.method, task, self.device, self.batch_size)
             columns = refusals.check_fit(*fits, grows=self.classes.grows)
+            alone.check_task(self.model, task)
             self.method.check_task(task)
         else:
             saving.check_task(self.position, task, self.sparsifier)

@@ -17,6 +17,7 @@ from sparcl.checkpoint import checks
 from sparcl.errors import CheckpointError, ConfigError, DataError
 from sparcl.methods.policy import make_policy
 from sparcl.methods.storage import Blobs, Held, make_storage, put, with_rows
+from sparcl.streams.lazy import Inputs, Lazy
 
 UNLIMITED = 1 << 62
 """The capacity of a buffer of so many bytes, until it is known what a sample takes."""
@@ -110,19 +111,20 @@ class ReservoirBuffer:
 
     # --- so many bytes ------------------------------------------------------------------------------------------
 
-    def make_room(self, inputs: Tensor, columns: int, generator: torch.Generator) -> None:
+    def make_room(self, inputs: Inputs, columns: int, generator: torch.Generator) -> None:
         """A task with inputs [N, ...] as these begins; `columns` logits are kept of each sample (0: none).
 
         Raises:
             DataError: they cannot be stored so.
             ConfigError: the bytes hold too few samples.
         """
-        self.storage.check(inputs)
+        some = inputs.witness() if isinstance(inputs, Lazy) else inputs
+        self.storage.check(some)
         if self.max_bytes is None:
             return
-        one = self.storage.sample_bytes(inputs)
+        one = self.storage.sample_bytes(some)
         beside = LABEL_BYTES * (len(self.FIELDS) - 2) + LOGIT_BYTES * columns
-        stored = self.storage.stored(inputs[: self.least]).nbytes if one is None else one * self.least
+        stored = self.storage.stored(some[: self.least]).nbytes if one is None else one * self.least
         if stored + beside * self.least > self.max_bytes:
             raise ConfigError(
                 f"buffer bytes {self.max_bytes:,} are too few: {self.least} sample(s) of {stored // self.least:,} bytes"
@@ -202,7 +204,7 @@ class ReservoirBuffer:
         """Dtype and shape of one input, as it came; None while there is none."""
         return None if self.inputs is None else self.storage.kind(self.inputs[:1])
 
-    def check_inputs(self, inputs: Tensor) -> None:
+    def check_inputs(self, inputs: Inputs) -> None:
         """Raise DataError unless a task's inputs [N, ...] are of the dtype and shape of those that are held."""
         kind, own = self.kind(), (inputs.dtype, inputs.shape[1:])
         if kind not in (None, own):

@@ -18,6 +18,7 @@ from sparcl.errors import ConfigError
 from sparcl.methods.balanced import BalancedBuffer
 from sparcl.methods.method import Batch, RehearsalMethod, only
 from sparcl.methods.respond import check_answers, classifier, classifier_inputs, features_of, loaded_answers, logits_of
+from sparcl.streams.lazy import select
 from sparcl.streams.task import Task
 
 
@@ -105,7 +106,7 @@ class ICaRL(RehearsalMethod):
         share = self.buffer.share(len(self.seen))
         for k in task.classes:
             of_class = (samples.labels == k).nonzero().squeeze(1)
-            features = features_of(model, samples.inputs[of_class], task, device)
+            features = features_of(model, select(samples.inputs, of_class), task, device)
             chosen = of_class[herding(features, share).cpu()]
             labels = samples.labels[chosen].to(device)
             self.buffer.admit(samples.inputs[chosen].to(device), labels, None, labels)

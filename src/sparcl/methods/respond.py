@@ -15,20 +15,21 @@ from torch import Tensor, nn
 from sparcl.checkpoint import checks
 from sparcl.errors import CheckpointError
 from sparcl.nn.layers import is_weighted
+from sparcl.streams.lazy import Inputs
 from sparcl.streams.task import Task
 
 RESPONSE_BATCH = 256
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, inputs: Tensor, task: Task, device: torch.device) -> Tensor:
+def logits_of(model: nn.Module, inputs: Inputs, task: Task, device: torch.device) -> Tensor:
     """Logits [N, C] of samples as stored, not augmented, the model evaluating; `task` normalises them."""
     with evaluating(model):
         return torch.cat([model(batch) for batch in _batches(inputs, task, device)])
 
 
 @torch.no_grad()
-def features_of(model: nn.Module, inputs: Tensor, task: Task, device: torch.device) -> Tensor:
+def features_of(model: nn.Module, inputs: Inputs, task: Task, device: torch.device) -> Tensor:
     """L2-normalised features [N, D], the classifier's input, of samples as stored, the model evaluating."""
     features = []
     with evaluating(model), classifier_inputs(model) as seen:
@@ -108,6 +109,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _batches(inputs: Tensor, task: Task, device: torch.device) -> Iterator[Tensor]:
-    for batch in torch.split(inputs, RESPONSE_BATCH):
-        yield task.transform.test(batch.to(device))
+def _batches(inputs: Inputs, task: Task, device: torch.device) -> Iterator[Tensor]:
+    for start in range(0, len(inputs), RESPONSE_BATCH):
+        yield task.transform.test(inputs[start : start + RESPONSE_BATCH].to(device))

@@ -172,6 +172,7 @@ class Half(Raw):
             )
 
     def stored(self, inputs: Tensor) -> Held:
+        self.check(inputs)  # of data that is read lazily not all was looked at
         return inputs.half()
 
     def inputs(self, held: Held, device: torch.device) -> Tensor:

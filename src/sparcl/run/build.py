@@ -37,9 +37,11 @@ def stream(experiment: Experiment, progress: Progress | None = None) -> Stream:
         Path(experiment.data) if experiment.data is not None else None,
         classes_per_task=experiment.classes_per_task,
         class_order_seed=experiment.class_order_seed,
+        class_order=experiment.class_order,
         limit_per_class=experiment.limit_per_class,
         resize=experiment.resize,
         augment=experiment.augment,
+        lazy=experiment.lazy,
         progress=progress,
     )
     return loaded if (most := experiment.limit_test_per_class) is None else loaded.limit_test(most)

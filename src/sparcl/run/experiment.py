@@ -74,12 +74,16 @@ class Experiment:
     device: str = "auto"
     # what arrives
     data: str | None = None
-    classes_per_task: int | None = None
+    classes_per_task: int | tuple[int, ...] | None = None
+    """Of every task, or of each: (4, 3, 3)."""
     class_order_seed: int | None = None
+    class_order: tuple[str, ...] | None = None
     limit_per_class: int | None = None
     limit_test_per_class: int | None = None
     resize: int | None = None
     augment: tuple[str, ...] | None = None
+    lazy: bool | None = None
+    """Whether a folder's images are decoded when they are needed; None: what fits is held in memory."""
     # how it is learned
     scenario: str | None = None
     preset: str | None = None
@@ -151,16 +155,17 @@ class Experiment:
             if value not in allowed and not (label in OF_YOUR_OWN and named.is_own(value)):
                 names = [name for name in allowed if name is not None] + OF_YOUR_OWN.get(label, [])
                 raise ConfigError(unknown(label, value, names) + _axis(label, value))
+        sizes = self.classes_per_task if isinstance(self.classes_per_task, tuple) else [self.classes_per_task]
         for label, number, least, most in (
             ("epochs", self.epochs, 1, MOST),
             ("steps", self.steps, 1, MOST),
-            ("batch size", self.batch_size, 2, MOST),
+            ("batch size", self.batch_size, 1, MOST),
             ("buffer size", self.buffer_size, 1, MOST),
             ("width", self.width, 1, MOST_WIDTH),
             ("threads", self.threads, 1, MOST_THREADS),
             ("limit per class", self.limit_per_class, 1, MOST),
             ("limit test per class", self.limit_test_per_class, 1, MOST),
-            ("classes per task", self.classes_per_task, 1, MOST),
+            *(("classes per task", k, 1, MOST) for k in sizes),
             ("resize", self.resize, 1, MOST),
             ("seed", self.seed, 0, 2**63 - 1),
         ):
@@ -209,6 +214,11 @@ class Experiment:
             raise ConfigError(f"{told} are both given; a task's budget is one of: epochs, steps, max seconds")
         if self.latents is not None and self.freeze is None:
             raise ConfigError(f"latents {self.latents} are what a frozen part answers: name it with --freeze")
+        if self.class_order is not None and self.class_order_seed is not None:
+            raise ConfigError("class order and class order seed are both given: leave one of them out")
+        if self.lazy is not None and not (named.is_own(self.stream) or STREAMS[self.stream].resizes):
+            able = ", ".join(name for name, entry in STREAMS.items() if entry.resizes)
+            raise ConfigError(f"lazy goes with a stream of files: {able}, not {self.stream}")
         if self.pace and self.max_seconds is None:
             raise ConfigError("a pace goes with max seconds")
         method = methods.find(self.method)

@@ -119,7 +119,7 @@ def pack(samples: Samples, classes: Sequence[str], path: Path) -> None:
     """
     if samples.inputs.dtype not in (torch.uint8, torch.float32):
         raise ConfigError(f"samples of {samples.inputs.dtype} cannot be packed; allowed: uint8 and float32")
-    tensors = {"inputs": samples.inputs.contiguous(), "labels": samples.labels.contiguous()}
+    tensors = {"inputs": samples.inputs[:].contiguous(), "labels": samples.labels.contiguous()}
     first, *data = safetensors_parts(tensors)
     header = {"__metadata__": {"format": SAMPLES, "version": "1", "classes": json.dumps(list(classes))}}
     text = json.dumps({**header, **json.loads(bytes(first)[8:])}, separators=(",", ":")).encode()
@@ -146,7 +146,8 @@ def pack_stream(
         raise ConfigError(f"task {task} is not there; {name} has the tasks 1 to {len(stream)}")
     source = stream.merged()[0] if task is None else stream[task - 1]
     samples = source.train if split == "train" else source.test
-    assert samples is not None  # streams by name have both
+    if samples is None:
+        raise ConfigError(f"{name} has no test samples here; allowed: train")
     labels = torch.searchsorted(torch.tensor(sorted(source.classes)), samples.labels)  # into the names that are there
     pack(Samples(samples.inputs, labels), [stream.class_names[c] for c in sorted(source.classes)], path)
     return len(labels)

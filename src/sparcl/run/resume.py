@@ -15,7 +15,7 @@ import torch
 import sparcl
 from sparcl import kernels
 from sparcl.checkpoint import Loaded, checks
-from sparcl.errors import CheckpointError, SparclError
+from sparcl.errors import CheckpointError, ConfigError, SparclError
 from sparcl.learner import Learner
 from sparcl.run.experiment import Experiment
 from sparcl.run.record import Extent
@@ -46,6 +46,7 @@ BEFORE: dict[str, Any] = {
     **dict.fromkeys(("init", "init_sha256", "augment", "optimizer", "momentum")),
     **dict.fromkeys(("lr_schedule", "warmup", "clip_grad_norm")),
     **dict.fromkeys(("freeze", "latents", "buffer_bytes", "buffer_policy", "buffer_storage")),
+    **dict.fromkeys(("class_order", "lazy")),
     "optimizer_options": {},
     "sparsifier_options": {},
 }
@@ -128,6 +129,8 @@ def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> 
         saved = {**BEFORE, **saved}
     checks.keys(saved, ours, "the configuration")
     for name, value in ours.items():
+        if name == "lazy" and None in (value, saved[name]):  # not asked for: as the run began
+            continue
         if name not in MAY_DIFFER and saved[name] != value:
             raise CheckpointError(
                 f"cannot resume with a changed configuration: {name} is {value!r:.80} here, but {saved[name]!r:.80}"
@@ -136,7 +139,7 @@ def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> 
 
 
 def resumed(experiment: Experiment, part: Mapping[str, Any]) -> Experiment:
-    """The experiment as the checkpoint continues it: with the layers' choice of that time.
+    """The experiment as the checkpoint continues it: with the layers' choice of that time, and its way of reading.
 
     Raises:
         CheckpointError: a setting differs; it is named, with both values.
@@ -144,9 +147,12 @@ def resumed(experiment: Experiment, part: Mapping[str, Any]) -> Experiment:
     saved = part["experiment"]
     check_same(experiment, saved, "the checkpoint")
     try:
-        return dataclasses.replace(experiment, layer_choice=saved["layer_choice"])
+        lazy = saved.get("lazy") if experiment.lazy is None else experiment.lazy
+        if not isinstance(lazy, bool | None):
+            raise ConfigError(f"lazy must be true or false, not {lazy!r:.80}")
+        return dataclasses.replace(experiment, layer_choice=saved["layer_choice"], lazy=lazy)
     except (SparclError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the layer choice in the checkpoint is not allowed: {error}") from None
+        raise CheckpointError(f"what the checkpoint decides is not allowed: {error}") from None
 
 
 def check_labels(learner: Learner, stream: Stream) -> None:

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from sparcl import kernels
+from sparcl import kernels, named
 from sparcl.checkpoint import Checkpointer, Interval, Loaded, Store, checks
 from sparcl.cost.clock import Clock
 from sparcl.cost.flops import Ledger
@@ -47,6 +47,7 @@ from sparcl.run.resume import (
 from sparcl.run.signals import StopRequest
 from sparcl.run.toml import read_toml
 from sparcl.run.trackers import Trackers
+from sparcl.streams.registry import STREAMS
 from sparcl.streams.task import Stream
 
 
@@ -118,7 +119,8 @@ class Run:
         self.track = track
         self.experiment, self.stream, self.directory, self.console = experiment, stream, directory, console
         self.learner = build.learner(experiment, stream, [Measuring(console)])
-        self.experiment = dataclasses.replace(experiment, layer_choice=self.learner.layer_choice)
+        lazy = stream.lazy if not named.is_own(experiment.stream) and STREAMS[experiment.stream].resizes else None
+        self.experiment = dataclasses.replace(experiment, layer_choice=self.learner.layer_choice, lazy=lazy)
         self.training_stream = stream.merged() if self.learner.method.learns_all_at_once else stream
         front = None if self.learner.latents is None else self.learner.latents.front
         self.ledger = Ledger(self.learner.rest, self.learner.sparsifier.layers, stream.input_shape, front)
@@ -230,13 +232,18 @@ class Run:
     def _learn(self) -> None:
         """All tasks that are left, each with its evaluation, and a checkpoint at the end."""
         self.stop.training = True
-        if not self.matrix.has_baseline:
+        if not self.stream.tested:
+            self.console.print("there are no test samples: accuracy is not measured", highlight=False)
+        elif not self.matrix.has_baseline:
             self.matrix.set_baseline(self.learner.evaluate(self.stream.tasks))
-        if len(self.matrix) < self.learner.learned:  # the run was stopped before or in this evaluation
+        if self.stream.tested and len(self.matrix) < self.learner.learned:  # stopped before or in this evaluation
             self._evaluate(self.log)
         for task in self.training_stream.tasks[self.learner.learned :]:
             self.learner.learn(task)
-            self._evaluate(self.log)
+            if self.stream.tested:
+                self._evaluate(self.log)
+            else:
+                self._tell_learned()
             if self.checkpointer.due():
                 self.checkpointer.now()
         self._checkpoint()
@@ -272,9 +279,11 @@ class Run:
         )
         self.progress.accuracy = str(so_far)
         log.write("evaluate", {"class_il": accuracy.class_il, "task_il": accuracy.task_il, "seen": seen})
-        self.console.print(
-            f"task {self.learner.learned}/{len(self.training_stream)} learned: {so_far}", highlight=False
-        )
+        self._tell_learned(f": {so_far}")
+
+    def _tell_learned(self, accuracy: str = "") -> None:
+        told = f"task {self.learner.learned}/{len(self.training_stream)} learned{accuracy}"
+        self.console.print(told, highlight=False)
 
     def _record_pace(self) -> None:
         """What a budget of seconds came to goes into config.toml, so that it runs again to the same bits."""

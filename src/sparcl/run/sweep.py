@@ -143,7 +143,7 @@ def _name(experiment: Experiment, given: Mapping[str, Any]) -> str:
 def _slug(value: Any) -> str:
     if isinstance(value, dict):
         text = "+".join(f"{k}={v}" for k, v in value.items())
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         text = "+".join(map(str, value))
     else:
         text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -231,7 +231,8 @@ def _job(cell: Cell, out: Path) -> Job:
 def _accuracy(directory: Path) -> str:
     result = RunDirectory(directory).read_result()
     pairs = [("Class-IL", result["class_il"]), ("Task-IL", result["task_il"])]
-    return ", ".join(f"{name} {value:.2f} %" for name, value in pairs if value is not None)
+    told = [f"{name} {value:.2f} %" for name, value in pairs if value is not None]
+    return ", ".join(told) or "no test samples"
 
 
 class GridProgress:

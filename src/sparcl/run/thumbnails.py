@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparcl.streams.lazy import Inputs
+
 SIDE = 48
 """Pixels of a picture's longer side at most; a larger sample is averaged down to it."""
 
 
-def shows(inputs: Tensor) -> bool:
+def shows(inputs: Inputs) -> bool:
     """Whether samples [N, C, H, W] are pictures: uint8, grey or RGB."""
     return inputs.dtype == torch.uint8 and inputs.dim() == 4 and inputs.shape[1] in (1, 3)
 

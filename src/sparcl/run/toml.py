@@ -58,7 +58,9 @@ def check_type(source: str, key: str, annotation: str, value: object) -> None:
         kind = part.strip().split("[")[0]
         allowed += PLAIN_TYPES.get(kind, [])
     right = type(value) in allowed
-    if right and isinstance(value, list | tuple) and "tuple[int" in annotation:
+    if right and isinstance(value, list | tuple) and "tuple[int" in annotation and "tuple[tuple" not in annotation:
+        right = len(value) > 0 and all(type(number) is int for number in value)
+    elif right and isinstance(value, list | tuple) and "tuple[int" in annotation:
         rows = [row if isinstance(row, list | tuple) else [None] for row in value]
         right = all(type(number) is int for row in rows for number in row)
     elif right and isinstance(value, list | tuple):

@@ -126,7 +126,8 @@ class Teller:
             yield f"resumed at step {index(line, 'step')}"
         elif event == "run.end":
             told = [(name, number(line.get(key))) for name, key in SCENARIOS]
-            yield "finished: " + ", ".join(f"{name} {value:.2f} %" for name, value in told if value is not None)
+            means = [f"{name} {value:.2f} %" for name, value in told if value is not None]
+            yield "finished: " + (", ".join(means) or "no test samples")
 
     @staticmethod
     def _accuracy(line: dict[str, Any]) -> str:

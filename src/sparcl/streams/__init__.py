@@ -11,6 +11,7 @@ from sparcl.streams.digits import seq_digits as seq_digits
 from sparcl.streams.folder import folder as folder
 from sparcl.streams.idx import seq_fashion_mnist as seq_fashion_mnist
 from sparcl.streams.idx import seq_mnist as seq_mnist
+from sparcl.streams.lazy import Lazy as Lazy
 from sparcl.streams.registry import STREAMS as STREAMS
 from sparcl.streams.registry import load as load
 from sparcl.streams.registry import reads_data as reads_data

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparcl.errors import ConfigError
 from sparcl.streams.batches import last
+from sparcl.streams.lazy import joined, select
 from sparcl.streams.task import Samples, Stream, Task
 
 
@@ -70,14 +71,14 @@ def _blurred_classes(stream: Stream, disjoint: float, generator: torch.Generator
 
 def _mixed(stream: Stream, t: int, stays: Tensor, dealt: Tensor) -> Task:
     """Task `t` of its own samples that stay and of those (task, sample) that it was dealt."""
-    parts = [Samples(stream[t].train.inputs[stays], stream[t].train.labels[stays])]
+    parts = [_of(stream[t].train, stays)]
     parts += [_of(stream[s].train, dealt[dealt[:, 0] == s, 1]) for s in range(len(stream))]
-    train = Samples(torch.cat([p.inputs for p in parts]), torch.cat([p.labels for p in parts]))
+    train = Samples(joined([p.inputs for p in parts]), torch.cat([p.labels for p in parts]))
     return replace(stream[t], classes=tuple(sorted(set(train.labels.tolist()))), train=train)
 
 
 def _of(samples: Samples, ids: Tensor) -> Samples:
-    return Samples(samples.inputs[ids], samples.labels[ids])
+    return Samples(select(samples.inputs, ids), samples.labels[ids])
 
 
 def single_pass(
@@ -115,8 +116,8 @@ def _batches(stream: Sequence[Task], rows: Tensor, batch_size: int) -> Iterator[
     """Of the samples (task, number) in `rows`, in ascending order of tasks."""
     while count := last(len(rows), batch_size, drop_last=False):
         batch, rows = rows[:count], rows[count:]
-        parts = [_of(stream[t].train, batch[batch[:, 0] == t, 1]) for t in sorted(set(batch[:, 0].tolist()))]
-        yield torch.cat([p.inputs for p in parts]), torch.cat([p.labels for p in parts])
+        parts = [(stream[t].train, batch[batch[:, 0] == t, 1]) for t in sorted(set(batch[:, 0].tolist()))]
+        yield torch.cat([of.inputs[ids] for of, ids in parts]), torch.cat([of.labels[ids] for of, ids in parts])
 
 
 def _check_seed(seed: int) -> None:

@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from sparcl.errors import out_of_memory
 from sparcl.folders import cache_folder
 from sparcl.streams.split import Arrays
 
+MOST_REMEMBERED = 1 << 20
 VERSION = 2  # raise it when decoding or the layout of the file changes
 
 
@@ -38,6 +40,28 @@ def cached(kind: str, source: Path, tops: Sequence[str], decode: Callable[[], Ar
         arrays = decode()
         _write(file, arrays)
     return arrays
+
+
+def remembered(
+    kind: str, source: Path, tops: Sequence[str], make: Callable[[], Any], right: Callable[[Any], bool]
+) -> Any:
+    """What `make` returns, JSON values, from the cache if the source has not changed since.
+
+    Args:
+        kind, source, tops: as of `cached`.
+        right: whether what the cache holds can be it.
+    """
+    file = cache_folder() / f"{_key(kind, source, tops)}.json"
+    try:
+        known = json.loads(regular.read(file, MOST_REMEMBERED))
+        if right(known):
+            return known
+    except (OSError, ValueError, RecursionError):  # absent, or damaged in any way
+        pass
+    made = make()
+    text = json.dumps(made).encode()
+    _replace(file, lambda stream: stream.write(text))
+    return made
 
 
 def _key(kind: str, source: Path, tops: Sequence[str]) -> str:
@@ -76,21 +100,28 @@ def _read(file: Path) -> Arrays | None:
 
 
 def _write(file: Path, arrays: Arrays) -> None:
-    """To a temporary file, then moved: a reader never sees half of it."""
+    def write(stream: IO[bytes]) -> None:
+        np.savez(
+            stream,
+            train_inputs=arrays.train_inputs,
+            train_labels=arrays.train_labels,
+            test_inputs=arrays.test_inputs,
+            test_labels=arrays.test_labels,
+            class_names=np.array(arrays.class_names, dtype=np.str_),
+            note=np.array(arrays.note, dtype=np.str_),
+        )
+
+    _replace(file, write)
+
+
+def _replace(file: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write to a temporary file, then move it: a reader never sees half of it."""
     temporary = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as stream:
             temporary = Path(stream.name)
-            np.savez(
-                stream,
-                train_inputs=arrays.train_inputs,
-                train_labels=arrays.train_labels,
-                test_inputs=arrays.test_inputs,
-                test_labels=arrays.test_labels,
-                class_names=np.array(arrays.class_names, dtype=np.str_),
-                note=np.array(arrays.note, dtype=np.str_),
-            )
+            write(cast(IO[bytes], stream))
         os.replace(temporary, file)
     except OSError:  # a full or read-only disk costs time, not the run
         if temporary is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparcl.errors import DataError
 from sparcl.streams.augment import Transform
-from sparcl.streams.split import as_inputs, as_labels, check_alike, check_enough, check_labels, check_size
+from sparcl.streams.split import as_labels, check_alike, check_labels, check_size, stored
 from sparcl.streams.task import Samples, Task
 
 
@@ -24,7 +24,8 @@ def checked(task: Task) -> Task:
     task = _numbered(task)
     try:
         classes = _classes(task.classes)
-        check_enough(task.index, _count(task.train))
+        if not _count(task.train):
+            raise DataError("there are no training samples: one or more are needed")
         train = _split(task.train, "training", classes)
         test = _split(task.test, "test", classes) if _count(task.test) else None
         if test is not None:
@@ -91,7 +92,7 @@ def _count(samples: Any) -> int:
 
 
 def _split(given: Any, what: str, classes: tuple[int, ...], *, all_needed: bool = True) -> Samples:
-    samples = Samples(as_inputs(given.inputs, what), as_labels(given.labels, what))
+    samples = Samples(stored(given.inputs, what), as_labels(given.labels, what))
     check_size(samples, what)
     check_labels(samples.labels, what, {k: str(k) for k in classes}, all_needed=all_needed)
     return samples

@@ -21,8 +21,9 @@ from sparcl.streams.cache import cached
 from sparcl.streams.download import Remote, fetch
 from sparcl.streams.files import ARCHIVE_SUFFIXES, Progress, members
 from sparcl.streams.folder import SPLITS, TreeReader, is_tree
+from sparcl.streams.labels import ClassesPerTask
 from sparcl.streams.split import Arrays, split
-from sparcl.streams.task import Stream
+from sparcl.streams.task import Name, Stream
 
 SHAPE = (3, 32, 32)
 _PIXELS = 3 * 32 * 32
@@ -106,8 +107,9 @@ CIFAR100 = Variant(
 def seq_cifar10(
     data: str | Path = "data",
     *,
-    classes_per_task: int = 2,
+    classes_per_task: ClassesPerTask = 2,
     class_order_seed: int | None = None,
+    class_order: Sequence[Name] | None = None,
     limit_per_class: int | None = None,
     progress: Progress | None = None,
 ) -> Stream:
@@ -116,31 +118,33 @@ def seq_cifar10(
     Args:
         data: an official archive or its unpacked folder, a tree `train|test/<class>/*` of images or an archive of
             it, or a folder that contains one of these.
-        classes_per_task, class_order_seed, limit_per_class, progress: see `streams.load`.
+        classes_per_task, class_order_seed, class_order, limit_per_class, progress: see `streams.load`.
 
     Raises:
         DataError: missing and not to be fetched, damaged, hostile, or not CIFAR.
     """
-    return _open(CIFAR10, Path(data), classes_per_task, class_order_seed, limit_per_class, progress)
+    return _open(CIFAR10, Path(data), classes_per_task, class_order_seed, class_order, limit_per_class, progress)
 
 
 def seq_cifar100(
     data: str | Path = "data",
     *,
-    classes_per_task: int = 10,
+    classes_per_task: ClassesPerTask = 10,
     class_order_seed: int | None = None,
+    class_order: Sequence[Name] | None = None,
     limit_per_class: int | None = None,
     progress: Progress | None = None,
 ) -> Stream:
     """CIFAR-100, its 100 fine labels, in ten tasks of ten classes; otherwise as `seq_cifar10`."""
-    return _open(CIFAR100, Path(data), classes_per_task, class_order_seed, limit_per_class, progress)
+    return _open(CIFAR100, Path(data), classes_per_task, class_order_seed, class_order, limit_per_class, progress)
 
 
 def _open(
     variant: Variant,
     data: Path,
-    classes_per_task: int,
+    classes_per_task: ClassesPerTask,
     class_order_seed: int | None,
+    class_order: Sequence[Name] | None,
     limit_per_class: int | None,
     progress: Progress | None,
 ) -> Stream:
@@ -153,6 +157,7 @@ def _open(
         transform,
         classes_per_task=classes_per_task,
         class_order_seed=class_order_seed,
+        class_order=class_order,
         limit_per_class=limit_per_class,
     )
 
@@ -186,6 +191,7 @@ def read(variant: Variant, source: Path, tops: tuple[str, ...], progress: Progre
     found: dict[str, bytes] = {}
     places: dict[str, tuple[str, ...]] = {}
     tree = TreeReader(source=source)
+    tree.tested = True  # CIFAR has both splits
     for member in members(source, tops, progress):
         if not member.is_folder and member.parts[-1] in official:
             if (before := places.get(member.parts[-1])) is not None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sparcl.errors import DataError
 from sparcl.streams.augment import Transform
+from sparcl.streams.labels import ClassesPerTask
 from sparcl.streams.split import Arrays, split
-from sparcl.streams.task import Stream
+from sparcl.streams.task import Name, Stream
 
 
 def seq_digits(
-    *, classes_per_task: int = 2, class_order_seed: int | None = None, limit_per_class: int | None = None
+    *,
+    classes_per_task: ClassesPerTask = 2,
+    class_order_seed: int | None = None,
+    class_order: Sequence[Name] | None = None,
+    limit_per_class: int | None = None,
 ) -> Stream:
     """Ten digits in five tasks; inputs uint8 [N, 1, 8, 8]; no augmentation.
 
@@ -24,6 +31,7 @@ def seq_digits(
         Transform(),
         classes_per_task=classes_per_task,
         class_order_seed=class_order_seed,
+        class_order=class_order,
         limit_per_class=limit_per_class,
     )
 

@@ -10,6 +10,7 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from sparcl.errors import DataError, one_line
 from sparcl.streams.augment import Transform
 from sparcl.streams.download import Remote, fetch
 from sparcl.streams.files import Progress, Readable
+from sparcl.streams.labels import ClassesPerTask
 from sparcl.streams.split import Arrays, split
-from sparcl.streams.task import Stream
+from sparcl.streams.task import Name, Stream
 
 MAX_BYTES = 1 << 30
 _UBYTE = 0x08
@@ -63,8 +65,9 @@ _FASHION_CLASSES = (
 def seq_mnist(
     data: str | Path = "data",
     *,
-    classes_per_task: int = 2,
+    classes_per_task: ClassesPerTask = 2,
     class_order_seed: int | None = None,
+    class_order: Sequence[Name] | None = None,
     limit_per_class: int | None = None,
     progress: Progress | None = None,  # noqa: ARG001 - every stream that reads files takes it; these take a second
 ) -> Stream:
@@ -72,7 +75,7 @@ def seq_mnist(
 
     Args:
         data: the folder with the four IDX files, or its parent (`mnist/`, `MNIST/raw/`).
-        classes_per_task, class_order_seed, limit_per_class, progress: see `streams.load`.
+        classes_per_task, class_order_seed, class_order, limit_per_class, progress: see `streams.load`.
 
     Raises:
         DataError: a file is missing and cannot be fetched, or is damaged.
@@ -85,6 +88,7 @@ def seq_mnist(
         Transform(),
         classes_per_task=classes_per_task,
         class_order_seed=class_order_seed,
+        class_order=class_order,
         limit_per_class=limit_per_class,
     )
 
@@ -92,8 +96,9 @@ def seq_mnist(
 def seq_fashion_mnist(
     data: str | Path = "data",
     *,
-    classes_per_task: int = 2,
+    classes_per_task: ClassesPerTask = 2,
     class_order_seed: int | None = None,
+    class_order: Sequence[Name] | None = None,
     limit_per_class: int | None = None,
     progress: Progress | None = None,  # noqa: ARG001 - as above
 ) -> Stream:
@@ -108,6 +113,7 @@ def seq_fashion_mnist(
         Transform(),
         classes_per_task=classes_per_task,
         class_order_seed=class_order_seed,
+        class_order=class_order,
         limit_per_class=limit_per_class,
     )
 

@@ -148,15 +148,7 @@ class ImageSet:
         Raises:
             DataError: unreadable; its size differs from the first image's; of another tree; or there already.
         """
-        name = "/".join(filter(None, (split, class_name, file)))
-        self.root = root if self.root is None else self.root
-        if root != self.root:
-            one, other = ("/".join((*folder, split)) for folder in (self.root, root))
-            raise DataError(
-                f"there are two trees, {one}/ and {other}/: keep one of them, or name its folder as the data"
-            )
-        if (split, class_name, file) in self._images:
-            raise DataError(f"{'/'.join((*root, name))} is there twice: keep one of the two")
+        name = self.place(split, class_name, file, root)
         self._read_bytes += len(content)
         image = decode(content, name, self._size, self._check)
         if self._first is None:
@@ -169,6 +161,23 @@ class ImageSet:
             )
         self._images[split, class_name, file] = image
 
+    def place(self, split: str, class_name: str, file: str, root: tuple[str, ...] = ()) -> str:
+        """The name of an image that is to be added, or is but listed.
+
+        Raises:
+            DataError: it is of another tree, or there already.
+        """
+        name = "/".join(filter(None, (split, class_name, file)))
+        self.root = root if self.root is None else self.root
+        if root != self.root:
+            one, other = ("/".join((*folder, split)) for folder in (self.root, root))
+            raise DataError(
+                f"there are two trees, {one}/ and {other}/: keep one of them, or name its folder as the data"
+            )
+        if (split, class_name, file) in self._images:
+            raise DataError(f"{'/'.join((*root, name))} is there twice: keep one of the two")
+        return name
+
     def _check(self, width: int, height: int) -> None:
         """Refuse what would not fit into memory, or grows as no picture does, before it is decoded."""
         self._decoded_bytes += 3 * width * height
@@ -177,7 +186,7 @@ class ImageSet:
         if self._kept_bytes > self._room:
             raise DataError(
                 f"the decoded images need more than the {self._room >> 20} MiB of memory that are free: resize them to"
-                " a smaller size"
+                " a smaller size, or read a folder of them lazily (--lazy, lazy=True)"
             )
         source = self._read_bytes if self._source_bytes is None else self._source_bytes
         if self._decoded_bytes > max(FREE_BYTES, MOST_GROWTH * source):
@@ -197,12 +206,12 @@ class ImageSet:
                 raise DataError(f"{split}/{key[2]} has no class: its annotation is missing")
             self._images[split, class_of[key[2]], key[2]] = self._images.pop(key)
 
-    def arrays(self, classes: Sequence[str], train: str, test: str, class_names: Sequence[str]) -> Arrays:
+    def arrays(self, classes: Sequence[str], train: str, test: str | None, class_names: Sequence[str]) -> Arrays:
         """Stack to uint8 [N, 3, H, W], sorted by class and file; the set is empty afterwards.
 
         Args:
             classes: in label order.
-            train, test: the names of the splits.
+            train, test: the names of the splits; None where there are no test images.
             class_names: what to call the classes.
 
         Raises:
@@ -212,8 +221,9 @@ class ImageSet:
         unknown = next((key for key in self._images if key[1] not in label_of), None)
         if unknown is not None:
             raise DataError(f"{unknown[0]}/{unknown[2]} is of the unknown class {unknown[1]!r}")
-        splits = [self._stack(split, label_of) for split in (train, test)]
-        return Arrays(*splits[0], *splits[1], class_names=tuple(class_names))
+        inputs, labels = self._stack(train, label_of)
+        held_out = (inputs[:0], labels[:0]) if test is None else self._stack(test, label_of)
+        return Arrays(inputs, labels, *held_out, class_names=tuple(class_names))
 
     def _stack(self, split: str, label_of: dict[str, int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         keys = sorted((k for k in self._images if k[0] == split), key=lambda k: (label_of[k[1]], k[2]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from sparcl.streams.digits import seq_digits
 from sparcl.streams.files import Progress
 from sparcl.streams.folder import folder
 from sparcl.streams.idx import seq_fashion_mnist, seq_mnist
-from sparcl.streams.task import Stream
+from sparcl.streams.labels import ClassesPerTask
+from sparcl.streams.task import Name, Stream
 from sparcl.streams.tinyimagenet import seq_tinyimg
 
 
@@ -27,7 +28,7 @@ class Entry:
     Attributes:
         open: the function that loads it.
         needs_data: whether it reads files (and takes `data` and `progress`).
-        resizes: whether it takes `resize`.
+        resizes: whether it takes `resize` and `lazy`.
     """
 
     open: Callable[..., Stream]
@@ -55,24 +56,29 @@ def load(
     name: str,
     data: Path | None = None,
     *,
-    classes_per_task: int | None = None,
+    classes_per_task: ClassesPerTask | None = None,
     class_order_seed: int | None = None,
+    class_order: Sequence[Name] | None = None,
     limit_per_class: int | None = None,
     resize: int | tuple[int, int] | None = None,
     augment: How | None = None,
+    lazy: bool | None = None,
     progress: Progress | None = None,
 ) -> Stream:
     """Load a stream by its name.
 
     Args:
         name: a key of `STREAMS`, or your own callable as `package.module:name`, which gives a `Stream`. It is called
-            with those of `data`, `classes_per_task`, `class_order_seed`, `limit_per_class` and `resize` that are given.
+            with those of `data` and of the options below, `augment` excepted, that are given.
         data: a folder or an archive; None is the folder `data`. seq-digits reads none.
-        classes_per_task: None is the published split of the stream.
+        classes_per_task: a number that divides the number of classes, or one for each task: [4, 3, 3]. None is the
+            published split of the stream.
         class_order_seed: shuffles the classes over the tasks; None keeps the natural order.
+        class_order: the names of all classes, in the order in which they come.
         limit_per_class: keep only the first so many training and so many test samples of a class.
         resize: only for `folder`: the side of a square, or (height, width).
         augment: in place of the stream's own, see `Stream.augmented`.
+        lazy: only for `folder`: whether images are decoded whenever they are needed; None: if they would not fit.
         progress: called with (done, total) while files are read for the first time.
 
     Raises:
@@ -82,8 +88,10 @@ def load(
     options: dict[str, Any] = {
         "classes_per_task": classes_per_task,
         "class_order_seed": class_order_seed,
+        "class_order": class_order,
         "limit_per_class": limit_per_class,
         "resize": resize,
+        "lazy": lazy,
     }
     options = {k: v for k, v in options.items() if v is not None}
     loaded = (_own if named.is_own(name) else _ours)(name, data, options, progress)
@@ -97,6 +105,9 @@ def _ours(name: str, data: Path | None, options: Mapping[str, Any], progress: Pr
     if "resize" in options and not entry.resizes:
         able = ", ".join(k for k, e in STREAMS.items() if e.resizes)
         raise ConfigError(f"{name} images have one size already: only {able} can be resized")
+    if "lazy" in options and not entry.resizes:
+        able = ", ".join(k for k, e in STREAMS.items() if e.resizes)
+        raise ConfigError(f"{name} is held in memory whole: only {able} can be read lazily")
     if not entry.needs_data:
         if data is not None:
             raise ConfigError(f"{name} reads no data: leave {str(data)!r} out")

@@ -15,7 +15,10 @@ from torch import Tensor
 
 from sparcl.errors import ConfigError, DataError, DataWarning, one_line
 from sparcl.streams.augment import How, Transform
-from sparcl.streams.task import Samples, Stream, Task, short
+from sparcl.streams.dataset import is_dataset, read_pairs
+from sparcl.streams.labels import ClassesPerTask, Labels, by_name, classes_of, cut, has_strings, ordered, places
+from sparcl.streams.lazy import Inputs, Lazy, Mapped, select
+from sparcl.streams.task import Name, Samples, Stream, Task, short
 
 MAX_CLASSES = 1 << 15
 """The largest image data sets have 22,000: more are a mistake, and each would be looked for in every sample."""
@@ -28,7 +31,7 @@ class Arrays:
     """A whole data set in memory, before it is split.
 
     Attributes:
-        train_inputs, test_inputs: uint8 [N, C, H, W] as decoded.
+        train_inputs, test_inputs: uint8 [N, C, H, W] as decoded; without a test split N is 0 there.
         train_labels, test_labels: int64 [N], index into `class_names`.
         class_names: in the data set's own label order.
         note: what the user should hear about how it was read.
@@ -43,27 +46,34 @@ class Arrays:
 
 
 def from_arrays(
-    train_inputs: ArrayLike,
-    train_labels: ArrayLike,
-    test_inputs: ArrayLike,
-    test_labels: ArrayLike,
+    train_inputs: Any,
+    train_labels: Labels | None = None,
+    test_inputs: Any = None,
+    test_labels: Labels | None = None,
     *,
-    classes_per_task: int = 2,
+    classes_per_task: ClassesPerTask = 2,
     class_order_seed: int | None = None,
+    class_order: Sequence[Name] | None = None,
     limit_per_class: int | None = None,
     class_names: Sequence[str] | None = None,
     transform: Transform | None = None,
     augment: How | None = None,
     name: str = "arrays",
 ) -> Stream:
-    """Make a stream of your own NumPy arrays or tensors.
+    """Make a stream of your own NumPy arrays or tensors, or of PyTorch's data sets.
+
+    An array that lies in a file (`np.memmap`) and a `torch.utils.data.Dataset` or `DataLoader` are read batch by batch
+    and never copied whole; what can only be iterated is kept in memory.
 
     Args:
         train_inputs, test_inputs: uint8 or floating [N, ...]; images as [N, C, H, W]. Other integers (a sensor's
-            int16) become float32 as they are.
-        train_labels, test_labels: integers [N], 0 <= label < the number of classes.
-        classes_per_task: must divide the number of classes.
+            int16) become float32 as they are. Or a Dataset or DataLoader of (x, y), without labels beside it. Without
+            test inputs nothing is evaluated.
+        train_labels, test_labels: [N], strings or whole numbers. 0 to C - 1 are the columns of the logits; others are
+            kept by name, numbers in numerical order and strings in order of arrival.
+        classes_per_task: a number that divides the number of classes, or one for each task: [4, 3, 3].
         class_order_seed: shuffles the classes over the tasks; None keeps the natural order.
+        class_order: all classes, in the order in which they come.
         limit_per_class: keep only the first so many training and so many test samples of a class.
         class_names: one for each class; None takes the labels themselves.
         transform: augmentation and normalisation; None only scales uint8 to [0, 1].
@@ -72,25 +82,62 @@ def from_arrays(
 
     Raises:
         DataError: sizes that do not match, a label out of range, a class without samples, NaN or infinite
-            inputs, classes that do not divide into tasks, a task with a single training sample.
+            inputs, classes that do not divide into tasks.
         ConfigError: an option outside its range, or a transform that does not fit the inputs.
     """
-    train = Samples(as_inputs(train_inputs, "training"), as_labels(train_labels, "training"))
-    test = Samples(as_inputs(test_inputs, "test"), as_labels(test_labels, "test"))
-    n_classes = len(class_names) if class_names is not None else int(train.labels.max()) + 1
-    if n_classes > len(train):  # also keeps one absurd label from becoming as many logits
-        raise DataError(f"{len(train)} training samples cannot fill {n_classes} classes: each needs at least one")
-    return _stream(
+    train_x, train_y = _given(train_inputs, train_labels, "training")
+    test = None if test_inputs is None and test_labels is None else _given(test_inputs, test_labels, "test")
+    names, train_columns, test_columns = _columns(train_y, None if test is None else test[1], class_names)
+    if len(names) > len(train_columns):  # also keeps one absurd label from becoming as many logits
+        raise DataError(
+            f"{len(train_columns)} training samples cannot fill {len(names)} classes: each needs at least one"
+        )
+    return assemble(
         name,
-        train,
-        test,
-        tuple(class_names) if class_names is not None else tuple(str(k) for k in range(n_classes)),
+        Samples(train_x, train_columns),
+        None if test is None or test_columns is None else Samples(test[0], test_columns),
+        names,
         (transform or Transform()) if augment is None else (transform or Transform()).augmented(augment),
         classes_per_task=classes_per_task,
         class_order_seed=class_order_seed,
+        class_order=class_order,
         limit_per_class=limit_per_class,
         share=False,  # the user may change the arrays later
     )
+
+
+def _given(inputs: Any, labels: Labels | None, what: str) -> tuple[Inputs, Labels]:
+    """Inputs and labels, which a data set has together."""
+    if labels is None and is_dataset(inputs):
+        return read_pairs(inputs, what)
+    if labels is None or inputs is None:
+        missing = "labels" if labels is None else "inputs"
+        raise DataError(f"there are no {what} {missing}: give inputs and labels, or a Dataset or DataLoader of (x, y)")
+    return stored(inputs, what), labels
+
+
+def _columns(
+    train: Labels, test: Labels | None, class_names: Sequence[str] | None
+) -> tuple[tuple[Name, ...], Tensor, Tensor | None]:
+    """The classes, and int64 [N] for the labels of both splits: where in the classes each is."""
+    if not has_strings(train):
+        numbers = as_labels(train, "training")
+        present = torch.unique(numbers)
+        plain = torch.equal(present, torch.arange(len(present)))
+        if plain or class_names is not None:  # columns as they are
+            n = len(class_names) if class_names is not None else len(present)
+            return tuple(class_names or range(n)), numbers, None if test is None else as_labels(test, "test")
+        train = numbers.tolist()
+    elif not len(train):
+        raise DataError("there are no training labels: there must be one for each input")
+    labels = by_name(train, "training")
+    names = classes_of(labels) if class_names is None else list(class_names)
+    check_classes(len(names))
+    trained = places(labels, names, "training")
+    tested = None if test is None else places(by_name(test, "test"), names, "test")
+    if tested is not None and not len(tested):
+        raise DataError("there are no test labels: there must be one for each input")
+    return tuple(names), trained, tested
 
 
 def split(
@@ -98,63 +145,78 @@ def split(
     arrays: Arrays,
     transform: Transform,
     *,
-    classes_per_task: int,
+    classes_per_task: ClassesPerTask,
     class_order_seed: int | None,
     limit_per_class: int | None,
+    class_order: Sequence[Name] | None = None,
 ) -> Stream:
     """As `from_arrays`, for what this package has read itself: where sorted by class, tasks are views, not copies."""
     if arrays.note:
         warnings.warn(arrays.note, DataWarning, stacklevel=3)
-    return _stream(
+    test = None
+    if len(arrays.test_labels):
+        test = Samples(as_inputs(arrays.test_inputs, "test"), as_labels(arrays.test_labels, "test"))
+    return assemble(
         name,
         Samples(as_inputs(arrays.train_inputs, "training"), as_labels(arrays.train_labels, "training")),
-        Samples(as_inputs(arrays.test_inputs, "test"), as_labels(arrays.test_labels, "test")),
+        test,
         arrays.class_names,
         transform,
         classes_per_task=classes_per_task,
         class_order_seed=class_order_seed,
+        class_order=class_order,
         limit_per_class=limit_per_class,
         share=True,
     )
 
 
-def _stream(
+def assemble(
     name: str,
     train: Samples,
-    test: Samples,
-    names: tuple[str, ...],
+    test: Samples | None,
+    names: Sequence[Name],
     transform: Transform,
     *,
-    classes_per_task: int,
+    classes_per_task: ClassesPerTask,
     class_order_seed: int | None,
+    class_order: Sequence[Name] | None,
     limit_per_class: int | None,
     share: bool,
 ) -> Stream:
+    """A stream of samples whose labels are places in `names`; the rest as of `from_arrays`.
+
+    Args:
+        share: whether tasks may be views of the inputs.
+    """
     n_classes = len(names)
     check_classes(n_classes)
-    for what, samples in (("training", train), ("test", test)):
+    given = [("training", train), *([] if test is None else [("test", test)])]
+    for what, samples in given:
         check_size(samples, what)
-    check_alike(train, test)
-    for what, samples in (("training", train), ("test", test)):
-        check_labels(samples.labels, what, dict(enumerate(names)))
-    _check_split(n_classes, classes_per_task, limit_per_class)
+    if test is not None:
+        check_alike(train, test)
+    for what, samples in given:
+        check_labels(samples.labels, what, {k: str(name) for k, name in enumerate(names)})
+    if limit_per_class is not None and limit_per_class < 1:
+        raise ConfigError(f"limit per class is {limit_per_class}: it must be at least 1")
+    columns_of_tasks = cut(n_classes, classes_per_task)
     transform.train(train.inputs[:1], torch.Generator())  # refuses what it does not fit before any work
-    order = _class_order(n_classes, class_order_seed)
+    order = ordered(names, class_order, class_order_seed)
     column = torch.empty(n_classes, dtype=torch.int64)
     column[order] = torch.arange(n_classes)
-    splits = [Samples(samples.inputs, column[samples.labels]) for samples in (train, test)]
+    splits = [Samples(samples.inputs, column[samples.labels]) for _, samples in given]
+    called = tuple(names[k] for k in order.tolist())
     tasks = []
-    for t in range(n_classes // classes_per_task):
-        classes = tuple(range(t * classes_per_task, (t + 1) * classes_per_task))
-        task_train, task_test = (_select(samples, classes, limit_per_class, share) for samples in splits)
-        check_enough(t, len(task_train))
-        tasks.append(Task(t, classes, task_train, task_test, transform))
+    for t, classes in enumerate(columns_of_tasks):
+        task_train, *task_test = (_select(samples, classes, limit_per_class, share) for samples in splits)
+        held_out = task_test[0] if task_test else None
+        tasks.append(Task(t, classes, task_train, held_out, transform, column_names=called))
     return Stream(
         name=name,
         tasks=tuple(tasks),
         n_classes=n_classes,
         input_shape=tuple(train.inputs.shape[1:]),
-        class_names=tuple(names[k] for k in order.tolist()),
+        class_names=tuple(map(str, called)),
         fingerprint=_fingerprint(tasks),
     )
 
@@ -163,12 +225,6 @@ def check_classes(count: int) -> None:
     """Raise DataError if there are more than `MAX_CLASSES`."""
     if count > MAX_CLASSES:
         raise DataError(f"there are more than {MAX_CLASSES} classes: at most so many are allowed")
-
-
-def check_enough(index: int, samples: int) -> None:
-    """Raise DataError unless a task (from 0) has the two training samples that batch statistics need."""
-    if samples < 2:
-        raise DataError(f"task {index + 1} has {samples} training sample(s): every task needs 2 or more")
 
 
 def check_size(samples: Samples, what: str) -> None:
@@ -185,7 +241,7 @@ def check_alike(train: Samples, test: Samples) -> None:
         raise DataError(f"training samples are {shapes[0]} but test samples {shapes[1]}: they must agree")
 
 
-def _as_tensor(array: ArrayLike, what: str, needed: str) -> Tensor:
+def _as_tensor(array: Any, what: str, needed: str) -> Tensor:
     if isinstance(array, Tensor):
         return array.detach()
     try:
@@ -202,16 +258,35 @@ def _as_tensor(array: ArrayLike, what: str, needed: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(native))
 
 
+def stored(array: Any, what: str) -> Inputs:
+    """As `as_inputs`, but what lies in a file (`np.memmap`) or is read lazily stays where it is.
+
+    Raises:
+        DataError: as `as_inputs`; values that are not finite only when they are read.
+    """
+    if isinstance(array, Lazy):
+        return array
+    if not isinstance(array, np.memmap):
+        return as_inputs(array, what)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{what} inputs have dtype {array.dtype}: {_INPUTS}")
+    if array.ndim < 2 or array.size == 0:
+        raise DataError(f"{what} inputs have shape {tuple(array.shape)}: a non-empty [N, ...] is needed")
+    return Lazy(Mapped(array), what)
+
+
+_INPUTS = "allowed are uint8, other integers and floating point"
+
+
 def as_inputs(array: ArrayLike, what: str) -> Tensor:
     """uint8 as it is, other numbers as float32 [N, ...]; DataError where they are not finite, or no array."""
-    needed = "allowed are uint8, other integers and floating point"
-    inputs = _as_tensor(array, f"{what} inputs", needed)
+    inputs = _as_tensor(array, f"{what} inputs", _INPUTS)
     if inputs.dim() < 2 or inputs.numel() == 0:
         raise DataError(f"{what} inputs have shape {tuple(inputs.shape)}: a non-empty [N, ...] is needed")
     if inputs.dtype == torch.uint8:
         return inputs
     if inputs.is_complex():
-        raise DataError(f"{what} inputs are {inputs.dtype}: {needed}")
+        raise DataError(f"{what} inputs are {inputs.dtype}: {_INPUTS}")
     inputs = inputs.to(torch.float32)  # integers of a sensor as they are: their scale is the transform's
     finite = torch.isfinite(inputs).flatten(1).all(1)
     if not bool(finite.all()):
@@ -220,7 +295,7 @@ def as_inputs(array: ArrayLike, what: str) -> Tensor:
     return inputs
 
 
-def as_labels(array: ArrayLike, what: str) -> Tensor:
+def as_labels(array: Any, what: str) -> Tensor:
     """int64 [N] on the CPU of what a user gives, N >= 1; DataError where that cannot be."""
     needed = "integers of shape [N] are needed, 0 <= label < the number of classes"
     labels = _as_tensor(array, f"{what} labels", needed)
@@ -242,26 +317,8 @@ def check_labels(labels: Tensor, what: str, names: Mapping[int, str], *, all_nee
     present = set(torch.unique(labels).tolist())
     for k, name in names.items() if all_needed else ():
         if k not in present:
-            hint = f"; labels start at 0, yours at {min(present)}" if k == 0 else ""
+            hint = f"; labels start at 0, yours at {min(present)}" if k == 0 and what == "training" else ""
             raise DataError(f"class {name!r} has no {what} samples: every class needs at least one{hint}")
-
-
-def _check_split(n_classes: int, classes_per_task: int, limit_per_class: int | None) -> None:
-    if limit_per_class is not None and limit_per_class < 1:
-        raise ConfigError(f"limit per class is {limit_per_class}: it must be at least 1")
-    divisors = [k for k in range(1, n_classes + 1) if n_classes % k == 0]
-    if classes_per_task not in divisors:
-        allowed = ", ".join(map(str, divisors))
-        raise DataError(f"{n_classes} classes do not split into tasks of {classes_per_task}: allowed are {allowed}")
-
-
-def _class_order(n_classes: int, seed: int | None) -> Tensor:
-    """int64 [n_classes]: the k-th entry is the original label of column k."""
-    if seed is None:
-        return torch.arange(n_classes)
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"class order seed is {seed}: allowed are 0 to 2^63 - 1")
-    return torch.randperm(n_classes, generator=torch.Generator().manual_seed(seed))
 
 
 def _select(samples: Samples, classes: tuple[int, ...], limit: int | None, share: bool) -> Samples:
@@ -273,16 +330,23 @@ def _select(samples: Samples, classes: tuple[int, ...], limit: int | None, share
             keep[torch.nonzero(labels == k).flatten()[limit:]] = False
     index = torch.nonzero(keep).flatten()
     first, last = int(index[0]), int(index[-1])
-    if share and last - first + 1 == len(index):
-        return Samples(samples.inputs[first : last + 1], labels[index])
-    return Samples(samples.inputs[index.to(samples.inputs.device)].contiguous(), labels[index])
+    inputs = samples.inputs
+    if share and isinstance(inputs, Tensor) and last - first + 1 == len(index):
+        return Samples(inputs[first : last + 1], labels[index])
+    chosen = select(inputs, index)
+    return Samples(chosen.contiguous() if isinstance(chosen, Tensor) else chosen, labels[index])
 
 
 def _fingerprint(tasks: Sequence[Task]) -> str:
+    """Over all inputs and labels; of what is read lazily over all labels and `WITNESSES` samples a split."""
     digest = hashlib.sha256()
     for task in tasks:
         for samples in filter(None, (task.train, task.test)):
-            digest.update(f"{samples.inputs.dtype} {tuple(samples.inputs.shape)}".encode())
-            for tensor in (samples.inputs, samples.labels):
+            inputs = samples.inputs
+            digest.update(f"{inputs.dtype} {tuple(inputs.shape)}".encode())
+            if isinstance(inputs, Lazy):
+                digest.update(b"lazy")
+                inputs = inputs.witness()
+            for tensor in (inputs, samples.labels):
                 digest.update(tensor.cpu().numpy().data.cast("B"))
     return digest.hexdigest()

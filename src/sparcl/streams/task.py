@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparcl.streams.augment import How, Transform
+from sparcl.streams.lazy import Inputs, Lazy, joined, select
 
 Name = str | int
 """What a class is called."""
@@ -21,11 +22,12 @@ class Samples:
     """One split of one task.
 
     Attributes:
-        inputs: uint8 [N, C, H, W] for images, kept as decoded; float32 [N, ...] for arrays.
+        inputs: uint8 [N, C, H, W] for images, kept as decoded; float32 [N, ...] for arrays. A tensor, or what is read
+            when it is indexed (`Lazy`).
         labels: int64 [N], the column of the logits (after the class order), 0 <= label < n_classes.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     labels: Tensor
 
     def __len__(self) -> int:
@@ -46,6 +48,7 @@ class Task:
         transform: from stored samples to what the network sees.
         names: where labels are not yet columns, but places in this tuple: the classes by name (`make_task`). The
             Learner gives them their columns, and the task its index.
+        column_names: of all columns of its stream, where they are known: what `Learner.predict` answers with.
     """
 
     index: int
@@ -54,6 +57,7 @@ class Task:
     test: Samples | None = None
     transform: Transform = field(default_factory=Transform)
     names: tuple[Name, ...] = ()
+    column_names: tuple[Name, ...] = ()
 
     def __repr__(self) -> str:
         size = f"{_count(self.train)} training and {_count(self.test)} test samples of {_kind(self.train)}"
@@ -70,7 +74,8 @@ class Stream(Sequence[Task]):
         n_classes: over all tasks, the number of logits.
         input_shape: of one sample, (C, H, W) for images.
         class_names: in column order.
-        fingerprint: SHA-256 (hex) over inputs and labels in task order; on resume it identifies the data.
+        fingerprint: SHA-256 (hex) over inputs and labels in task order; on resume it identifies the data. Of inputs
+            that are read lazily it looks at 64 samples, evenly spaced, of each split of each task.
     """
 
     name: str
@@ -94,6 +99,16 @@ class Stream(Sequence[Task]):
     def __getitem__(self, index: int | slice) -> Task | tuple[Task, ...]:
         return self.tasks[index]
 
+    @property
+    def tested(self) -> bool:
+        """Whether every task has test samples."""
+        return all(task.test is not None for task in self.tasks)
+
+    @property
+    def lazy(self) -> bool:
+        """Whether samples are read when they are needed, not held in memory."""
+        return isinstance(self.tasks[0].train.inputs, Lazy)
+
     def limit_test(self, per_class: int) -> Stream:
         """The stream with only the first `per_class` test samples of each class: evaluation costs time, too."""
         tasks = []
@@ -103,7 +118,7 @@ class Stream(Sequence[Task]):
                 continue
             labels = task.test.labels
             first = torch.cat([(labels == k).nonzero().squeeze(1)[:per_class] for k in task.classes]).sort().values
-            tasks.append(replace(task, test=Samples(task.test.inputs[first], labels[first])))
+            tasks.append(replace(task, test=Samples(select(task.test.inputs, first), labels[first])))
         digest = hashlib.sha256(f"{self.fingerprint} {per_class} test samples a class".encode()).hexdigest()
         return replace(self, tasks=tuple(tasks), fingerprint=digest)
 
@@ -129,11 +144,16 @@ class Stream(Sequence[Task]):
         task = Task(
             index=0,
             classes=tuple(range(self.n_classes)),
-            train=Samples(torch.cat([s.inputs for s in train]), torch.cat([s.labels for s in train])),
-            test=Samples(torch.cat([s.inputs for s in test]), torch.cat([s.labels for s in test])) if test else None,
+            train=_joined(train),
+            test=_joined(test) if test else None,
             transform=self.tasks[0].transform,
+            column_names=self.tasks[0].column_names,
         )
         return replace(self, tasks=(task,))
+
+
+def _joined(parts: Sequence[Samples]) -> Samples:
+    return Samples(joined([s.inputs for s in parts]), torch.cat([s.labels for s in parts]))
 
 
 def short(classes: Collection[int]) -> str:

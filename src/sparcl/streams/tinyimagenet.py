@@ -7,6 +7,7 @@ are the training and the test images (the official test images have no published
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from sparcl.errors import DataError
@@ -15,8 +16,9 @@ from sparcl.streams.cache import cached
 from sparcl.streams.download import Remote, fetch
 from sparcl.streams.files import ARCHIVE_SUFFIXES, Member, Progress, is_junk, members
 from sparcl.streams.images import ImageSet, is_image
+from sparcl.streams.labels import ClassesPerTask
 from sparcl.streams.split import Arrays, split
-from sparcl.streams.task import Stream
+from sparcl.streams.task import Name, Stream
 
 _FOLDER = "tiny-imagenet-200"
 _TEXTS = ("wnids.txt", "words.txt", "val_annotations.txt")
@@ -31,8 +33,9 @@ _REMOTE = Remote(
 def seq_tinyimg(
     data: str | Path = "data",
     *,
-    classes_per_task: int = 20,
+    classes_per_task: ClassesPerTask = 20,
     class_order_seed: int | None = None,
+    class_order: Sequence[Name] | None = None,
     limit_per_class: int | None = None,
     progress: Progress | None = None,
 ) -> Stream:
@@ -40,7 +43,7 @@ def seq_tinyimg(
 
     Args:
         data: the official zip (or a tar of it), its unpacked folder, or a folder that contains one of these.
-        classes_per_task, class_order_seed, limit_per_class, progress: see `streams.load`.
+        classes_per_task, class_order_seed, class_order, limit_per_class, progress: see `streams.load`.
 
     Raises:
         DataError: missing and not to be fetched, damaged, hostile, or incomplete.
@@ -54,6 +57,7 @@ def seq_tinyimg(
         transform,
         classes_per_task=classes_per_task,
         class_order_seed=class_order_seed,
+        class_order=class_order,
         limit_per_class=limit_per_class,
     )
 

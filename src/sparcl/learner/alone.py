@@ -1,0 +1,42 @@
+"""One sample has no batch statistics: where a BatchNorm trains, steps of one sample are refused, and it is named.
+
+Elsewhere a batch of one sample, and a task of one, are as good as any.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sparcl.errors import ConfigError, DataError
+from sparcl.streams.task import Task
+
+
+def first_norm(model: nn.Module) -> str | None:
+    """Name and kind of the model's first BatchNorm that takes its statistics from the batch; None: it has none.
+
+    A frozen one does not.
+    """
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, _BatchNorm) and (not own or any(p.requires_grad for p in own)):
+            return f"{name or 'the model'} ({type(module).__name__})"
+    return None
+
+
+def check_batches(model: nn.Module, batch_size: int, replay_batch_size: int | None) -> None:
+    """Raise ConfigError if steps of one sample would go through a BatchNorm."""
+    for label, value in (("batch size", batch_size), ("replay batch size", replay_batch_size)):
+        if value == 1 and (norm := first_norm(model)) is not None:
+            raise ConfigError(
+                f"{label} 1 is not allowed with layer {norm}: batch statistics need 2 samples or more; use 2 or more,"
+                " or a model without BatchNorm"
+            )
+
+
+def check_task(model: nn.Module, task: Task) -> None:
+    """Raise DataError if a task of one sample would go through a BatchNorm."""
+    if len(task.train) == 1 and (norm := first_norm(model)) is not None:
+        raise DataError(
+            f"task {task.index + 1} has 1 training sample: layer {norm} needs 2 or more for its batch statistics"
+        )
