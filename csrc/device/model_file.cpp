@@ -174,6 +174,14 @@ const float* Tensor::floats(const std::string& what, long wanted) const { return
 const int32_t* Tensor::int32s(const std::string& what, long wanted) const { return static_cast<const int32_t*>(of("I32", what, wanted)); }
 const int64_t* Tensor::int64s(const std::string& what, long wanted) const { return static_cast<const int64_t*>(of("I64", what, wanted)); }
 
+std::vector<uint8_t> Tensor::bools(const std::string& what, long wanted) const {
+  const uint8_t* from = static_cast<const uint8_t*>(of("BOOL", what, wanted));
+  std::vector<uint8_t> values(from, from + count());
+  for (uint8_t value : values)
+    if (value > 1) refuse(what + " must be true or false everywhere");
+  return values;
+}
+
 const Tensor* SafeTensors::find(const std::string& name) const {
   const auto found = tensors.find(name);
   return found == tensors.end() ? nullptr : &found->second;
@@ -248,6 +256,19 @@ ModelFile read_model(const std::string& path) {
   Json* const parts[] = {&model.classes, &model.device, &model.graph, &model.input_shape, &model.state, &model.transform};
   for (size_t i = 0; i < 6; ++i) *parts[i] = parse_json(said[kParts[i]], std::string(kParts[i]) + " of " + path);
   return model;
+}
+
+Json put_tensor(ModelFile& model, const std::string& path, Tensor tensor) {
+  model.file.tensors[path] = std::move(tensor);
+  return Json::of_members({{"$tensor", Json::of(path)}});
+}
+
+void drop_tensors(ModelFile& model, const std::string& below) {
+  auto& tensors = model.file.tensors;
+  const auto first = tensors.lower_bound(below);
+  auto last = first;
+  while (last != tensors.end() && last->first.compare(0, below.size(), below) == 0) ++last;
+  tensors.erase(first, last);
 }
 
 void write_model(const std::string& path, ModelFile& model) {
