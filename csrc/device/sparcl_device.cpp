@@ -193,6 +193,7 @@ Tensor tensor_of(const std::vector<float>& from) {
 
 void gradients(const ModelFile& model, const std::string& place, const std::string& out, int threads) {
   Graph graph(model, threads);
+  graph.compute_frozen(true);
   const Samples samples = read_samples(place, graph.input());
   const Transform transform = transform_of(model.transform, graph.input());
   const std::vector<long> columns = columns_of(model, samples);

@@ -33,7 +33,7 @@ class Case:
     sparsifier: Callable[[], Sparsifier]
     method: Callable[[], Method]
     model: str = "convnet"
-    options: dict[str, Any] = field(default_factory=lambda: {"epochs": 10})
+    options: dict[str, Any] = field(default_factory=lambda: {"epochs": 4})
 
 
 def sgd(**options: Any) -> Any:
