@@ -104,7 +104,11 @@ def test_what_the_checksum_vouches_for_is_checked_all_the_same(program: Path, fi
         ("device", lambda d: d["method"].update(name="lwf"), "method lwf is not in this program; allowed: finetune"),
         ("device", lambda d: d["method"].update(buffer_size=0), "buffer_size must be"),
         ("state", lambda s: s["learner"].update(position={"data": "x"}), "other samples"),
-        ("state", lambda s: s["optimizer"].update(kind="Rprop"), "optimizer Rprop is not in this program; allowed: SGD"),
+        (
+            "state",
+            lambda s: s["optimizer"].update(kind="Rprop"),
+            "optimizer Rprop is not in this program",
+        ),
         ("state", lambda s: s["optimizer"]["groups"][0].update(lr=-1), "lr must be a number from 0"),
         ("state", lambda s: s["optimizer"]["groups"][0]["params"].pop(), "does not hold"),
         ("state", lambda s: s["optimizer"]["groups"].append(s["optimizer"]["groups"][0]), "2 parameter groups"),

@@ -53,7 +53,9 @@ CASES = {
     "DGM": Case(lambda: DGM(0.3, interval=2), Finetune, options={"epochs": 2}),
     "DDR": Case(lambda: DDR(0.5), lambda: ER(12), "mlp"),
     "SNIP, once pruned": Case(lambda: SNIP(0.6), lambda: ER(12), "mlp", {"epochs": 1}),
-    "last batches": Case(lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 3, "batch_size": 10, "drop_last": False}),
+    "last batches": Case(
+        lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 3, "batch_size": 10, "drop_last": False}
+    ),
     "momentum": Case(lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 5, "optimizer": sgd(momentum=0.9)}),
     "Nesterov": Case(
         lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 2, "optimizer": sgd(momentum=0.5, nesterov=True)}
@@ -155,6 +157,7 @@ def test_the_device_takes_a_task_over_where_python_stands_in_it(program: Path, t
     begun, file = learner.steps, tmp_path / "m.sparcl"
 
     def export_midway(event: str, figures: dict[str, Any]) -> None:
+        del figures
         if event == "step.end" and learner.steps == begun + 17:
             made.export(learner, file, second)
 
@@ -192,14 +195,15 @@ def test_python_goes_on_inside_a_task_where_the_device_was_stopped(program: Path
 
 
 def test_a_head_grows_as_in_python(program: Path, tmp_path: Path) -> None:
-    images, rng = made.stream(), np.random.default_rng(0)
+    images = made.stream()
     names = [("a", "b"), ("c", "d"), ("a", "e")]
     tasks = [
         make_task(t.train.inputs, [n[i % 2] for i in t.train.labels.tolist()], transform=t.transform)
         for t, n in zip(images, names, strict=True)
     ]
-    del rng
-    case = Case(lambda: SparCL(0.5), lambda: DERpp(12), "mlp", {"epochs": 2, "classes": (), "optimizer": sgd(momentum=0.9)})
+    case = Case(
+        lambda: SparCL(0.5), lambda: DERpp(12), "mlp", {"epochs": 2, "classes": (), "optimizer": sgd(momentum=0.9)}
+    )
     learner = learner_of(case)
     learner.learn(tasks[0])
     file = tmp_path / "m.sparcl"
