@@ -6,7 +6,7 @@ CMAKE ?= cmake
 PROGRAM := build/program
 AARCH64 := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(CXX_AARCH64)
 
-.PHONY: sparcl-device sparcl-device-sanitized sparcl-device-aarch64 test-device-sanitized program program-aarch64 test-program wheel-aarch64 test-wheel-aarch64
+.PHONY: sparcl-device sparcl-device-sanitized sparcl-device-aarch64 test-device-sanitized sparcl-device-races test-device-races program program-aarch64 test-program wheel-aarch64 test-wheel-aarch64
 
 sparcl-device:  ## sparcl-device for this machine, one static file that learns without Python (docs/device.md)
 	$(CMAKE) -S . -B $(PROGRAM)/native -DSPARCL_PROGRAM=ON > /dev/null
@@ -20,6 +20,15 @@ sparcl-device-sanitized:
 
 test-device-sanitized: sparcl-device-sanitized $(READY)  ## sparcl-device's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	SPARCL_DEVICE=$(abspath $(PROGRAM)/sanitized/sparcl-device) ASAN_OPTIONS=allocator_may_return_null=1 $(BIN)/python -m pytest tests/device
+
+sparcl-device-races:
+	$(CMAKE) -S . -B $(PROGRAM)/races -DSPARCL_PROGRAM=ON -DSPARCL_RACES=ON > /dev/null
+	$(CMAKE) --build $(PROGRAM)/races --target sparcl-device --parallel
+	@echo "built: $(PROGRAM)/races/sparcl-device, $$(wc -c < $(PROGRAM)/races/sparcl-device) bytes"
+
+# A stack address below that of the library that ThreadSanitizer maps is refused by it: the layout is not drawn.
+test-device-races: sparcl-device-races $(READY)  ## sparcl-device's tests under ThreadSanitizer
+	SPARCL_DEVICE=$(abspath $(PROGRAM)/races/sparcl-device) TSAN_OPTIONS=halt_on_error=1 $(BIN)/python -m pytest tests/device
 
 sparcl-device-aarch64:  ## the same for a phone or a Pi
 	$(CMAKE) -S . -B $(PROGRAM)/aarch64 -DSPARCL_PROGRAM=ON $(AARCH64) > /dev/null

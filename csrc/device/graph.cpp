@@ -35,16 +35,6 @@ void set(Parameter& parameter, std::vector<float> value) {
   parameter.gradient.assign(parameter.value.size(), 0.0f);
 }
 
-void put(ModelFile& model, const std::string& name, const void* from, size_t bytes) {
-  Tensor& tensor = model.file.tensors.at(name);
-  tensor.bytes.resize(bytes);
-  if (bytes) std::memcpy(tensor.bytes.data(), from, bytes);
-}
-
-void put(ModelFile& model, const std::string& name, const std::vector<float>& from) {
-  put(model, name, from.data(), from.size() * sizeof(float));
-}
-
 const float* maybe(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
 
 Extent input_of(const Json& shape) {
@@ -71,8 +61,8 @@ Graph::Graph(const ModelFile& model, int threads)
     last_use_.push_back(at);
     last_use_[node.input] = at;
     if (node.residual >= 0) last_use_[node.residual] = at;
-    if (node.op == Node::kConvolution) macs_ += states_[at].plan->nonzeros() * extents_.back().height * extents_.back().width;
   }
+  count_macs();
   const Extent& last = extents_.back();
   classes_ = last.channels;
   if (last.height != 1 || last.width != 1) refuse("the graph ends in an image, not in logits");
@@ -104,14 +94,8 @@ void Graph::load_convolution(const SafeTensors& file, size_t at) {
     std::iota(state.index.begin(), state.index.end(), 0);
   }
   if (node.bias) set(state.bias, copied(file.at(dense + ".bias"), dense + ".bias", w[0]));
-  for (const int block : {4, 2, 1}) {  // the largest that the positions allow
-    try {
-      state.plan = std::make_unique<ConvPlan>(state.index.data(), static_cast<long>(state.index.size()), node.shape, block);
-      break;
-    } catch (const std::invalid_argument& error) {
-      if (block == 1) refuse("layer " + node.name + ": " + error.what());
-    }
-  }
+  if (state.sparse && file.find(layer + "/chosen")) state.chosen = file.at(layer + "/chosen").bools(layer + "/chosen", static_cast<long>(state.index.size()));
+  make_plan(at);
 }
 
 void Graph::load_norm(const SafeTensors& file, size_t at) {
@@ -167,13 +151,13 @@ const float* Graph::forward(const float* x, long batch, bool training) {
   return values_.back().get();
 }
 
-void Graph::backward(const float* logits) {
+void Graph::backward(const float* logits, bool again) {
   gradients_.back() = room(static_cast<int>(extents_.size()) - 1);
   std::memcpy(gradients_.back().get(), logits, static_cast<size_t>(extents_.back().count()) * sizeof(float));
   for (size_t at = nodes_.size(); at-- > 0;) {
     if (gradients_[nodes_[at].output]) run_back(at);  // a result that nobody reads has none
     gradients_[nodes_[at].output].reset();
-    values_[nodes_[at].output].reset();
+    if (!again) values_[nodes_[at].output].reset();
   }
 }
 
@@ -293,24 +277,6 @@ void Graph::collect(int tensor, Block part) {
     add(part.get(), sum.get(), extents_[tensor].count(), threads_);
   else
     sum = std::move(part);
-}
-
-void Graph::store(ModelFile& model) const {
-  for (size_t at = 0; at < nodes_.size(); ++at) {
-    const Node& node = nodes_[at];
-    const State& state = states_[at];
-    const std::string name = "model/" + node.name;
-    if (node.op == Node::kConvolution) {
-      put(model, state.sparse ? "layers/" + node.name + "/values" : name + ".weight", state.weight.value);
-      if (node.bias) put(model, name + ".bias", state.bias.value);
-    } else if (node.op == Node::kNorm) {
-      put(model, name + ".weight", state.weight.value);
-      put(model, name + ".bias", state.bias.value);
-      put(model, name + ".running_mean", state.running_mean);
-      put(model, name + ".running_var", state.running_var);
-      put(model, name + ".num_batches_tracked", &state.tracked, sizeof state.tracked);
-    }
-  }
 }
 
 }  // namespace sparcl

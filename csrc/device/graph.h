@@ -28,6 +28,7 @@ std::vector<Node> nodes_of(const Json& graph);
 
 struct Parameter {
   std::vector<float> value, gradient;
+  std::map<std::string, std::vector<float>> slots;  // the optimizer's, one number for each value
 };
 
 class Graph {
@@ -38,12 +39,13 @@ class Graph {
   const Extent& input() const { return input_; }  // of one sample
   long classes() const { return classes_; }
   long macs() const { return macs_; }  // of one sample, forward
+  long positions(size_t at) const;     // of a node's output, of one sample
 
   // Logits [classes][N] of x [channels][rows][columns][N]. Training: norms use the batch's statistics and move the running ones; what
   // backward() reads is kept. x must live until then.
   const float* forward(const float* x, long batch, bool training);
-  // Adds the gradient of every parameter for the last forward(), from that of the logits, [classes][N].
-  void backward(const float* logits);
+  // Adds the gradient of every parameter for the last forward(), from that of the logits, [classes][N]. again: another will follow.
+  void backward(const float* logits, bool again = false);
   void clear_gradients();
 
   struct State {
@@ -51,17 +53,25 @@ class Graph {
     Parameter weight, bias;  // of a convolution its active weights, of a norm its scale and shift
     std::vector<int32_t> index;
     bool sparse = false;     // whether the file holds values and index of it
+    std::vector<uint8_t> chosen;  // of the active weights, whether each is trained; empty: all are
     std::vector<float> mean, rstd, running_mean, running_var;
     int64_t tracked = 0;
   };
   const std::vector<Node>& nodes() const { return nodes_; }
   std::vector<State>& states() { return states_; }
   const std::vector<State>& states() const { return states_; }
-  void store(ModelFile& model) const;  // weights and statistics, as they are now
+  // Makes `index`, ascending, the active weights of a node: those that stay keep value and slots, the others begin at 0; all are chosen.
+  void set_index(size_t at, std::vector<int32_t> index);
+  void set_chosen(size_t at, std::vector<uint8_t> chosen);
+  // Whether the gradients of what is not chosen are computed all the same.
+  void compute_frozen(bool on);
+  void store(ModelFile& model) const;  // weights, masks and statistics, as they are now
 
  private:
   void load_convolution(const SafeTensors& file, size_t at);
   void load_norm(const SafeTensors& file, size_t at);
+  void make_plan(size_t at);
+  void count_macs();
   Extent extent_behind(size_t at, const Extent& in) const;
   void size_for(long batch);
   void run(size_t at, bool training);
@@ -82,6 +92,7 @@ class Graph {
   long classes_, macs_ = 0;
   const float* x_ = nullptr;
   int threads_;
+  bool frozen_computed_ = false;
 };
 
 }  // namespace sparcl

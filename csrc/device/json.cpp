@@ -276,6 +276,49 @@ Json Json::of(const std::string& text) {
   return value;
 }
 
+Json Json::of_real(double number) {
+  Json value;
+  value.kind = kNumber;
+  char text[40];
+  for (int digits = 1; digits <= 17; ++digits) {
+    std::snprintf(text, sizeof text, "%.*g", digits, number);
+    if (std::strtod(text, nullptr) == number) break;
+  }
+  value.text = text;
+  if (value.text.find_first_of(".e") == std::string::npos) value.text += ".0";
+  return value;
+}
+
+Json Json::of_truth(bool value) {
+  Json json;
+  json.kind = value ? kTrue : kFalse;
+  return json;
+}
+
+Json Json::of_list(std::vector<Json> items) {
+  Json json;
+  json.kind = kList;
+  json.items = std::move(items);
+  return json;
+}
+
+Json Json::of_members(std::vector<std::pair<std::string, Json>> members) {
+  Json json;
+  json.kind = kObject;
+  json.members = std::move(members);
+  return json;
+}
+
+void Json::set(const std::string& key, Json value) {
+  kind = kObject;
+  for (auto& member : members)
+    if (member.first == key) {
+      member.second = std::move(value);
+      return;
+    }
+  members.emplace_back(key, std::move(value));
+}
+
 Json parse_json(const std::string& text, const std::string& what) { return Parser(text, what).all(); }
 
 std::string to_text(const Json& value) {

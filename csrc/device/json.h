@@ -24,6 +24,11 @@ struct Json {
 
   static Json of(long number);
   static Json of(const std::string& text);
+  static Json of_real(double number);  // the shortest text that reads the same, never that of a whole number
+  static Json of_truth(bool value);
+  static Json of_list(std::vector<Json> items);
+  static Json of_members(std::vector<std::pair<std::string, Json>> members);
+  void set(const std::string& key, Json value);  // of an object: replaced, or appended
 };
 
 Json parse_json(const std::string& text, const std::string& what);  // throws std::invalid_argument

@@ -3,9 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <numeric>
 #include <stdexcept>
 
 #include "device/losses.h"
@@ -15,17 +12,11 @@ namespace sparcl {
 namespace {
 
 constexpr long kMostSteps = 1L << 50;
-constexpr char kBuffer[] = "learner/method/buffer/";
+constexpr char kState[] = "the state";
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
-std::string digest_of(const Samples& samples) {
-  Sha256 digest;
-  digest.update(samples.raw.data(), samples.raw.size());
-  digest.update(samples.labels.data(), samples.labels.size() * sizeof(long));
-  for (const std::string& name : samples.classes) digest.update(name.c_str(), name.size() + 1);
-  return digest.hex();
-}
+bool stands_inside(const ModelFile& model) { return model.state.at("learner", kState).at("position", kState).kind != Json::kNull; }
 
 // How many classes of the samples the network does not have: they are appended to it.
 long appended(ModelFile& model, const Samples& samples, bool inside) {
@@ -36,53 +27,64 @@ long appended(ModelFile& model, const Samples& samples, bool inside) {
     if (!known) fresh.push_back(name);
   }
   if (fresh.empty() || inside) return 0;
-  const Json& settings = model.state.at("settings", "the state");
-  grow_head(model, fresh, static_cast<unsigned long>(settings.at("seed", "the settings").whole("seed", 0, 1L << 62)));
+  grow_head(model, fresh);
   return static_cast<long>(fresh.size());
 }
 
-const Json& device_of(const ModelFile& model) { return model.device; }
+std::vector<long> columns_of(const ModelFile& model, const Samples& samples) {
+  std::vector<long> columns;
+  const auto& names = model.classes.list("classes", 0, 1 << 20);
+  for (const std::string& name : samples.classes) {
+    const auto found = std::find_if(names.begin(), names.end(), [&](const Json& had) { return had.text == name; });
+    if (found == names.end()) refuse("the file stands inside a task of other samples: give those, or --new-task to leave it where it is");
+    columns.push_back(found - names.begin());
+  }
+  return columns;
+}
 
-bool is_inside(const ModelFile& model) { return device_of(model).at("position", "device").kind != Json::kNull; }
+Random generator(const ModelFile& model, const char* name) {
+  const std::string path = std::string("learner/generators/") + name;
+  return Random(model.file.at(path), path);
+}
 
-template <class Item>
-Tensor made(const char* dtype, std::vector<long> shape, const std::vector<Item>& from) {
-  Tensor tensor{dtype, std::move(shape), std::vector<uint8_t>(from.size() * sizeof(Item))};
-  if (!from.empty()) std::memcpy(tensor.bytes.data(), from.data(), tensor.bytes.size());
-  return tensor;
+std::vector<size_t> nodes_of(const std::vector<SparseLayer>& layers) {
+  std::vector<size_t> nodes;
+  for (const SparseLayer& layer : layers) nodes.push_back(layer.at);
+  return nodes;
 }
 
 }  // namespace
 
-Learning::Learning(ModelFile& model, const Samples& samples, int threads, bool begin_anew)
-    : model_(model), samples_(samples), grown_(appended(model, samples, is_inside(model) && !begin_anew)), graph_(model, threads),
-      transform_(transform_of(model.transform, graph_.input())) {
+Learning::Learning(ModelFile& model, const Samples& samples, int threads, bool begin_anew, const Budget& wanted)
+    : model_(model), samples_(samples), grown_(appended(model, samples, stands_inside(model) && !begin_anew)), graph_(model, threads),
+      transform_(transform_of(model.transform, graph_.input())), sparsifier_(model, graph_), optimizer_(model, graph_),
+      ledger_(graph_, nodes_of(sparsifier_.layers())), order_(generator(model, "order")), augment_(generator(model, "augment")),
+      remember_(generator(model, "method")) {
   read_settings();
-  map_classes();
-  resume(digest_of(samples), begin_anew);
-  read_buffer();
+  budget_ = wanted.given() ? wanted : budget_of_file_;
+  const std::vector<long> columns = columns_of(model, samples);
+  std::vector<long> counts(static_cast<size_t>(graph_.classes()), 0);
+  own_.assign(counts.size(), false);
+  for (long label : samples.labels) {
+    const size_t column = static_cast<size_t>(columns[static_cast<size_t>(label)]);
+    labels_.push_back(static_cast<long>(column));
+    own_[column] = true;
+    ++counts[column];
+  }
+  most_ = static_cast<double>(*std::max_element(counts.begin(), counts.end())) / static_cast<double>(samples.size());
+  if (const Json* counted = model.device.find("cost"); counted && counted->kind != Json::kNull) ledger_.load(*counted);
+  if (method_.buffer_size) buffer_.load(model, samples, method_.buffer_size, method_.stores_logits(), graph_.classes());
+  data_ = fingerprint();
+  read_position(begin_anew);
 }
 
 void Learning::read_settings() {
-  const Json& settings = model_.state.at("settings", "the state");
-  batch_ = std::min<long>(settings.at("batch_size", "settings").whole("batch_size", 1, 1 << 20), static_cast<long>(samples_.size()));
+  const Json& settings = model_.state.at("settings", kState);
+  batch_ = settings.at("batch_size", "settings").whole("batch_size", 1, 1 << 20);
   replay_batch_ = settings.at("replay_batch_size", "settings").whole("replay_batch_size", 1, 1 << 20);
-  const Json& budget = settings.at("budget", "settings");
-  if (budget.members.size() != 1) refuse("the file's budget is not one of: epochs, steps, seconds");
-  const std::string& kind = budget.members.begin()->first;
-  const Json& amount = budget.members.begin()->second;
-  if (kind == "epochs") budget_.epochs = amount.whole("epochs", 1, 1L << 40);
-  else if (kind == "steps") budget_.steps = amount.whole("steps", 1, kMostSteps);
-  else if (kind == "seconds") budget_.seconds = amount.number("seconds", 1e-9, 1e30);
-  else refuse("the file's budget is not one of: epochs, steps, seconds");
-  seed_ = settings.at("seed", "settings").whole("seed", 0, 1L << 62);
-  const Json& optimizer = model_.state.at("optimizer", "the state");
-  if (optimizer.at("kind", "the optimizer").string("the optimizer") != "SGD") refuse("this program goes on with SGD alone, the file's optimizer is another");
-  const Json& group = optimizer.at("groups", "the optimizer").list("parameter groups", 1, 1)[0];
-  rate_ = static_cast<float>(group.at("lr", "the optimizer").number("lr", 0, 1e30));
-  decay_ = static_cast<float>(group.at("weight_decay", "the optimizer").number("weight_decay", 0, 1e30));
-  if (group.at("momentum", "the optimizer").number("momentum", 0, 1) != 0) refuse("this program goes on with SGD without momentum, the file's has some");
-  const Json& method = device_of(model_).at("method", "device");
+  drop_last_ = settings.at("drop_last", "settings").truth("drop_last");
+  budget_of_file_ = budget_of(settings);
+  const Json& method = model_.device.at("method", "device");
   method_.name = method.at("name", "the method").string("the method");
   if (method_.name != "er" && method_.name != "der" && method_.name != "derpp" && method_.name != "finetune")
     refuse("method " + method_.name.substr(0, 40) + " is not in this program; allowed: finetune, er, der, derpp");
@@ -90,233 +92,146 @@ void Learning::read_settings() {
   if (method_.name != "finetune") method_.buffer_size = method.at("buffer_size", "the method").whole("buffer_size", 1, 1L << 40);
   if (method_.stores_logits()) method_.alpha = method.at("alpha", "the method").number("alpha", 0, 1e30);
   if (method_.name == "derpp") method_.beta = method.at("beta", "the method").number("beta", 0, 1e30);
-  const Json& learner = model_.state.at("learner", "the state");
-  learned_ = learner.at("learned", "the state").whole("learned", 0, 1L << 40);
-  steps_ = learner.at("steps", "the state").whole("steps", 0, kMostSteps);
+  const Json& learner = model_.state.at("learner", kState);
+  if (learner.find("frozen")) refuse("the file has layers that are not trained; this program trains every layer");
+  learned_ = learner.at("learned", kState).whole("learned", 0, 1L << 40);
+  steps_ = learner.at("steps", kState).whole("steps", 0, kMostSteps);
 }
 
-void Learning::map_classes() {
-  const auto& names = model_.classes.list("classes", 0, 1 << 20);
-  for (const std::string& name : samples_.classes) {
-    const auto found = std::find_if(names.begin(), names.end(), [&](const Json& had) { return had.text == name; });
-    if (found == names.end()) refuse("the file stands inside a task of other samples: give those, or --new-task to leave it where it is");
-    columns_.push_back(found - names.begin());
-  }
+// As sparcl.learner.saving.fingerprint has it.
+std::string Learning::fingerprint() const {
+  std::string shape;
+  const Extent& e = samples_.extent;
+  const bool image = model_.input_shape.items.size() == 3;
+  for (long size : image ? std::vector<long>{e.channels, e.height, e.width} : std::vector<long>{e.channels}) shape += ", " + std::to_string(size);
+  const std::string head = std::string(samples_.bytes ? "torch.uint8" : "torch.float32") + " [" + std::to_string(samples_.size()) + shape + "] torch.int64";
+  Sha256 digest;
+  digest.update(head.data(), head.size());
+  digest.update(samples_.raw.data(), samples_.raw.size());
+  digest.update(labels_.data(), labels_.size() * sizeof(long));
+  return digest.hex();
 }
 
-void Learning::resume(const std::string& digest, bool begin_anew) {
-  digest_ = digest;
-  const Json& at = device_of(model_).at("position", "device");
+// As in Python removal is for budgets of epochs, unless the file was made otherwise.
+bool Learning::removes() const { return budget_.epochs > 0 || budget_of_file_.epochs == 0; }
+
+bool Learning::removal_is_off() const { return sparsifier_.removes() && !removes(); }
+
+void Learning::read_position(bool begin_anew) {
+  const Json& at = model_.state.at("learner", kState).at("position", kState);
   if (at.kind == Json::kNull) return;
   if (begin_anew) {
+    sparsifier_.end_task();
     ++learned_;
     return;
   }
-  if (at.at("data", "the position").string("the position's data") != digest)
-    refuse("the file stands inside a task of other samples: give those, or --new-task to leave it where it is");
-  position.epoch = at.at("epoch", "the position").whole("epoch", 0, 1L << 40);
-  position.step = at.at("step", "the position").whole("step", 0, std::max(0L, steps_an_epoch() - 1));
-  position.done = at.at("done", "the position").whole("done", 0, kMostSteps);
-  position.seconds = at.at("seconds", "the position").number("seconds", 0, 1e30);
+  const std::string& data = at.at("data", "the position").string("the position's data");
+  if (data != data_) refuse("the file stands inside a task of other samples: give those, or --new-task to leave it where it is");
+  position.load(model_, at, static_cast<long>(samples_.size()));
+  position.data = data;
+  if (position.task != learned_) refuse("the position is not inside the next task");
+  if (sparsifier_.removes() && sparsifier_.samples() != static_cast<long>(samples_.size())) refuse("DDR knows of another number of samples");
+  sparsifier_.set_removes(removes());
 }
 
-void Learning::read_buffer() {
-  if (method_.buffer_size == 0) return;
-  const Json& state = model_.state.at("learner", "the state").at("method", "the state").at("buffer", "the state");
-  buffer_.seen = state.at("seen", "the buffer").whole("seen", 0, 1L << 62);
-  buffer_.capacity = method_.buffer_size;
-  const long held = std::min(buffer_.seen, buffer_.capacity);
-  if (held == 0) return;
-  const Tensor &inputs = model_.file.at(std::string(kBuffer) + "inputs"), &labels = model_.file.at(std::string(kBuffer) + "labels");
-  if (inputs.dtype != (samples_.bytes ? "U8" : "F32") || inputs.bytes.size() != static_cast<size_t>(held) * samples_.stride())
-    refuse("the samples are of another type or shape than those in the buffer");
-  buffer_.inputs = inputs.bytes;
-  const int64_t* from = labels.int64s("the buffer's labels", held);
-  for (long i = 0; i < held; ++i) {
-    if (from[i] < 0 || from[i] >= graph_.classes()) refuse("the buffer holds a label that is no class");
-    buffer_.labels.push_back(from[i]);
-  }
-  if (!method_.stores_logits()) return;
-  const float* logits = model_.file.at(std::string(kBuffer) + "logits").floats("the buffer's logits", held * graph_.classes());
-  buffer_.logits.assign(logits, logits + held * graph_.classes());
+// PyTorch's own generator is seeded at every task: nothing is drawn of it here, but Python goes on from it (sparcl.seeds.derive).
+Random Learning::seeded_for_task() const {
+  const std::string named = std::to_string(model_.state.at("settings", kState).at("seed", "settings").whole("seed", 0, 1L << 62)) + "/torch/" + std::to_string(learned_);
+  Sha256 digest;
+  digest.update(named.data(), named.size());
+  return Random::seeded(std::stoull(digest.hex().substr(0, 16), nullptr, 16) >> 1);
 }
 
-bool Learning::over(const Budget& budget) const {
-  if (budget.seconds > 0) return position.seconds >= budget.seconds;
-  return budget.steps > 0 ? position.done >= budget.steps : position.epoch >= budget.epochs;
+void Learning::begin_task() {
+  put_tensor(model_, "learner/generators/torch", seeded_for_task().state());
+  Json& classes = model_.state.at("learner", kState).at("classes", kState);
+  Json& of_tasks = classes.at("of_tasks", "the classes");
+  of_tasks.list("the tasks' classes", 0, 1 << 20);
+  std::vector<Json> columns;
+  for (size_t c = 0; c < own_.size(); ++c)
+    if (own_[c]) columns.push_back(Json::of(static_cast<long>(c)));
+  of_tasks.items.resize(std::min(of_tasks.items.size(), static_cast<size_t>(learned_)));
+  of_tasks.items.push_back(Json::of_list(columns));
+  sparsifier_.begin_task(learned_, static_cast<long>(samples_.size()), budget_.epochs ? budget_.epochs : 1, removes());
+  position = Position();
+  position.begun = true;
+  position.task = learned_;
+  position.data = data_;
+  const auto& paces = model_.state.at("learner", kState).at("pace", kState).list("the pace", 0, 1 << 20);
+  if (budget_of_file_.seconds <= 0 || budget_.seconds != budget_of_file_.seconds || static_cast<long>(paces.size()) <= learned_) return;
+  position.replayed = true;
+  for (const Json& after : paces[static_cast<size_t>(learned_)].list("a pace", 200, 200)) position.pace.push_back(after.whole("a step of the pace", 1, 1L << 31));
 }
 
-std::mt19937_64 Learning::generator(unsigned purpose) const {
-  const auto low = [](long value) { return static_cast<unsigned>(value & 0xffffffff); };
-  std::seed_seq seed{low(seed_), low(seed_ >> 32), low(learned_), low(position.epoch), purpose ? low(position.step) : 0u, purpose};
-  return std::mt19937_64(seed);
-}
-
-const std::vector<size_t>& Learning::order() {
-  if (order_of_ == position.epoch) return order_;
-  order_.resize(samples_.size());
-  std::iota(order_.begin(), order_.end(), size_t{0});
-  std::mt19937_64 random = generator(0);
-  for (size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[random() % i]);
-  order_of_ = position.epoch;
-  return order_;
-}
-
-// Different places in the buffer at random; all, where there are fewer.
-std::vector<size_t> Learning::draw(std::mt19937_64& random) const {
-  std::vector<size_t> places(buffer_.size());
-  std::iota(places.begin(), places.end(), size_t{0});
-  const size_t count = std::min(places.size(), static_cast<size_t>(replay_batch_));
-  for (size_t i = 0; i < count; ++i) std::swap(places[i], places[i + random() % (places.size() - i)]);
-  places.resize(count);
-  return places;
-}
-
-void Learning::add_sample(const uint8_t* raw, std::mt19937_64& random, long n, long N) {
-  Place place{0, 0, false};
-  const unsigned long offsets = 2ul * static_cast<unsigned long>(transform_.crop_padding) + 1;
-  if (transform_.crop_padding) {
-    place.row = static_cast<int>(random() % offsets) - transform_.crop_padding;
-    place.column = static_cast<int>(random() % offsets) - transform_.crop_padding;
-  }
-  if (transform_.flip) place.flip = random() & 1;
-  put_sample(transform_, samples_.extent, samples_.bytes, raw, place, x_.data(), n, N);
-}
-
-// One pass over remembered samples: cross-entropy, or the distance to the logits that were stored.
-double Learning::replay(const std::vector<size_t>& picked, bool logits, double weight, std::mt19937_64& random) {
-  const long N = static_cast<long>(picked.size()), classes = graph_.classes();
-  x_.resize(static_cast<size_t>(samples_.extent.count() * N));
-  std::vector<long> labels;
-  std::vector<float> target;
-  for (long n = 0; n < N; ++n) {
-    const size_t at = picked[static_cast<size_t>(n)];
-    add_sample(buffer_.inputs.data() + at * samples_.stride(), random, n, N);
-    labels.push_back(buffer_.labels[at]);
-    if (logits) target.insert(target.end(), buffer_.logits.begin() + static_cast<long>(at) * classes, buffer_.logits.begin() + static_cast<long>(at + 1) * classes);
-  }
-  const float* answer = graph_.forward(x_.data(), N, true);
-  std::vector<float> gradient(static_cast<size_t>(classes * N));
-  const double loss = logits ? squared_distance(answer, target, classes, weight, gradient.data())
-                             : cross_entropy(answer, labels, classes, weight, {}, 0, gradient.data());
-  graph_.backward(gradient.data());
-  return loss;
+void Learning::begin_epoch() {
+  std::vector<int64_t> kept;
+  for (int64_t id : order_.permutation(static_cast<long>(samples_.size())))
+    if (sparsifier_.keeps(id)) kept.push_back(id);
+  position.plan(std::move(kept), batch_, drop_last_);
+  sparsifier_.begin_epoch(position.epoch, position.planned_steps);
 }
 
 void Learning::step() {
   const auto start = std::chrono::steady_clock::now();
-  std::mt19937_64 random = generator(1);
-  const auto first = order().begin() + position.step * batch_;
-  const std::vector<size_t> ids(first, first + batch_);
-  const std::vector<size_t> beside = method_.name == "er" ? draw(random) : std::vector<size_t>();
-  const long N = batch_ + static_cast<long>(beside.size()), classes = graph_.classes();
-  x_.resize(static_cast<size_t>(samples_.extent.count() * N));
-  std::vector<long> labels;
-  for (size_t id : ids) {
-    add_sample(samples_.raw.data() + id * samples_.stride(), random, static_cast<long>(labels.size()), N);
-    labels.push_back(columns_[static_cast<size_t>(samples_.labels[id])]);
+  if (!position.begun) begin_task();
+  if (!position.ordered) begin_epoch();
+  const long removed = sparsifier_.removed();
+  if (sparsifier_.begin_step(position.step, position.spent(budget_)))
+    position.shorten([&](int64_t id) { return sparsifier_.keeps(id); }, batch_, drop_last_);
+  ledger_.removed(sparsifier_.removed() - removed);
+  if (const long samples = position.upcoming(drop_last_)) {
+    train();
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    position.note(budget_, seconds, budget_of_file_.seconds > 0);
+    position.cursor += samples;
+    ++position.step;
+    ++steps_;
   }
-  for (size_t at : beside) {
-    add_sample(buffer_.inputs.data() + at * samples_.stride(), random, static_cast<long>(labels.size()), N);
-    labels.push_back(buffer_.labels[at]);
-  }
-  std::vector<bool> allowed;
-  if (method_.single_head) {
-    allowed.assign(static_cast<size_t>(classes), false);
-    for (long column : columns_) allowed[static_cast<size_t>(column)] = true;
-  }
-  graph_.clear_gradients();
-  const float* answer = graph_.forward(x_.data(), N, true);
-  const std::vector<float> logits(answer, answer + classes * N);
-  std::vector<float> gradient(logits.size());
-  loss = cross_entropy(logits.data(), labels, classes, 1.0, allowed, ids.size(), gradient.data());
-  graph_.backward(gradient.data());
-  if (method_.stores_logits() && buffer_.size()) loss += replay(draw(random), true, method_.alpha, random);
-  if (method_.name == "derpp" && buffer_.size()) loss += replay(draw(random), false, method_.beta, random);
-  if (!std::isfinite(loss)) throw std::runtime_error("the loss became NaN or infinite in step " + std::to_string(position.done + 1) + ": lower the learning rate");
-  update();
-  remember(ids, logits.data(), N, random);
-  ++steps_, ++position.done;
-  if (++position.step == steps_an_epoch()) ++position.epoch, position.step = 0;
-  position.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-void Learning::update() {
-  for (Graph::State& state : graph_.states())
-    for (Parameter* p : {&state.weight, &state.bias})
-      for (size_t i = 0; i < p->value.size(); ++i) p->value[i] -= rate_ * (p->gradient[i] + decay_ * p->value[i]);
-}
-
-// The task's samples of a step, as stored; logits [classes][N], of which they are the first.
-void Learning::remember(const std::vector<size_t>& ids, const float* logits, long N, std::mt19937_64& random) {
-  if (buffer_.capacity == 0) return;
-  const long classes = graph_.classes();
-  const size_t stride = samples_.stride();
-  std::uniform_real_distribution<double> uniform(0, 1);
-  for (size_t i = 0; i < ids.size(); ++i) {
-    const double drawn = uniform(random);
-    const bool room = buffer_.seen < buffer_.capacity;
-    const long slot = room ? buffer_.seen : static_cast<long>(drawn * static_cast<double>(buffer_.seen + 1));
-    ++buffer_.seen;
-    if (slot >= buffer_.capacity) continue;
-    const size_t at = static_cast<size_t>(slot);
-    if (room) {
-      buffer_.inputs.resize((at + 1) * stride);
-      buffer_.labels.resize(at + 1);
-      if (method_.stores_logits()) buffer_.logits.resize((at + 1) * static_cast<size_t>(classes));
-    }
-    std::memcpy(buffer_.inputs.data() + at * stride, samples_.raw.data() + ids[i] * stride, stride);
-    buffer_.labels[at] = columns_[static_cast<size_t>(samples_.labels[ids[i]])];
-    for (long c = 0; method_.stores_logits() && c < classes; ++c)
-      buffer_.logits[at * static_cast<size_t>(classes) + static_cast<size_t>(c)] = logits[c * N + static_cast<long>(i)];
-  }
+  if (!position.upcoming(drop_last_)) position.end_epoch(most_);
 }
 
 void Learning::end_task() {
+  sparsifier_.end_task();
+  Json& paces = model_.state.at("learner", kState).at("pace", kState);
+  if (budget_of_file_.seconds > 0 && !position.replayed) {
+    std::vector<Json> pace;
+    for (long after : position.pace) pace.push_back(Json::of(after));
+    while (pace.size() < 200) pace.push_back(Json::of(position.done));
+    paces.items.push_back(Json::of_list(pace));
+  }
   ++learned_;
   position = Position();
 }
 
-void Learning::store_buffer() {
-  if (buffer_.capacity == 0) return;
-  const long held = static_cast<long>(buffer_.size());
-  const Extent& e = samples_.extent;
-  std::vector<long> shape{held, e.channels};
-  if (model_.input_shape.items.size() == 3) shape = {held, e.channels, e.height, e.width};
-  Json& state = model_.state.at("learner", "the state").at("method", "the state").at("buffer", "the state");
-  state.members = {{"seen", Json::of(buffer_.seen)}};
-  if (held == 0) return;
-  auto& tensors = model_.file.tensors;
-  tensors[std::string(kBuffer) + "inputs"] = {samples_.bytes ? "U8" : "F32", shape, buffer_.inputs};
-  tensors[std::string(kBuffer) + "labels"] = made("I64", {held}, buffer_.labels);
-  if (method_.stores_logits()) tensors[std::string(kBuffer) + "logits"] = made("F32", {held, graph_.classes()}, buffer_.logits);
-  for (const char* name : {"inputs", "labels", "logits"}) {
-    if (!tensors.count(std::string(kBuffer) + name)) continue;
-    Json place;
-    place.kind = Json::kObject;
-    place.members = {{"$tensor", Json::of(std::string(kBuffer) + name)}};
-    state.members.emplace_back(name, place);
+double Learning::density() const {
+  double active = 0, all = 0;
+  for (const SparseLayer& layer : sparsifier_.layers()) {
+    active += static_cast<double>(graph_.states()[layer.at].index.size());
+    const auto& w = graph_.nodes()[layer.at].shape.weight;
+    all += static_cast<double>(w[0]) * static_cast<double>(layer.per_channel);
   }
+  return all > 0 ? active / all : 1;
 }
 
 void Learning::save(const std::string& path) {
   graph_.store(model_);
-  store_buffer();
-  Json& learner = model_.state.at("learner", "the state");
-  learner.at("learned", "the state") = Json::of(learned_);
-  learner.at("steps", "the state") = Json::of(steps_);
-  Json at;
-  if (position.done > 0) {
-    char seconds[32];
-    std::snprintf(seconds, sizeof seconds, "%.6f", position.seconds);
-    Json spent = Json::of(0L);
-    spent.text = seconds;
-    at.kind = Json::kObject;
-    at.members = {{"data", Json::of(digest_)}, {"done", Json::of(position.done)}, {"epoch", Json::of(position.epoch)},
-                  {"seconds", spent}, {"step", Json::of(position.step)}};
-  }
-  model_.device.at("position", "device") = at;
+  optimizer_.store(model_, graph_);
+  sparsifier_.store(model_);
+  buffer_.store(model_, samples_);
+  store_state();
   write_model(path, model_);
+}
+
+void Learning::store_state() {
+  Json& learner = model_.state.at("learner", kState);
+  learner.at("learned", kState) = Json::of(learned_);
+  learner.at("steps", kState) = Json::of(steps_);
+  learner.at("position", kState) = position.store(model_);
+  learner.at("transform", kState) = model_.transform;
+  put_tensor(model_, "learner/generators/order", order_.state());
+  put_tensor(model_, "learner/generators/augment", augment_.state());
+  put_tensor(model_, "learner/generators/method", remember_.state());
+  model_.device.set("cost", ledger_.state());
 }
 
 }  // namespace sparcl

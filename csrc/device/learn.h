@@ -1,11 +1,17 @@
-// One more task, learned from where a model file stands: ER, DER, DER++ or fine-tuning, plain SGD, masks as they are.
+// One more task, learned from where a model file stands, as sparcl.learner.Training learns it: fine-tuning, ER, DER or DER++, under the
+// file's sparsifier. Every random number is drawn from the generators in the file, in Python's order.
 #pragma once
-#include <random>
 #include <string>
 #include <vector>
 
+#include "device/buffer.h"
 #include "device/graph.h"
+#include "device/ledger.h"
+#include "device/optimizer.h"
+#include "device/position.h"
+#include "device/random.h"
 #include "device/samples.h"
+#include "device/sparsity.h"
 
 namespace sparcl {
 
@@ -17,75 +23,68 @@ struct Method {
   bool stores_logits() const { return name == "der" || name == "derpp"; }
 };
 
-// A uniform sample of everything seen (Vitter, 1985), as stored.
-struct Buffer {
-  long seen = 0, capacity = 0;
-  std::vector<uint8_t> inputs;
-  std::vector<long> labels;
-  std::vector<float> logits;  // [n][classes], or none
-  size_t size() const { return labels.size(); }
-};
-
-struct Budget {
-  long epochs = 0, steps = 0;  // exactly one of the three is above 0
-  double seconds = 0;
-};
-
-// Where a task stands; every random number of a step follows from the seed and this, so a killed run goes on to the same bits.
-struct Position {
-  long epoch = 0, step = 0, done = 0;  // done: steps of the task
-  double seconds = 0;
-};
-
 class Learning {
  public:
-  // Appends the classes that the network does not have. Throws std::invalid_argument for what this program cannot go on with.
-  Learning(ModelFile& model, const Samples& samples, int threads, bool begin_anew);
+  // Appends the classes that the network does not have. wanted: instead of the file's budget, where given. Throws std::invalid_argument
+  // for what this program cannot go on with.
+  Learning(ModelFile& model, const Samples& samples, int threads, bool begin_anew, const Budget& wanted);
 
-  bool over(const Budget& budget) const;
-  void step();
+  bool over() const { return position.over(budget_); }
+  void step();  // one, unless no batch of the epoch is left
   void end_task();
   void save(const std::string& path);  // the whole state; throws std::runtime_error
 
   Position position;
   double loss = 0;
-  long steps_an_epoch() const { return static_cast<long>(samples_.size()) / batch_; }
-  const Budget& budget_of_file() const { return budget_; }
   long grown() const { return grown_; }
   const std::string& method() const { return method_.name; }
+  const Sparsifier& sparsifier() const { return sparsifier_; }
+  const Ledger& ledger() const { return ledger_; }
+  double density() const;       // of the prunable weights that are active
+  bool removal_is_off() const;  // though the file's sparsifier removes samples
 
  private:
   void read_settings();
-  void read_buffer();
-  void resume(const std::string& digest, bool begin_anew);
-  void map_classes();
-  std::mt19937_64 generator(unsigned purpose) const;
-  const std::vector<size_t>& order();
-  std::vector<size_t> draw(std::mt19937_64& random) const;
-  void add_sample(const uint8_t* raw, std::mt19937_64& random, long n, long N);
-  double replay(const std::vector<size_t>& picked, bool logits, double weight, std::mt19937_64& random);
-  void remember(const std::vector<size_t>& ids, const float* logits, long N, std::mt19937_64& random);
-  void update();
-  void store_buffer();
+  void read_position(bool begin_anew);
+  void begin_task();
+  Random seeded_for_task() const;
+  bool removes() const;
+  std::string fingerprint() const;
+  void begin_epoch();
+  void train();
+  void add_samples(const std::vector<const uint8_t*>& raw, long first, long N);
+  void spread_out(const std::vector<int64_t>& ids, const std::vector<size_t>& beside);
+  void watch(const std::vector<int64_t>& ids, const float* logits, long N);
+  void read_task(const std::vector<float>& logits, long of_task, long N);
+  void backward(const std::vector<float>& gradient, long of_task, long N, bool ranks);
+  double replay(bool logits, double weight);
+  void store_state();
 
   ModelFile& model_;
   const Samples& samples_;
-  std::vector<long> columns_;  // of the logits, for each class of the samples
   long grown_;
   Graph graph_;
   Transform transform_;
+  Sparsifier sparsifier_;
+  Optimizer optimizer_;
+  Ledger ledger_;
   Method method_;
   Buffer buffer_;
-  Budget budget_;
-  long batch_ = 0, replay_batch_ = 0, learned_ = 0, steps_ = 0, seed_ = 0;
-  float rate_ = 0, decay_ = 0;
-  std::string digest_;
-  std::vector<size_t> order_;
-  long order_of_ = -1;
+  Budget budget_, budget_of_file_;
+  Random order_, augment_, remember_;
+  long batch_ = 0, replay_batch_ = 0, learned_ = 0, steps_ = 0;
+  bool drop_last_ = false;
+  double most_ = 0;           // share of the samples that the most frequent class has
+  std::vector<long> labels_;  // columns of the logits, of the samples
+  std::vector<bool> own_;     // of the columns, whether they are the task's
+  std::string data_;
   std::vector<float> x_;
+  std::vector<long> batch_labels_;
+  Gradients of_task_, of_replay_;  // of the step that is ranked by
+  long passed_ = 0, extra_ = 0;    // samples that pass forward and back in a step, and those that do so for ranking alone
 };
 
-// Appends rows for new classes to the layer that makes the logits, drawn as PyTorch draws them; and zeros to remembered logits.
-void grow_head(ModelFile& model, const std::vector<std::string>& names, unsigned long seed);
+// Appends rows for new classes to the layer that makes the logits, drawn as Python draws them; and NaN to remembered logits.
+void grow_head(ModelFile& model, const std::vector<std::string>& names);
 
 }  // namespace sparcl

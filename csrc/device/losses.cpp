@@ -29,13 +29,13 @@ double cross_entropy(const float* logits, const std::vector<long>& labels, long 
 
 double squared_distance(const float* logits, const std::vector<float>& target, long classes, double weight, float* gradient) {
   const long batch = static_cast<long>(target.size()) / classes;
-  const double count = static_cast<double>(target.size());
+  const double count = static_cast<double>(std::count_if(target.begin(), target.end(), [](float value) { return !std::isnan(value); }));
   double loss = 0;
   for (long n = 0; n < batch; ++n)
     for (long c = 0; c < classes; ++c) {
-      const double difference = static_cast<double>(logits[c * batch + n]) - target[static_cast<size_t>(n * classes + c)];
-      loss += difference * difference;
-      gradient[c * batch + n] = static_cast<float>(2 * weight * difference / count);
+      const double wanted = target[static_cast<size_t>(n * classes + c)], difference = static_cast<double>(logits[c * batch + n]) - wanted;
+      if (!std::isnan(wanted)) loss += difference * difference;
+      gradient[c * batch + n] = std::isnan(wanted) ? 0.0f : static_cast<float>(2 * weight * difference / count);
     }
   return weight * loss / count;
 }

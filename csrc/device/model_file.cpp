@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <set>
 #include <stdexcept>
 
 #include "device/sha256.h"
@@ -174,6 +175,14 @@ const float* Tensor::floats(const std::string& what, long wanted) const { return
 const int32_t* Tensor::int32s(const std::string& what, long wanted) const { return static_cast<const int32_t*>(of("I32", what, wanted)); }
 const int64_t* Tensor::int64s(const std::string& what, long wanted) const { return static_cast<const int64_t*>(of("I64", what, wanted)); }
 
+std::vector<uint8_t> Tensor::bools(const std::string& what, long wanted) const {
+  const uint8_t* from = static_cast<const uint8_t*>(of("BOOL", what, wanted));
+  std::vector<uint8_t> values(from, from + count());
+  for (uint8_t value : values)
+    if (value > 1) refuse(what + " must be true or false everywhere");
+  return values;
+}
+
 const Tensor* SafeTensors::find(const std::string& name) const {
   const auto found = tensors.find(name);
   return found == tensors.end() ? nullptr : &found->second;
@@ -236,6 +245,20 @@ void write_safetensors(const std::string& path, const SafeTensors& file) {
   if (directory.get() < 0 || fsync(directory.get()) != 0) throw std::runtime_error(folder + " cannot be synced: " + std::strerror(errno));
 }
 
+namespace {
+
+// Takes from `left` every tensor that the state names, each by its own path, as sparcl.checkpoint.tree does.
+void check_names(const Json& value, const std::string& path, std::set<std::string>& left) {
+  if (const Json* named = value.find("$tensor")) {
+    if (named->text != path || value.members.size() != 1 || left.erase(path) != 1) refuse("the state's " + path.substr(0, 80) + " names a tensor that is not there");
+    return;
+  }
+  for (size_t i = 0; i < value.items.size(); ++i) check_names(value.items[i], path + "/" + std::to_string(i), left);
+  for (const auto& member : value.members) check_names(member.second, path.empty() ? member.first : path + "/" + member.first, left);
+}
+
+}  // namespace
+
 ModelFile read_model(const std::string& path) {
   ModelFile model;
   model.file = read_safetensors(path);
@@ -247,7 +270,24 @@ ModelFile read_model(const std::string& path) {
   if (digest_of(model.file) != said["sha256"]) refuse(path + " is damaged: its checksum is wrong");
   Json* const parts[] = {&model.classes, &model.device, &model.graph, &model.input_shape, &model.state, &model.transform};
   for (size_t i = 0; i < 6; ++i) *parts[i] = parse_json(said[kParts[i]], std::string(kParts[i]) + " of " + path);
+  std::set<std::string> left;
+  for (const auto& tensor : model.file.tensors) left.insert(tensor.first);
+  check_names(model.state, "", left);
+  if (!left.empty()) refuse(path + ": the state does not mention the tensor " + left.begin()->substr(0, 80));
   return model;
+}
+
+Json put_tensor(ModelFile& model, const std::string& path, Tensor tensor) {
+  model.file.tensors[path] = std::move(tensor);
+  return Json::of_members({{"$tensor", Json::of(path)}});
+}
+
+void drop_tensors(ModelFile& model, const std::string& below) {
+  auto& tensors = model.file.tensors;
+  const auto first = tensors.lower_bound(below);
+  auto last = first;
+  while (last != tensors.end() && last->first.compare(0, below.size(), below) == 0) ++last;
+  tensors.erase(first, last);
 }
 
 void write_model(const std::string& path, ModelFile& model) {

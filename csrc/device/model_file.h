@@ -2,6 +2,7 @@
 // everything is checked before it is used, and nothing in it is code.
 #pragma once
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <string>
 #include <vector>
@@ -20,6 +21,7 @@ struct Tensor {
   const float* floats(const std::string& what, long count = -1) const;
   const int32_t* int32s(const std::string& what, long count = -1) const;
   const int64_t* int64s(const std::string& what, long count = -1) const;
+  std::vector<uint8_t> bools(const std::string& what, long count = -1) const;  // each 0 or 1
 
  private:
   const void* of(const char* type, const std::string& what, long count) const;
@@ -43,6 +45,17 @@ struct ModelFile {
   Json classes, device, graph, input_shape, state, transform;
 };
 ModelFile read_model(const std::string& path);
+
+template <class Item>
+Tensor tensor_of(const char* dtype, std::vector<long> shape, const std::vector<Item>& from) {
+  Tensor tensor{dtype, std::move(shape), std::vector<uint8_t>(from.size() * sizeof(Item))};
+  if (!from.empty()) std::memcpy(tensor.bytes.data(), from.data(), tensor.bytes.size());
+  return tensor;
+}
+// Puts a tensor of the state into the file; returns what the state says in its place.
+Json put_tensor(ModelFile& model, const std::string& path, Tensor tensor);
+// Forgets all tensors of the state below a path, "a/b/".
+void drop_tensors(ModelFile& model, const std::string& below);
 void write_model(const std::string& path, ModelFile& model);
 
 }  // namespace sparcl

@@ -138,7 +138,7 @@ void info(const ModelFile& model, int threads) {
   const Json& learner = model.state.at("learner", "the state");
   std::printf("method       %s\n", to_text(model.device.at("method", "device")).c_str());
   std::printf("tasks        %s learned, %s steps\n", to_text(learner.at("learned", "the state")).c_str(), to_text(learner.at("steps", "the state")).c_str());
-  if (model.device.at("position", "device").kind != Json::kNull) std::printf("             stopped inside a task: learn it again to go on\n");
+  if (learner.at("position", "the state").kind != Json::kNull) std::printf("             stopped inside a task: learn it again to go on\n");
 }
 
 void predict(const ModelFile& model, const std::string& place, bool all, int threads) {
@@ -193,6 +193,7 @@ Tensor tensor_of(const std::vector<float>& from) {
 
 void gradients(const ModelFile& model, const std::string& place, const std::string& out, int threads) {
   Graph graph(model, threads);
+  graph.compute_frozen(true);
   const Samples samples = read_samples(place, graph.input());
   const Transform transform = transform_of(model.transform, graph.input());
   const std::vector<long> columns = columns_of(model, samples);
@@ -222,23 +223,31 @@ void gradients(const ModelFile& model, const std::string& place, const std::stri
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
+// What training has executed since the file was exported, and where the sparsifier has come to.
+void say_cost(const Learning& learning) {
+  const Ledger& ledger = learning.ledger();
+  std::printf("sparsifier %s: %.4f of the prunable weights are active, %ld samples were removed\n", learning.sparsifier().name().c_str(), learning.density(),
+              learning.sparsifier().removed());
+  std::printf("executed %ld multiply-adds: %ld forward, %ld backward, %ld for ranking\n", ledger.executed() / 2, ledger.forward() / 2, ledger.backward() / 2,
+              ledger.ranking() / 2);
+}
+
 int learn(ModelFile& model, const Options& o) {
   const std::string out = o.out.empty() ? o.places[0] : o.out;
   const Extent input = Graph(model, o.threads).input();
   const Samples samples = read_samples(o.places[1], input);
-  Learning learning(model, samples, o.threads, o.new_task);
-  Budget budget = o.budget;
-  if (budget.epochs == 0 && budget.steps == 0 && budget.seconds == 0) budget = learning.budget_of_file();
+  Learning learning(model, samples, o.threads, o.new_task, o.budget);
   if (learning.grown()) std::printf("%ld new class(es): the head has grown\n", learning.grown());
+  if (learning.removal_is_off()) std::printf("no samples are removed: DDR is for budgets of epochs\n");
   if (learning.position.done) std::printf("going on in epoch %ld, after step %ld\n", learning.position.epoch + 1, learning.position.done);
   struct sigaction action {};
   action.sa_handler = stop;
   for (int signal : {SIGINT, SIGTERM, SIGHUP}) sigaction(signal, &action, nullptr);
   double saved = now(), told = 0;
-  while (!learning.over(budget) && !stopped_by) {
+  while (!learning.over() && !stopped_by) {
     learning.step();
     if (now() - told >= 1) {
-      std::printf("epoch %ld, step %ld (%ld an epoch), loss %.4f, %.1f s\n", learning.position.epoch + 1, learning.position.done, learning.steps_an_epoch(),
+      std::printf("epoch %ld, step %ld (%ld an epoch), loss %.4f, %.1f s\n", learning.position.epoch + 1, learning.position.done, learning.position.planned_steps,
                   learning.loss, learning.position.seconds);
       std::fflush(stdout);
       told = now();
@@ -247,12 +256,12 @@ int learn(ModelFile& model, const Options& o) {
   }
   const long steps = learning.position.done;
   const double seconds = learning.position.seconds;
-  if (learning.over(budget)) {
+  if (learning.over()) {
     learning.end_task();
     learning.save(out);
     std::printf("learned %zu samples of %zu class(es) by %s: %ld steps, %.1f s, last loss %.4f\n", samples.size(), samples.classes.size(), learning.method().c_str(), steps,
                 seconds, learning.loss);
-    std::printf("masks as they were: TDM, DGM and DDR do not run here\n");
+    say_cost(learning);
     return 0;
   }
   learning.save(out);

@@ -13,7 +13,7 @@ from sparcl import Learner
 from sparcl.methods import DERpp, Method
 from sparcl.nn import MLP, ConvNet, ResNet
 from sparcl.run.export_device import export_device, pack
-from sparcl.sparsity import SparCL, Sparsifier, Static
+from sparcl.sparsity import SET, SparCL, Sparsifier, Static
 from sparcl.streams import Stream, Task, Transform, from_arrays
 from sparcl.streams.augment import Normalize
 
@@ -95,3 +95,5 @@ SPARSIFIERS = {
     "static": lambda: Static(0.6),
     "blocks": lambda: SparCL(0.5, pattern="block", block_size=4),
 }
+
+RIVALS = {"set": lambda: SET(0.6)}

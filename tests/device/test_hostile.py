@@ -13,14 +13,16 @@ from typing import Any
 
 import made
 import pytest
+import torch
 
 from sparcl.checkpoint import model_file
+from sparcl.sparsity import SparCL
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     task, *_ = made.stream()
-    learner = made.learner()
+    learner = made.learner(sparsifier=SparCL(0.6))
     learner.learn(task)
     made.packed(task, tmp_path / "s.sparcl")
     return made.export(learner, tmp_path / "m.sparcl", task)
@@ -101,9 +103,34 @@ def test_what_the_checksum_vouches_for_is_checked_all_the_same(program: Path, fi
         ("classes", lambda c: c.append("more"), "names another number of classes"),
         ("device", lambda d: d["method"].update(name="lwf"), "method lwf is not in this program; allowed: finetune"),
         ("device", lambda d: d["method"].update(buffer_size=0), "buffer_size must be"),
-        ("device", lambda d: d.update(position={"data": "x"}), "other samples"),
-        ("state", lambda s: s["optimizer"].update(kind="Adam"), "SGD alone"),
-        ("state", lambda s: s["optimizer"]["groups"][0].update(momentum=0.9), "without momentum"),
+        ("state", lambda s: s["learner"].update(position={"data": "x"}), "other samples"),
+        (
+            "state",
+            lambda s: s["optimizer"].update(kind="Rprop"),
+            "optimizer Rprop is not in this program",
+        ),
+        ("state", lambda s: s["optimizer"]["groups"][0].update(lr=-1), "lr must be a number from 0"),
+        ("state", lambda s: s["optimizer"]["groups"][0]["params"].pop(), "does not hold"),
+        ("state", lambda s: s["optimizer"]["groups"].append(s["optimizer"]["groups"][0]), "2 parameter groups"),
+        ("state", lambda s: s["learner"].update(frozen=["0.weight"]), "layers that are not trained"),
+        ("state", lambda s: s["learner"]["generators"]["order"].fill_(255), "no state that a generator can have"),
+        ("state", lambda s: s["learner"]["generators"].update(order=torch.zeros(9, dtype=torch.uint8)), "5056 bytes"),
+        ("state", lambda s: s["learner"]["sparsifier"]["tdm"]["moments"].update(passed=9), "passed must be"),
+        ("state", lambda s: s["learner"]["sparsifier"]["tdm"]["collected"].update(batches=1), "lacks the tensor"),
+        ("state", lambda s: s["learner"]["sparsifier"]["tdm"]["collected"]["budget"].update(spent=-1), "spent must be"),
+        ("state", lambda s: s["learner"]["sparsifier"]["dgm"].update(owed=1), "owed must be true or false"),
+        ("state", lambda s: s["learner"]["sparsifier"]["ddr"].update(removed=7), "removed samples must be"),
+        ("state", lambda s: s["learner"]["sparsifier"]["ddr"]["kept"].view(torch.uint8).fill_(2), "true or false"),
+        ("state", lambda s: s["layers"]["3"].update(chosen=torch.ones(3, dtype=torch.bool)), "elements, it must have"),
+        ("device", lambda d: d["sparsifier"].update(name="set"), "sparsifier set is not in this program"),
+        ("device", lambda d: d["sparsifier"].update(block=3), "no multiple of the block"),
+        ("device", lambda d: d["sparsifier"]["layers"].pop(), "does not name all sparse layers"),
+        ("device", lambda d: d["sparsifier"]["layers"][0].update(name="0"), "which is not sparse"),
+        ("device", lambda d: d["sparsifier"]["layers"][0].update(target=1 << 40), "target must be"),
+        ("device", lambda d: d["sparsifier"]["layers"][1].update(name="3"), "twice"),
+        ("device", lambda d: d["sparsifier"]["tdm"].update(p_intra=2), "p_intra must be"),
+        ("device", lambda d: d.pop("sparsifier"), "export it again"),
+        ("device", lambda d: d.update(cost={"forward": -1}), "forward must be"),
         ("state", lambda s: s["learner"]["method"]["buffer"].update(seen=1 << 61), ""),
         ("state", lambda s: s["learner"]["method"]["buffer"]["labels"].fill_(77), "a label that is no class"),
         ("state", lambda s: s["layers"]["3"]["index"].fill_(-1), "index must be ascending"),

@@ -34,7 +34,7 @@ class ModelFile:
         input_shape: of one sample, [C, H, W] or [F].
         classes: names, one for each logit.
         transform: `mean`, `std` (lists), `crop_padding`, `flip`.
-        device: `method` (its name and numbers, defaults filled in) and `position`: where a device stopped in a task.
+        device: `method` and `sparsifier`, their names and numbers, defaults filled in; `cost`: what a device counted.
     """
 
     state: State
@@ -104,15 +104,3 @@ def read(path: Path) -> ModelFile:
     tensors = files.tensors_of(len(text).to_bytes(8, "little") + text + data[8 + length :])
     values = {part: from_json(said[part].encode(), f"{part} of {path}") for part in PARTS}
     return ModelFile(**{**values, "state": unflatten(values["state"], tensors)})
-
-
-def read_between_tasks(path: Path) -> State:
-    """The Learner's state in a model file.
-
-    Raises:
-        CheckpointError: as `read`; or a device stopped inside a task, which only it can go on with.
-    """
-    model = read(path)
-    if not isinstance(model.device, dict) or model.device.get("position") is not None:
-        raise CheckpointError(f"{path} stands inside a task: let sparcl-device learn end it first")
-    return model.state

@@ -155,7 +155,7 @@ def open_folder(place: Path) -> State:
         CheckpointError: there is no whole checkpoint.
     """
     if place.is_file():
-        return model_file.read_between_tasks(place)
+        return model_file.read(place).state
     if (place / files.MANIFEST).exists():
         return files.read(place)
     loaded = Store(place).load()

@@ -21,17 +21,21 @@ from sparcl.nn.graph import graph
 from sparcl.run import build
 from sparcl.run.experiment import Experiment
 from sparcl.run.toml import read_toml
-from sparcl.sparsity import DDR, DGM, SPARSIFIERS, TDM
+from sparcl.sparsity import DDR, DGM, SNIP, SPARSIFIERS, TDM, SparCL, Sparsifier, Static
 from sparcl.streams.augment import Transform
 from sparcl.streams.task import Samples
 
 SAMPLES = "sparcl samples"
+DEVICE_SPARSIFIERS = ("dense", "static", "tdm", "dgm", "ddr", "sparcl")
+"""Those that `sparcl-device learn` runs."""
+TDM_NUMBERS = ("sparsity", "p_intra", "p_inter", "alpha", "beta", "batches")
+DGM_NUMBERS = ("frozen", "interval", "alpha", "beta")
 
 
 def export_device(
     learner: Learner, path: Path, *, transform: Transform, input_shape: Sequence[int], classes: Sequence[str]
 ) -> None:
-    """Write a Learner, between two tasks, as one file for `sparcl-device`; `Learner.load` goes on from it as well.
+    """Write a Learner as one file for `sparcl-device`, inside a task too; `Learner.load` goes on from it as well.
 
     Args:
         learner: its model must be of layers that `sparcl.nn.graph` knows.
@@ -41,12 +45,14 @@ def export_device(
         classes: names in the order of the logits.
 
     Raises:
-        ConfigError: a layer that a device cannot compute, or a Learner in the middle of a task.
+        ConfigError: a layer or a setting that a device does not have.
         CheckpointError: the file cannot be written.
     """
-    if learner.position is not None:
-        raise ConfigError(f"the learner stands inside task {learner.position.task + 1}: export it between two tasks")
     _check_device(learner, transform)
+    if learner.stream is not None:
+        raise ConfigError(
+            "the learner stands in a stream without borders, and a device learns tasks: `learn` one first"
+        )
     if still := [name for name, p in learner.model.named_parameters() if not p.requires_grad]:
         raise ConfigError(f"{still[0]} is frozen, and a device trains every weight: it cannot be exported for one")
     if (buffer := learner.method.buffer) is not None:
@@ -60,7 +66,7 @@ def export_device(
         "flip": transform.flip,
     }
     nodes, state = graph(learner.model), learner.checkpoint_state()
-    device = {"method": method_figures(learner.method), "position": None}
+    device = {"method": method_figures(learner.method), "sparsifier": sparsifier_figures(learner)}
     model_file.write(path, model_file.ModelFile(state, nodes, list(input_shape), list(classes), figures, device))
 
 
@@ -86,6 +92,39 @@ def method_figures(method: Method) -> dict[str, Any]:
     return {**figures, **{name: float(vars(method)[name]) for name in ("alpha", "beta") if name in vars(method)}}
 
 
+def sparsifier_figures(learner: Learner) -> dict[str, Any]:
+    """What a device needs of the sparsifier beside its state; of one that it does not run, the name alone.
+
+    `layers`: the prunable layers in order, each with its active units (`target`, 0 where they never change) and whether
+    its gradients are `scaled` (no norm follows). `tdm`, `dgm`, `ddr`: the parts' numbers, None for a part that is not
+    there; `ranking`: of the first two.
+    """
+    sparsifier = learner.sparsifier
+    snipped = type(sparsifier) is SNIP and learner.learned > 0  # the mask is there, and no longer moves
+    if type(sparsifier) not in (Sparsifier, Static, TDM, DGM, DDR, SparCL) and not snipped:
+        return {"name": type(sparsifier).__name__ if sparsifier.name in DEVICE_SPARSIFIERS else sparsifier.name}
+    parts = (sparsifier.tdm, sparsifier.dgm, sparsifier.ddr) if isinstance(sparsifier, SparCL) else (sparsifier,)
+    static = next((part for part in parts if isinstance(part, Static)), None)
+    tdm = next((part for part in parts if isinstance(part, TDM)), None)
+    dgm = next((part for part in parts if isinstance(part, DGM)), None)
+    ddr = next((part for part in parts if isinstance(part, DDR)), None)
+    targets = [0] * len(sparsifier.layers) if static is None else static.target
+    scaled = set() if static is None else static.scaled
+    ranked = next((part.ranking for part in (tdm, dgm) if part is not None), None)
+    return {
+        "name": "static" if snipped else sparsifier.name,
+        "block": sparsifier.pattern.block,
+        "ranking": ranked,
+        "layers": [
+            {"name": layer.name, "target": target, "scaled": layer.name in scaled}
+            for layer, target in zip(sparsifier.layers, targets, strict=True)
+        ],
+        "tdm": tdm and {name: getattr(tdm, name) for name in TDM_NUMBERS},
+        "dgm": dgm and {name: getattr(dgm, name) for name in DGM_NUMBERS},
+        "ddr": ddr and {"share": ddr.share, "score": ddr.score},
+    }
+
+
 def import_device(path: Path, **options: Any) -> Learner:
     """The Learner in a device's file; `options` as of `Learner.load`, which this is."""
     return Learner.load(path, **options)
@@ -95,7 +134,7 @@ def export_run(run: Path, path: Path) -> None:
     """Write the last state of a run directory, with its stream's transform and classes, as one file for a device.
 
     Raises:
-        ConfigError: a layer that a device cannot compute, or a run that stopped inside a task.
+        ConfigError: a layer that a device cannot compute.
         CheckpointError: no checkpoint, or the file cannot be written.
         DataError: the run's data, whose transform is asked for, is not there.
     """

@@ -1,0 +1,260 @@
+"""The whole method on both sides, from one file: the same draws, the same masks, choices and removals to the bit."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import made
+import numpy as np
+import pytest
+import torch
+
+from sparcl import Learner
+from sparcl.checkpoint import model_file, tree
+from sparcl.checkpoint.tree import State
+from sparcl.cost.flops import Ledger
+from sparcl.methods import DER, ER, DERpp, Finetune, Method
+from sparcl.run.export_device import export_device, pack
+from sparcl.sparsity import DDR, DGM, SNIP, TDM, SparCL, Sparsifier, Static
+from sparcl.sparsity.patterns import Pattern
+from sparcl.streams import Task, make_task
+
+
+@dataclass
+class Case:
+    """What is learned: a task in Python, the next one on both sides."""
+
+    sparsifier: Callable[[], Sparsifier]
+    method: Callable[[], Method]
+    model: str = "convnet"
+    options: dict[str, Any] = field(default_factory=lambda: {"epochs": 4})
+
+
+def sgd(**options: Any) -> Any:
+    return lambda parameters: torch.optim.SGD(parameters, lr=0.02, weight_decay=1e-3, **options)
+
+
+CASES = {
+    "SparCL and DER++": Case(lambda: SparCL(0.6), lambda: DERpp(12, alpha=0.2)),
+    "SparCL in blocks": Case(lambda: SparCL(0.5, pattern="block", block_size=4), lambda: ER(12), "resnet"),
+    "blocks without DGM": Case(lambda: SparCL(0.5, pattern="block", block_size=2, gradients=0.0), lambda: ER(12)),
+    "without DGM": Case(lambda: SparCL(0.6, gradients=0.0), lambda: DERpp(12, single_head=True)),
+    "nearly dense": Case(lambda: SparCL(0.1, gradients=0.5, ddr_score="forgetting"), lambda: ER(12), "mlp"),
+    "by magnitude": Case(lambda: SparCL(0.6, use_gradients=False), lambda: DER(12), "mlp", {"epochs": 3}),
+    "no norms, one's own": Case(lambda: SparCL(0.6), lambda: DER(12), "own", {"epochs": 3}),
+    "steps": Case(lambda: SparCL(0.6), lambda: ER(12), options={"steps": 45}),
+    "TDM": Case(lambda: TDM(0.6, pattern=Pattern(2)), lambda: ER(12), options={"epochs": 3}),
+    "DGM": Case(lambda: DGM(0.3, interval=2), Finetune, options={"epochs": 2}),
+    "DDR": Case(lambda: DDR(0.5), lambda: ER(12), "mlp"),
+    "SNIP, once pruned": Case(lambda: SNIP(0.6), lambda: ER(12), "mlp", {"epochs": 1}),
+    "last batches": Case(
+        lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 3, "batch_size": 10, "drop_last": False}
+    ),
+    "momentum": Case(lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 5, "optimizer": sgd(momentum=0.9)}),
+    "Nesterov": Case(
+        lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 2, "optimizer": sgd(momentum=0.5, nesterov=True)}
+    ),
+    "Adam": Case(
+        lambda: SparCL(0.6),
+        lambda: ER(12),
+        options={"epochs": 5, "optimizer": lambda ps: torch.optim.Adam(ps, lr=0.002, weight_decay=1e-3)},
+    ),
+    "AdamW": Case(
+        lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 2, "optimizer": lambda ps: torch.optim.AdamW(ps)}
+    ),
+}
+
+
+def learner_of(case: Case, **more: Any) -> Learner:
+    torch.manual_seed(3)
+    options = {"lr": 0.05, "batch_size": 8, "seed": 4, **case.options, **more}
+    return Learner(made.MODELS[case.model](), case.method(), case.sparsifier(), backend="reference", **options)
+
+
+def packed(task: Task, path: Path) -> Path:
+    pack(task.train, made.CLASSES[:4], path)
+    return path
+
+
+def same(ours: State, theirs: State) -> None:
+    """Masks, choices, generators, counts and all other state that is not of weights: equal; the weights near."""
+    for name, layer in theirs["layers"].items():
+        for key in ("index", "chosen"):
+            assert tree.difference(ours["layers"][name][key], layer[key]) is None, (name, key)
+    for part, value in theirs["learner"].items():
+        if part not in ("method", "position"):
+            assert tree.difference(ours["learner"][part], value) is None, part
+    if "buffer" in theirs["learner"]["method"]:
+        held, wanted = (s["learner"]["method"]["buffer"] for s in (ours, theirs))
+        assert tree.difference({**held, "logits": 0}, {**wanted, "logits": 0}) is None
+    near(ours, theirs)
+
+
+def near(ours: Any, theirs: Any, path: str = "") -> None:
+    """Floating point numbers within 1e-4 of each other, NaN where NaN is."""
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys(), path
+        for key, value in theirs.items():
+            near(ours[key], value, f"{path}/{key}")
+    elif isinstance(theirs, torch.Tensor) and theirs.is_floating_point():
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4, equal_nan=True), path
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_task_is_learned_as_in_python(program: Path, tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    first, second, _ = made.stream()
+    learner = learner_of(case)
+    learner.learn(first)
+    file = made.export(learner, tmp_path / "m.sparcl", first)
+    ledger = Ledger(learner.model, learner.sparsifier.layers, made.SHAPE)
+    learner.observers.append(ledger)
+    masks = [layer.index for layer in learner.sparsifier.layers]
+    learner.learn(second)
+    done = made.run(program, "learn", file, packed(second, tmp_path / "s.sparcl"), "--threads", 2)
+    assert (done.returncode, done.stderr) == (0, "")
+    model = model_file.read(file)
+    same(model.state, learner.checkpoint_state())
+    if learner.sparsifier.moves:
+        moved = [len(np.setdiff1d(a, layer.index)) for a, layer in zip(masks, learner.sparsifier.layers, strict=True)]
+        assert all(moved), "the masks did not move: nothing was compared"
+    counted = {"executed": ledger.executed, "samples_seen": ledger.samples_seen, **ledger.phases}
+    assert counted.pop("other") == 0
+    assert model.device["cost"] == {**counted, "samples_removed": ledger.samples_removed}
+    assert f"executed {ledger.executed // 2} multiply-adds" in done.stdout
+
+
+def test_python_goes_on_and_the_device_again(program: Path, tmp_path: Path) -> None:
+    case = CASES["SparCL and DER++"]
+    tasks = list(made.stream())
+    wide = Case(case.sparsifier, case.method, "mlp", {"epochs": 3})
+    learner = learner_of(wide)
+    file = tmp_path / "m.sparcl"
+    tasks = [tasks[0], tasks[1], Task(2, tasks[0].classes, tasks[0].train, tasks[0].test, tasks[0].transform)]
+    made.export(learner, file, tasks[0])
+    for index, task in enumerate(tasks):
+        if index == 1:  # in Python, from what the device saved
+            again = Learner.load(file, backend="reference")
+            again.learn(task)
+            made.export(again, file, task)
+        else:
+            assert made.run(program, "learn", file, packed(task, tmp_path / "s.sparcl")).returncode == 0
+        learner.learn(task)
+        same(model_file.read(file).state, learner.checkpoint_state())
+
+
+@pytest.mark.parametrize("name", ["SparCL and DER++", "steps", "momentum"])
+def test_the_device_takes_a_task_over_where_python_stands_in_it(program: Path, tmp_path: Path, name: str) -> None:
+    first, second, _ = made.stream()
+    learner = learner_of(CASES[name])
+    learner.learn(first)
+    begun, file = learner.steps, tmp_path / "m.sparcl"
+
+    def export_midway(event: str, figures: dict[str, Any]) -> None:
+        del figures
+        if event == "step.end" and learner.steps == begun + 17:
+            made.export(learner, file, second)
+
+    learner.observers.append(export_midway)
+    learner.learn(second)
+    assert model_file.read(file).state["learner"]["position"]["done"] == 17
+    done = made.run(program, "learn", file, packed(second, tmp_path / "s.sparcl"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "after step 17" in done.stdout
+    same(model_file.read(file).state, learner.checkpoint_state())
+
+
+def test_python_goes_on_inside_a_task_where_the_device_was_stopped(program: Path, tmp_path: Path) -> None:
+    first, second, _ = made.stream(per_class=100)
+    case = Case(lambda: SparCL(0.6), lambda: ER(12), options={"steps": 4000})
+    learner = learner_of(case, steps=20)
+    learner.learn(first)
+    learner.budget = learner_of(case).budget
+    learner.settings["budget"] = {"steps": 4000}
+    file = made.export(learner, tmp_path / "m.sparcl", first)
+    samples = packed(second, tmp_path / "s.sparcl")
+    process = subprocess.Popen([program, "learn", file, samples, "--threads", "1"], stdout=subprocess.DEVNULL)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    again = Learner.load(file, backend="reference")
+    assert again.position is not None
+    assert 0 < again.position.done < 4000
+    stopped = again.position.done
+    again.position.done = 4000 - 30  # the rest of so long a task would tell no more
+    again.learn(second)
+    assert (again.learned, again.steps) == (2, 20 + stopped + 30)
+    active = sum(len(layer.index) for layer in again.sparsifier.layers)
+    assert active == sum(len(layer.index) for layer in learner.sparsifier.layers)
+
+
+def test_a_head_grows_as_in_python(program: Path, tmp_path: Path) -> None:
+    images = made.stream()
+    names = [("a", "b"), ("c", "d"), ("a", "e")]
+    tasks = [
+        make_task(t.train.inputs, [n[i % 2] for i in t.train.labels.tolist()], transform=t.transform)
+        for t, n in zip(images, names, strict=True)
+    ]
+    case = Case(
+        lambda: SparCL(0.5), lambda: DERpp(12), "mlp", {"epochs": 2, "classes": (), "optimizer": sgd(momentum=0.9)}
+    )
+    learner = learner_of(case)
+    learner.learn(tasks[0])
+    file = tmp_path / "m.sparcl"
+    transform = tasks[0].transform
+    export_device(learner, file, transform=transform, input_shape=made.SHAPE, classes=learner.classes.names)
+    for task in tasks[1:]:
+        pack(task.train, task.names, tmp_path / "s.sparcl")
+        assert made.run(program, "learn", file, tmp_path / "s.sparcl").returncode == 0
+        learner.learn(task)
+        same(model_file.read(file).state, learner.checkpoint_state())
+    assert Learner.load(file).classes.names == list("abcde")
+
+
+def test_removal_is_for_budgets_of_epochs(program: Path, tmp_path: Path) -> None:
+    first, second, _ = made.stream()
+    learner = learner_of(CASES["SparCL and DER++"])
+    learner.learn(first)
+    whole = made.export(learner, tmp_path / "m.sparcl", first).read_bytes()
+    samples = packed(second, tmp_path / "s.sparcl")
+    for budget, removed in ((("--epochs", 10), 14), (("--steps", 40), 0), (("--max-seconds", 0.3), 0)):
+        (tmp_path / "m.sparcl").write_bytes(whole)
+        done = made.run(program, "learn", tmp_path / "m.sparcl", samples, *budget)
+        assert done.returncode == 0
+        assert f"{removed} samples were removed" in done.stdout
+        assert ("no samples are removed" in done.stdout) == (removed == 0)
+        loaded = Learner.load(tmp_path / "m.sparcl")
+        assert loaded.sparsifier.removed == removed
+
+
+def test_what_does_not_run_on_a_device_is_refused_in_one_line(program: Path, tmp_path: Path) -> None:
+    first, second, _ = made.stream()
+    samples = packed(second, tmp_path / "s.sparcl")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"sparsifier": made.RIVALS["set"]()}, "sparsifier set is not in this program; allowed: dense, static, tdm"),
+        ({"sparsifier": SparCL(0.6, ranking="fresh")}, "make it with ranking='step'"),
+    ]
+    for parts, said in cases:
+        learner = made.learner(**parts)
+        learner.learn(first)
+        file = made.export(learner, tmp_path / "m.sparcl", first)
+        done = made.run(program, "learn", file, samples)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert said in done.stderr
+        assert made.run(program, "evaluate", file, samples).returncode == 0  # what needs no sparsifier goes on
+    for optimizer, said in [
+        (lambda ps: torch.optim.RMSprop(ps), "optimizer RMSprop is not in this program; allowed: SGD, Adam, AdamW"),
+        (lambda ps: torch.optim.Adam(ps, amsgrad=True), "the file's optimizer has amsgrad"),
+        (lambda ps: torch.optim.SGD(ps, lr=0.1, maximize=True), "the file's optimizer has maximize"),
+    ]:
+        learner = learner_of(Case(lambda: Static(0.6), lambda: ER(12), "mlp", {"optimizer": optimizer}))
+        file = made.export(learner, tmp_path / "m.sparcl", first)
+        done = made.run(program, "learn", file, samples)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert said in done.stderr
