@@ -116,14 +116,14 @@ void take_notes(const Reader& r, png_infop info, Notes& notes) {
   }
 }
 
-// An index without an entry is grey, as in Pillow.
+// An index without an entry is black, as in Pillow.
 void look_up(const Reader& r, Image& image) {
   png_colorp palette = nullptr;
   int colours = 0;
   png_get_PLTE(r.png, r.info, &palette, &colours);
   for (size_t p = 0; p < r.pixels.size(); ++p) {
     const uint8_t index = r.pixels[p];
-    const png_color colour = index < colours ? palette[index] : png_color{index, index, index};
+    const png_color colour = index < colours ? palette[index] : png_color{0, 0, 0};
     const uint8_t rgb[] = {colour.red, colour.green, colour.blue};
     std::memcpy(image.rgb.data() + 3 * p, rgb, 3);
   }

@@ -64,12 +64,15 @@ std::vector<uint8_t> along(const std::vector<uint8_t>& from, long before, long i
 
 }  // namespace
 
+// Columns first, but rows first where the height shrinks by far more than the width: Pillow 13's order, on which the rounding between
+// the two depends (by 1 of 255; older ones always take columns first).
 Image resized(const Image& image, long height, long width) {
-  Image made{height, width, {}};
+  Image made{height, width, image.rgb};
   const bool narrower = image.width != width, lower = image.height != height;
-  if (narrower) made.rgb = along(image.rgb, image.height, image.width, 3, width);
-  if (lower) made.rgb = along(narrower ? made.rgb : image.rgb, 1, image.height, 3 * width, height);
-  if (!narrower && !lower) made.rgb = image.rgb;
+  const bool rows_first = image.height > height && image.height - height > 2 * (image.width - width);
+  if (lower && rows_first) made.rgb = along(made.rgb, 1, image.height, 3 * image.width, height);
+  if (narrower) made.rgb = along(made.rgb, rows_first ? height : image.height, image.width, 3, width);
+  if (lower && !rows_first) made.rgb = along(made.rgb, 1, image.height, 3 * width, height);
   return made;
 }
 
