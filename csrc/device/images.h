@@ -20,7 +20,7 @@ bool is_image(const std::string& path);  // by its first bytes; false for what c
 // An image file, upright as its EXIF says. Throws std::invalid_argument, one line: missing, damaged, truncated, too large, another format.
 Image read_image(const std::string& path);
 // Bilinear with antialiasing, as Pillow resizes.
-Image resized(const Image& image, long height, long width);
+Image resized(Image image, long height, long width);
 // 1 channel: grey (ITU-R BT.601), as `sparcl predict`; 3: as they are. Appends [channels][rows][columns].
 void append_channels(const Image& image, long channels, std::vector<uint8_t>& raw);
 

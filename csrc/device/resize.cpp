@@ -2,6 +2,7 @@
 // sides see the same bytes. Compiled without contraction to fused multiply-adds, for the same reason.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "device/images.h"
 
@@ -66,8 +67,8 @@ std::vector<uint8_t> along(const std::vector<uint8_t>& from, long before, long i
 
 // Columns first, but rows first where the height shrinks by far more than the width: Pillow 13's order, on which the rounding between
 // the two depends (by 1 of 255; older ones always take columns first).
-Image resized(const Image& image, long height, long width) {
-  Image made{height, width, image.rgb};
+Image resized(Image image, long height, long width) {
+  Image made{height, width, std::move(image.rgb)};
   const bool narrower = image.width != width, lower = image.height != height;
   const bool rows_first = image.height > height && image.height - height > 2 * (image.width - width);
   if (lower && rows_first) made.rgb = along(made.rgb, 1, image.height, 3 * image.width, height);

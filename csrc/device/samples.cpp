@@ -57,7 +57,7 @@ void append_image(const fs::path& path, const Wanted& wanted, std::vector<uint8_
     if (!wanted.resize)
       refuse(path.string() + " has " + std::to_string(image.width) + "x" + std::to_string(image.height) + " pixels where the network takes " +
              std::to_string(input.width) + "x" + std::to_string(input.height) + ": --resize makes them fit");
-    image = resized(image, input.height, input.width);
+    image = resized(std::move(image), input.height, input.width);
   }
   append_channels(image, input.channels, raw);
 }

