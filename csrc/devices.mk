@@ -6,7 +6,7 @@ CMAKE ?= cmake
 PROGRAM := build/program
 AARCH64 := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(CXX_AARCH64)
 
-.PHONY: sparcl-device sparcl-device-sanitized sparcl-device-aarch64 test-device-sanitized program program-aarch64 test-program wheel-aarch64 test-wheel-aarch64
+.PHONY: fault-device fuzz-device sparcl-device sparcl-device-sanitized sparcl-device-aarch64 test-device-sanitized program program-aarch64 test-program wheel-aarch64 test-wheel-aarch64
 
 sparcl-device:  ## sparcl-device for this machine, one static file that learns without Python (docs/device.md)
 	$(CMAKE) -S . -B $(PROGRAM)/native -DSPARCL_PROGRAM=ON > /dev/null
@@ -20,6 +20,12 @@ sparcl-device-sanitized:
 
 test-device-sanitized: sparcl-device-sanitized $(READY)  ## sparcl-device's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	SPARCL_DEVICE=$(abspath $(PROGRAM)/sanitized/sparcl-device) ASAN_OPTIONS=allocator_may_return_null=1 $(BIN)/python -m pytest tests/device
+
+fuzz-device: sparcl-device $(READY)  ## five minutes of mutated files and images for sparcl-device (SECONDS=300)
+	$(BIN)/python tests/device/fuzzing_device.py $(PROGRAM)/native/sparcl-device --seconds $(or $(SECONDS),300)
+
+fault-device: sparcl-device $(READY)  ## sparcl-device killed or stopped at 200 random moments
+	$(BIN)/python tests/device/killing_device.py $(PROGRAM)/native/sparcl-device --kills 200
 
 sparcl-device-aarch64:  ## the same for a phone or a Pi
 	$(CMAKE) -S . -B $(PROGRAM)/aarch64 -DSPARCL_PROGRAM=ON $(AARCH64) > /dev/null
