@@ -176,7 +176,7 @@ def report(
     """
     from sparcl.report import write
 
-    files = [place for place in runs if place.is_file()]
+    files = [place for place in runs if os.path.isfile(place)]  # which raises nothing, whatever the name
     if not files:
         write(runs, format, out)
         return

@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 
 from sparcl.checkpoint import model_file
-from sparcl.errors import DataError
+from sparcl.errors import CheckpointError, DataError
 from sparcl.methods import DERpp
 from sparcl.streams import images
 
@@ -122,7 +122,10 @@ def signed(files: Files, rng: random.Random) -> int:
         tree.update({k: mutate_json({k: v}, rng).get(k) for k, v in json.loads(json.dumps(tree)).items()})
     else:
         model = model_file.ModelFile(**{**vars(model), part: mutate_json(getattr(model, part), rng)})
-    model_file.write(files.file, model)
+    try:
+        model_file.write(files.file, model)
+    except CheckpointError:  # no file can say that
+        return 2
     files.run("bench", files.file, "--steps", 1)
     return files.learn(files.samples)
 

@@ -56,5 +56,5 @@ def test_other_pixels_would_be_seen(program: Path, folder: Path, monkeypatch: py
 def test_killed_or_stopped_runs_go_on_to_the_same_bytes(
     program: Path, folder: Path, ends: list[signal.Signals]
 ) -> None:
-    happened = killing_device.check(program, folder, random.Random(2), 80, ends)
+    happened = killing_device.check(program, folder, random.Random(2), 40, ends)
     assert sum(happened[end.name] for end in ends) >= 3

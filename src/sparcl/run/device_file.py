@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def answering(place: Path) -> Answering:
     Raises:
         CheckpointError: it is neither, or damaged.
     """
-    return _of_file(place) if place.is_file() else Answering.of(place)
+    return _of_file(place) if os.path.isfile(place) else Answering.of(place)
 
 
 def _of_file(path: Path) -> Answering:

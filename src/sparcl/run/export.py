@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -99,9 +100,10 @@ def to_device(run: Path, out: Path, task: int | None) -> list[Path]:
     """One file that sparcl-device predicts with and goes on learning from."""
     if task is not None:
         raise ConfigError("format device holds the whole network: leave --task out")
-    if run.is_file() and run.suffix != ".toml":
+    file = os.path.isfile(run)
+    if file and run.suffix != ".toml":
         raise ConfigError(f"{run} is a device's file already, or no run directory: copy it, or name a run")
-    (export_fresh if run.is_file() else export_run)(run, out)
+    (export_fresh if file else export_run)(run, out)
     return [out]
 
 
