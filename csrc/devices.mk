@@ -6,7 +6,8 @@ CMAKE ?= cmake
 PROGRAM := build/program
 AARCH64 := -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(CXX_AARCH64)
 
-.PHONY: sparcl-device sparcl-device-sanitized sparcl-device-aarch64 test-device-sanitized sparcl-device-races test-device-races program program-aarch64 test-program wheel-aarch64 test-wheel-aarch64
+.PHONY: fault-device fuzz-device sparcl-device sparcl-device-sanitized sparcl-device-aarch64 test-device-sanitized
+.PHONY: sparcl-device-races test-device-races program program-aarch64 test-program wheel-aarch64 test-wheel-aarch64
 
 sparcl-device:  ## sparcl-device for this machine, one static file that learns without Python (docs/device.md)
 	$(CMAKE) -S . -B $(PROGRAM)/native -DSPARCL_PROGRAM=ON > /dev/null
@@ -29,6 +30,12 @@ sparcl-device-races:
 # A stack address below that of the library that ThreadSanitizer maps is refused by it: the layout is not drawn.
 test-device-races: sparcl-device-races $(READY)  ## sparcl-device's tests under ThreadSanitizer
 	SPARCL_DEVICE=$(abspath $(PROGRAM)/races/sparcl-device) TSAN_OPTIONS=halt_on_error=1 $(BIN)/python -m pytest tests/device
+
+fuzz-device: sparcl-device $(READY)  ## five minutes of mutated files and images for sparcl-device (SECONDS=300)
+	$(BIN)/python tests/device/fuzzing_device.py $(PROGRAM)/native/sparcl-device --seconds $(or $(SECONDS),300)
+
+fault-device: sparcl-device $(READY)  ## sparcl-device killed or stopped at 200 random moments
+	$(BIN)/python tests/device/killing_device.py $(PROGRAM)/native/sparcl-device --kills 200
 
 sparcl-device-aarch64:  ## the same for a phone or a Pi
 	$(CMAKE) -S . -B $(PROGRAM)/aarch64 -DSPARCL_PROGRAM=ON $(AARCH64) > /dev/null

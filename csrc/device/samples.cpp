@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <stdexcept>
 
+#include "device/images.h"
 #include "device/model_file.h"
 
 namespace fs = std::filesystem;
@@ -22,10 +22,10 @@ std::string shape_text(const Extent& e) {
 }
 
 Samples packed(const std::string& path, const Extent& input) {
-  const SafeTensors file = read_safetensors(path);
+  SafeTensors file = read_safetensors(path);
   const auto format = file.metadata.find("format");
   if (format == file.metadata.end() || format->second != "sparcl samples" || !file.metadata.count("classes"))
-    refuse(path + " holds no samples: use what sparcl pack wrote, or a folder <class>/* of PPM or PGM images");
+    refuse(path + " holds no samples: use what sparcl pack wrote, or a folder <class>/* of images");
   Samples samples;
   const Json classes = parse_json(file.metadata.at("classes"), "the classes of " + path);
   for (const Json& name : classes.list("the classes of " + path, 1, kMostClasses))
@@ -39,46 +39,27 @@ Samples packed(const std::string& path, const Extent& input) {
   e = {inputs.shape[1], inputs.shape.size() == 4 ? inputs.shape[2] : 1, inputs.shape.size() == 4 ? inputs.shape[3] : 1, 1};
   if ((inputs.shape.size() != 2 && inputs.shape.size() != 4) || e.channels != input.channels || e.height != input.height || e.width != input.width)
     refuse(path + ": samples of shape " + shape_text(e) + " where the network takes " + shape_text(input));
-  samples.raw = inputs.bytes;
   const int64_t* from = labels.int64s("labels of " + path);
   for (long i = 0; i < labels.shape[0]; ++i) {
     if (from[i] < 0 || from[i] >= static_cast<long>(samples.classes.size())) refuse(path + ": a label has no class");
     samples.labels.push_back(from[i]);
     samples.names.push_back(std::to_string(i));
   }
+  samples.raw = std::move(file.tensors.at("inputs").bytes);
   return samples;
 }
 
-// A number of a PNM header, behind spaces and comments.
-long header_number(std::istream& file) {
-  for (int c = file.peek(); c == '#' || (c != EOF && std::isspace(c)); c = file.peek()) {
-    std::string line;
-    if (c == '#')
-      std::getline(file, line);
-    else
-      file.get();
+void append_image(const fs::path& path, const Wanted& wanted, std::vector<uint8_t>& raw) {
+  const Extent& input = wanted.input;
+  if (input.channels != 1 && input.channels != 3) refuse("the network takes samples of shape " + shape_text(input) + ", no images: use sparcl pack");
+  Image image = read_image(path.string());
+  if (image.width != input.width || image.height != input.height) {
+    if (!wanted.resize)
+      refuse(path.string() + " has " + std::to_string(image.width) + "x" + std::to_string(image.height) + " pixels where the network takes " +
+             std::to_string(input.width) + "x" + std::to_string(input.height) + ": --resize makes them fit");
+    image = resized(std::move(image), input.height, input.width);
   }
-  long value = -1;
-  file >> value;
-  return file ? value : -1;
-}
-
-void append_image(const fs::path& path, const Extent& input, std::vector<uint8_t>& raw) {
-  if (!fs::is_regular_file(path)) refuse(path.string() + " is not a regular file");
-  std::ifstream file(path, std::ios::binary);
-  char magic[2] = {0, 0};
-  file.read(magic, 2);
-  if (!file || magic[0] != 'P' || (magic[1] != '5' && magic[1] != '6'))
-    refuse(path.string() + " is no PPM or PGM image (P6 or P5); other formats: pack them with sparcl pack");
-  const long channels = magic[1] == '6' ? 3 : 1, width = header_number(file), height = header_number(file), most = header_number(file);
-  if (most != 255) refuse(path.string() + " is damaged, or not of 8 bits a value");
-  if (channels != input.channels || width != input.width || height != input.height)
-    refuse(path.string() + " has shape " + shape_text({channels, height, width, 1}) + " where the network takes " + shape_text(input));
-  file.get();
-  std::vector<char> pixels(static_cast<size_t>(input.count()));
-  if (!file.read(pixels.data(), static_cast<std::streamsize>(pixels.size()))) refuse(path.string() + " ends too early");
-  for (long c = 0; c < channels; ++c)
-    for (long p = 0; p < height * width; ++p) raw.push_back(static_cast<uint8_t>(pixels[static_cast<size_t>(p * channels + c)]));
+  append_channels(image, input.channels, raw);
 }
 
 std::vector<fs::path> sorted(const fs::path& folder) {
@@ -91,30 +72,40 @@ std::vector<fs::path> sorted(const fs::path& folder) {
   return paths;
 }
 
-Samples images(const std::string& folder, const Extent& input) {
+void append_sample(const fs::path& path, const Wanted& wanted, Samples& samples) {
+  append_image(path, wanted, samples.raw);
+  samples.labels.push_back(static_cast<long>(samples.classes.size()));
+  samples.names.push_back(path.string());
+}
+
+// <class>/*; where no classes are asked for, also the images beside the folders, or one image alone.
+Samples images(const std::string& place, const Wanted& wanted) {
   Samples samples;
-  samples.extent = input;
+  samples.extent = wanted.input;
   samples.bytes = true;
-  for (const fs::path& of_class : sorted(folder)) {
-    if (!fs::is_directory(of_class)) continue;
-    const size_t before = samples.size();
-    for (const fs::path& path : sorted(of_class)) {
-      append_image(path, input, samples.raw);
-      samples.labels.push_back(static_cast<long>(samples.classes.size()));
-      samples.names.push_back(path.string());
+  std::error_code ignored;
+  const bool folder = fs::is_directory(place, ignored);
+  if (!folder && wanted.classes) refuse(place + " is one image, without a class: give a folder <class>/* of images, or what sparcl pack wrote");
+  if (!folder) append_sample(place, wanted, samples);
+  for (const fs::path& of_class : folder ? sorted(place) : std::vector<fs::path>()) {
+    if (!fs::is_directory(of_class)) {
+      if (!wanted.classes) append_sample(of_class, wanted, samples);
+      continue;
     }
+    const size_t before = samples.size();
+    for (const fs::path& path : sorted(of_class)) append_sample(path, wanted, samples);
     if (samples.size() == before) refuse(of_class.string() + " holds no image");
     samples.classes.push_back(of_class.filename().string());
   }
-  if (samples.size() == 0) refuse(folder + " holds no class folder with images: <class>/*.ppm or *.pgm are needed");
+  if (samples.size() == 0) refuse(place + " holds no class folder with images: <class>/* are needed");
   return samples;
 }
 
 }  // namespace
 
-Samples read_samples(const std::string& path, const Extent& input) {
+Samples read_samples(const std::string& path, const Wanted& wanted) {
   std::error_code ignored;
-  return fs::is_directory(path, ignored) ? images(path, input) : packed(path, input);
+  return fs::is_directory(path, ignored) || is_image(path) ? images(path, wanted) : packed(path, wanted.input);
 }
 
 Transform transform_of(const Json& json, const Extent& input) {

@@ -1,4 +1,4 @@
-// Samples to learn or to look at: a packed file (`sparcl pack`), or a folder `<class>/*` of PPM and PGM images.
+// Samples to learn or to look at: a packed file (`sparcl pack`), or a folder `<class>/*` of images.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -20,8 +20,13 @@ struct Samples {
   size_t size() const { return labels.size(); }
   size_t stride() const { return static_cast<size_t>(extent.count()) * (bytes ? 1 : 4); }
 };
+struct Wanted {
+  Extent input;  // what the network takes
+  bool resize;   // images of another size; otherwise they are refused
+  bool classes;  // images must lie in folders of their classes
+};
 // Samples of the shape that a network takes. Throws std::invalid_argument, one line.
-Samples read_samples(const std::string& path, const Extent& input);
+Samples read_samples(const std::string& path, const Wanted& wanted);
 
 // What happens to a sample between storage and network.
 struct Transform {

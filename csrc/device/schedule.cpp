@@ -14,7 +14,7 @@ constexpr long kMost = 1L << 50;
 
 void Moments::begin_task(long epochs) {
   epochs_ = epochs;
-  passed_ = asked_ = 0;
+  passed_ = asked_ = last_ = 0;
   begin_epoch(0, 1);
 }
 
@@ -32,19 +32,25 @@ long Moments::due(long step, double spent) {
   if (epoch_ == 0 && step == 0) return 0;
   const bool by_epochs = spent == kByEpochs;
   const double now = by_epochs ? static_cast<double>(epoch_) + (static_cast<double>(step) + 0.5) / static_cast<double>(steps_) : spent;
-  const long passed = before(now, by_epochs ? static_cast<double>(epochs_) : 1.0), due = std::max(passed - passed_, 0L);
-  passed_ = std::max(passed, passed_);
+  const double whole = by_epochs ? static_cast<double>(epochs_) : 1.0;
+  const long passed = before(now, whole), due = passed - passed_;
+  if (due <= 0 || asked_ - last_ < apart_ || now >= until_ * whole) return 0;
+  passed_ = passed;
+  last_ = asked_;
   return due;
 }
 
 bool Moments::near(long step, long window, double spent) const {
-  if (spent == kByEpochs)
-    return before(static_cast<double>(epoch_) + (static_cast<double>(step + window) + 0.5) / static_cast<double>(steps_), static_cast<double>(epochs_)) > passed_;
-  return before(spent * (1 + static_cast<double>(window) / (static_cast<double>(asked_) - 0.5)), 1.0) > passed_;
+  const bool by_epochs = spent == kByEpochs;
+  const double whole = by_epochs ? static_cast<double>(epochs_) : 1.0;
+  const double then = by_epochs ? static_cast<double>(epoch_) + (static_cast<double>(step + window) + 0.5) / static_cast<double>(steps_)
+                                : spent * (1 + static_cast<double>(window) / (static_cast<double>(asked_) - 0.5));
+  if (asked_ + window - last_ < apart_ || then >= until_ * whole) return false;
+  return before(then, whole) > passed_;
 }
 
 Json Moments::state() const {
-  return Json::of_members({{"asked", Json::of(asked_)}, {"epoch", Json::of(epoch_)}, {"epochs", Json::of(epochs_)}, {"passed", Json::of(passed_)},
+  return Json::of_members({{"asked", Json::of(asked_)}, {"epoch", Json::of(epoch_)}, {"epochs", Json::of(epochs_)}, {"last", Json::of(last_)}, {"passed", Json::of(passed_)},
                            {"steps", Json::of(steps_)}});
 }
 
@@ -54,6 +60,7 @@ void Moments::load(const Json& state, const std::string& what) {
   passed_ = state.at("passed", what).whole(what + ": passed", 0, static_cast<long>(fractions_.size()));
   epoch_ = state.at("epoch", what).whole(what + ": epoch", 0, kMost);
   asked_ = state.at("asked", what).whole(what + ": asked", 0, kMost);
+  last_ = state.at("last", what).whole(what + ": last", 0, asked_);
 }
 
 void Collected::begin_task() {

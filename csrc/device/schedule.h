@@ -12,7 +12,8 @@ constexpr double kByEpochs = -1;  // in the place of a share of the budget: the 
 // Fixed shares of a task, rounded to steps.
 class Moments {
  public:
-  explicit Moments(std::vector<double> fractions = {}) : fractions_(std::move(fractions)) {}
+  // apart: steps between two, at least; none from the share `until` on.
+  explicit Moments(std::vector<double> fractions = {}, long apart = 1, double until = 1) : fractions_(std::move(fractions)), apart_(apart), until_(until) {}
   void begin_task(long epochs);
   void begin_epoch(long epoch, long steps);
   long due(long step, double spent);  // how many have come since the last call
@@ -25,7 +26,9 @@ class Moments {
  private:
   long before(double moment, double whole) const;
   std::vector<double> fractions_;
-  long epochs_ = 1, passed_ = 0, asked_ = 0, epoch_ = 0, steps_ = 1;
+  long apart_;
+  double until_;
+  long epochs_ = 1, passed_ = 0, asked_ = 0, last_ = 0, epoch_ = 0, steps_ = 1;
 };
 
 using Gradients = std::vector<std::vector<float>>;  // of each prunable layer, at its active weights

@@ -1,21 +1,26 @@
 // sparcl-device: goes on learning where Python stopped, without Python and PyTorch. `sparcl-device --help` names the commands.
-// Exit status 0: done, 1: memory or disk failed, 2: a wrong argument or file, 130 and 143: stopped by a signal, all saved.
+// Exit status 0: done, 1: memory or disk failed, 2: a wrong argument or file, 128 + N: stopped by signal N, all saved.
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "device/commands.h"
+#include "device/images.h"
 #include "device/learn.h"
+#include "device/lock.h"
 #include "device/losses.h"
 
 using namespace sparcl;
@@ -34,13 +39,45 @@ const char kHelp[] =
     "      --epochs N | --steps N | --max-seconds S   (the file's budget)\n"
     "      --save-every S   seconds between saves (30); --out FILE   instead of MODEL itself\n"
     "      --new-task       leave a task that was stopped where it is, and begin a new one\n"
+    "  sparcl-device bench MODEL                 time and memory of a training step and an inference; nothing is written\n"
+    "      --batch N   (the file's); --steps N   timed ones (12); --json\n"
     "  sparcl-device gradients MODEL SAMPLES FILE   loss and gradients of all samples as one training batch, to compare\n"
     "  --threads N   (all processors)\n"
-    "MODEL: a file of `sparcl export --format device`. SAMPLES: a file of `sparcl pack`, or a folder <class>/* of PPM or PGM images.\n"
+    "  --resize      images of another size than the network's are resized, as Python does; otherwise they are refused\n"
+    "MODEL: a file of `sparcl export --format device`. SAMPLES: a file of `sparcl pack`, or a folder <class>/* of images;\n"
+    "for predict also one image, or a folder of them. Images: ";
+const char kHelpEnd[] =
+    ".\n"
     "SPARCL_ISA=NAME in the environment chooses the instruction set; the best there is otherwise.\n";
 
 volatile std::sig_atomic_t stopped_by = 0;
-void stop(int signal) { stopped_by = signal; }
+
+void handle(int signal, void (*handler)(int)) {
+  struct sigaction action {};
+  action.sa_handler = handler;
+  sigaction(signal, &action, nullptr);
+}
+
+// The first asks to stop behind the step, the second ends the process; but a closed terminal sends SIGHUP twice.
+void stop(int signal) {
+  stopped_by = signal;
+  handle(SIGINT, SIG_DFL);
+  handle(SIGTERM, SIG_DFL);
+  handle(SIGHUP, SIG_IGN);
+}
+
+void listen() {
+  struct sigaction before {};
+  sigaction(SIGHUP, nullptr, &before);
+  for (int signal : {SIGINT, SIGTERM, SIGHUP})
+    if (signal != SIGHUP || before.sa_handler != SIG_IGN) handle(signal, stop);  // nohup lets it be ignored, and so it stays
+  handle(SIGPIPE, SIG_IGN);                                                      // whoever reads the progress may go: see tell()
+}
+
+// Progress, at once; output that nobody reads any more asks to stop.
+void tell() {
+  if (std::fflush(stdout) != 0 && errno == EPIPE && !stopped_by) stopped_by = SIGPIPE;
+}
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
@@ -48,7 +85,8 @@ struct Options {
   std::string command, out;
   std::vector<std::string> places;
   int threads = 1;
-  bool logits = false, new_task = false, help = false;
+  bool logits = false, new_task = false, help = false, resize = false, json = false;
+  long batch = 0;
   Budget budget;
   double save_every = kSaveSeconds;
 };
@@ -79,8 +117,14 @@ Options parse(int count, char** arguments) {
       o.logits = true;
     else if (option == "--new-task")
       o.new_task = true;
+    else if (option == "--resize")
+      o.resize = true;
+    else if (option == "--json")
+      o.json = true;
     else if (++i, option == "--threads")
       o.threads = static_cast<int>(number(option, next, 1, 1024, true));
+    else if (option == "--batch")
+      o.batch = static_cast<long>(number(option, next, 1, 1 << 16, true));
     else if (option == "--epochs")
       o.budget.epochs = static_cast<long>(number(option, next, 1, 1e12, true)), ++budgets;
     else if (option == "--steps")
@@ -92,7 +136,7 @@ Options parse(int count, char** arguments) {
     else if (option == "--out" && next && *next)
       o.out = next;
     else
-      refuse("unknown option " + option + "; allowed: --threads --logits --epochs --steps --max-seconds --save-every --out --new-task --help");
+      refuse("unknown option " + option + "; allowed: --threads --logits --resize --batch --json --epochs --steps --max-seconds --save-every --out --new-task --help");
   }
   if (budgets > 1) refuse("give one of --epochs, --steps and --max-seconds");
   return o;
@@ -118,32 +162,10 @@ long best_of(const float* logits, long classes, long n, long N) {
   return best;
 }
 
-void info(const ModelFile& model, int threads) {
-  const Graph graph(model, threads);
-  long active = 0, dense = 0, all = 0;
-  for (size_t at = 0; at < graph.nodes().size(); ++at) {
-    const Graph::State& state = graph.states()[at];
-    all += static_cast<long>(state.weight.value.size() + state.bias.value.size());
-    if (!state.sparse) continue;
-    const auto& w = graph.nodes()[at].shape.weight;
-    active += static_cast<long>(state.weight.value.size());
-    dense += static_cast<long>(w[0]) * w[1] * w[2] * w[3];
-  }
-  std::printf("classes      %ld:", graph.classes());
-  for (const Json& name : model.classes.items) std::printf(" %s", to_text(name).c_str());
-  const Extent& in = graph.input();
-  std::printf("\ninput        [%ld, %ld, %ld]\nlayers       %zu\nparameters   %ld\n", in.channels, in.height, in.width, graph.nodes().size(), all);
-  if (dense) std::printf("sparsity     %.4f of %ld prunable weights\n", 1.0 - static_cast<double>(active) / static_cast<double>(dense), dense);
-  std::printf("multiply-adds of a sample, forward   %ld\n", graph.macs());
-  const Json& learner = model.state.at("learner", "the state");
-  std::printf("method       %s\n", to_text(model.device.at("method", "device")).c_str());
-  std::printf("tasks        %s learned, %s steps\n", to_text(learner.at("learned", "the state")).c_str(), to_text(learner.at("steps", "the state")).c_str());
-  if (learner.at("position", "the state").kind != Json::kNull) std::printf("             stopped inside a task: learn it again to go on\n");
-}
-
-void predict(const ModelFile& model, const std::string& place, bool all, int threads) {
-  Graph graph(model, threads);
-  const Samples samples = read_samples(place, graph.input());
+void predict(const ModelFile& model, const Options& o) {
+  Graph graph(model, o.threads);
+  const bool all = o.logits;
+  const Samples samples = read_samples(o.places[1], {graph.input(), o.resize, false});
   const Transform transform = transform_of(model.transform, graph.input());
   each_batch(graph, transform, samples, [&](size_t first, const float* logits, long N) {
     for (long n = 0; n < N; ++n) {
@@ -165,9 +187,9 @@ std::vector<long> columns_of(const ModelFile& model, const Samples& samples) {
   return columns;
 }
 
-void evaluate(const ModelFile& model, const std::string& place, int threads) {
-  Graph graph(model, threads);
-  const Samples samples = read_samples(place, graph.input());
+void evaluate(const ModelFile& model, const Options& o) {
+  Graph graph(model, o.threads);
+  const Samples samples = read_samples(o.places[1], {graph.input(), o.resize, true});
   const std::vector<long> columns = columns_of(model, samples);
   std::vector<long> right(samples.classes.size()), seen(right.size());
   each_batch(graph, transform_of(model.transform, graph.input()), samples, [&](size_t first, const float* logits, long N) {
@@ -191,10 +213,10 @@ Tensor tensor_of(const std::vector<float>& from) {
   return tensor;
 }
 
-void gradients(const ModelFile& model, const std::string& place, const std::string& out, int threads) {
-  Graph graph(model, threads);
+void gradients(const ModelFile& model, const Options& o) {
+  Graph graph(model, o.threads);
   graph.compute_frozen(true);
-  const Samples samples = read_samples(place, graph.input());
+  const Samples samples = read_samples(o.places[1], {graph.input(), o.resize, true});
   const Transform transform = transform_of(model.transform, graph.input());
   const std::vector<long> columns = columns_of(model, samples);
   const long N = static_cast<long>(samples.size());
@@ -217,7 +239,7 @@ void gradients(const ModelFile& model, const std::string& place, const std::stri
     if (!state.running_mean.empty()) file.tensors[graph.nodes()[at].name + ".running_mean"] = tensor_of(state.running_mean);
     if (!state.running_var.empty()) file.tensors[graph.nodes()[at].name + ".running_var"] = tensor_of(state.running_var);
   }
-  write_safetensors(out, file);
+  write_safetensors(o.places[2], file);
   std::printf("loss %.9g\n", loss);
 }
 
@@ -232,24 +254,36 @@ void say_cost(const Learning& learning) {
               ledger.ranking() / 2);
 }
 
-int learn(ModelFile& model, const Options& o) {
-  const std::string out = o.out.empty() ? o.places[0] : o.out;
+// What was learned here, for the desk.
+void note_task(ModelFile& model, const Samples& samples, long steps) {
+  Json task, classes;
+  task.kind = Json::kObject;
+  classes.kind = Json::kList;
+  for (const std::string& name : samples.classes) classes.items.push_back(Json::of(name));
+  task.members = {{"classes", classes}, {"samples", Json::of(static_cast<long>(samples.size()))}, {"steps", Json::of(steps)}};
+  Json* tasks = nullptr;
+  for (auto& member : model.device.members)
+    if (member.first == "tasks") tasks = &member.second;
+  if (!tasks) tasks = &model.device.members.emplace_back("tasks", Json()).second;
+  tasks->kind = Json::kList;
+  tasks->items.push_back(task);
+}
+
+int learn(ModelFile& model, const Options& o, const std::string& out) {
   const Extent input = Graph(model, o.threads).input();
-  const Samples samples = read_samples(o.places[1], input);
+  const Samples samples = read_samples(o.places[1], {input, o.resize, true});
   Learning learning(model, samples, o.threads, o.new_task, o.budget);
   if (learning.grown()) std::printf("%ld new class(es): the head has grown\n", learning.grown());
   if (learning.removal_is_off()) std::printf("no samples are removed: DDR is for budgets of epochs\n");
   if (learning.position.done) std::printf("going on in epoch %ld, after step %ld\n", learning.position.epoch + 1, learning.position.done);
-  struct sigaction action {};
-  action.sa_handler = stop;
-  for (int signal : {SIGINT, SIGTERM, SIGHUP}) sigaction(signal, &action, nullptr);
+  listen();
   double saved = now(), told = 0;
   while (!learning.over() && !stopped_by) {
     learning.step();
     if (now() - told >= 1) {
       std::printf("epoch %ld, step %ld (%ld an epoch), loss %.4f, %.1f s\n", learning.position.epoch + 1, learning.position.done, learning.position.planned_steps,
                   learning.loss, learning.position.seconds);
-      std::fflush(stdout);
+      tell();
       told = now();
     }
     if (now() - saved >= o.save_every) learning.save(out), saved = now();
@@ -258,6 +292,7 @@ int learn(ModelFile& model, const Options& o) {
   const double seconds = learning.position.seconds;
   if (learning.over()) {
     learning.end_task();
+    note_task(model, samples, steps);
     learning.save(out);
     std::printf("learned %zu samples of %zu class(es) by %s: %ld steps, %.1f s, last loss %.4f\n", samples.size(), samples.classes.size(), learning.method().c_str(), steps,
                 seconds, learning.loss);
@@ -265,25 +300,11 @@ int learn(ModelFile& model, const Options& o) {
     return 0;
   }
   learning.save(out);
-  std::printf("stopped after step %ld; everything is saved, the same command goes on\n", steps);
+  if (stopped_by == SIGPIPE)
+    std::fprintf(stderr, "sparcl-device: the output was closed by its reader; everything is saved, the same command goes on\n");
+  else
+    std::printf("stopped after step %ld; everything is saved, the same command goes on\n", steps);
   return 128 + stopped_by;
-}
-
-int run(const Options& o) {
-  struct Command {
-    const char* name;
-    size_t places;
-  };
-  constexpr Command kCommands[] = {{"info", 1}, {"predict", 2}, {"evaluate", 2}, {"learn", 2}, {"gradients", 3}};
-  const auto found = std::find_if(std::begin(kCommands), std::end(kCommands), [&](const Command& c) { return o.command == c.name; });
-  if (found == std::end(kCommands)) refuse("unknown command '" + o.command + "'; allowed: info, predict, evaluate, learn, gradients");
-  if (o.places.size() != found->places) refuse(o.command + " needs " + std::to_string(found->places) + " file(s), " + std::to_string(o.places.size()) + " given");
-  ModelFile model = read_model(o.places[0]);
-  if (o.command == "info") info(model, o.threads);
-  if (o.command == "predict") predict(model, o.places[1], o.logits, o.threads);
-  if (o.command == "evaluate") evaluate(model, o.places[1], o.threads);
-  if (o.command == "gradients") gradients(model, o.places[1], o.places[2], o.threads);
-  return o.command == "learn" ? learn(model, o) : 0;
 }
 
 int fail(std::string what, int status) {
@@ -293,19 +314,10 @@ int fail(std::string what, int status) {
   return status;
 }
 
-}  // namespace
-
-int main(int count, char** arguments) {
+// Runs it; whatever goes wrong is one line and an exit status.
+int guarded(const std::function<int()>& work) {
   try {
-    const Options o = parse(count, arguments);
-    kernels();  // refuses an unknown SPARCL_ISA
-    if (!o.help && count > 1) {
-      const int status = run(o);
-      if (std::fflush(stdout) != 0) return fail("the output cannot be written", 1);
-      return status;
-    }
-    std::fputs(kHelp, stdout);
-    return 0;
+    return work();
   } catch (const std::invalid_argument& error) {
     return fail(error.what(), 2);
   } catch (const std::length_error&) {
@@ -315,4 +327,49 @@ int main(int count, char** arguments) {
   } catch (const std::exception& error) {
     return fail(error.what(), 1);
   }
+}
+
+int run(const Options& o) {
+  struct Command {
+    const char* name;
+    size_t places;
+  };
+  constexpr Command kCommands[] = {{"info", 1}, {"predict", 2}, {"evaluate", 2}, {"learn", 2}, {"bench", 1}, {"gradients", 3}};
+  const auto found = std::find_if(std::begin(kCommands), std::end(kCommands), [&](const Command& c) { return o.command == c.name; });
+  if (found == std::end(kCommands)) refuse("unknown command '" + o.command + "'; allowed: info, predict, evaluate, learn, bench, gradients");
+  if (o.places.size() != found->places) refuse(o.command + " needs " + std::to_string(found->places) + " file(s), " + std::to_string(o.places.size()) + " given");
+  if (o.command == "bench") {
+    if (o.budget.epochs || o.budget.seconds > 0) refuse("bench counts --steps");
+    BenchOptions options{o.threads, o.batch, 12, o.json};
+    if (o.budget.steps) options.steps = std::min(o.budget.steps, 1L << 20);
+    return bench(o.places[0], options, [](const std::function<void()>& work) { return guarded([&] { return work(), 0; }); });
+  }
+  if (o.command == "learn") {
+    const std::string out = o.out.empty() ? o.places[0] : o.out;
+    const FileLock lock(out);  // before the file is read: it is then what the last one left
+    ModelFile model = read_model(o.places[0]);
+    return learn(model, o, out);
+  }
+  const ModelFile model = read_model(o.places[0]);
+  if (o.command == "info") info(model, o.threads);
+  if (o.command == "predict") predict(model, o);
+  if (o.command == "evaluate") evaluate(model, o);
+  if (o.command == "gradients") gradients(model, o);
+  return 0;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  return guarded([&] {
+    const Options o = parse(count, arguments);
+    kernels();  // refuses an unknown SPARCL_ISA
+    if (!o.help && count > 1) {
+      const int status = run(o);
+      if (std::fflush(stdout) != 0 && status != 128 + SIGPIPE) return fail("the output cannot be written", 1);
+      return status;
+    }
+    std::printf("%s%s%s", kHelp, image_formats(), kHelpEnd);
+    return 0;
+  });
 }

@@ -9,6 +9,7 @@ namespace {
 
 constexpr char kState[] = "learner/sparsifier";
 constexpr double kMostMoved = 0.2;
+constexpr long kStepsApart = 10;  // between two mask updates
 constexpr long kMost = 1L << 50;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
@@ -88,7 +89,7 @@ void Sparsifier::read_tdm(const Json& settings, const Json& state, const ModelFi
   tdm.alpha = static_cast<float>(settings.at("alpha", "TDM").number("TDM's alpha", -1e30, 1e30));
   tdm.beta = static_cast<float>(settings.at("beta", "TDM").number("TDM's beta", -1e30, 1e30));
   tdm.batches = settings.at("batches", "TDM").whole("TDM's batches", 1, 1 << 30);
-  tdm.moments = Moments({0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8});
+  tdm.moments = Moments({0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8}, kStepsApart, 0.9);
   tdm.moments.load(state.at("moments", "TDM"), "TDM's moments");
   tdm.random = Random(model.file.at(path_of("tdm") + "/generator"), "TDM's generator");
   for (const SparseLayer& layer : layers_)

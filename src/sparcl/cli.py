@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,7 +142,7 @@ def watch(run: Annotated[Path, typer.Argument(help="a run directory, while anoth
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="a finished run's directory")],
+    run: Annotated[Path, typer.Argument(help="a finished run's directory, or a device's file")],
     files: Annotated[list[Path], typer.Argument(help="images, or .npy arrays of samples")],
     format: Annotated[str, typer.Option(help="table, csv or json")] = "table",
     task: Annotated[int | None, typer.Option(help="ask among this task's classes only, from 1")] = None,
@@ -155,7 +156,9 @@ def predict(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="a finished run's directory")],
+    run: Annotated[
+        Path, typer.Argument(help="a finished run's directory, a device's file, or for device a TOML file of settings")
+    ],
     out: Annotated[Path, typer.Option(help="file to write")],
     format: Annotated[
         str, typer.Option(help="torch (safetensors and the code that loads it), onnx, or device (for sparcl-device)")
@@ -164,7 +167,7 @@ def export(
 ) -> None:
     """Write a run's network for use without sparcl: raw samples in, logits out.
 
-    `device` is one file that sparcl-device goes on learning from.
+    `device` is one file that sparcl-device goes on learning from; of a TOML file (as of `run --config`): a fresh model.
     """
     from sparcl.run.export import execute
 
@@ -189,15 +192,32 @@ def pack(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="run directories, or folders that hold some")],
+    runs: Annotated[list[Path], typer.Argument(help="run directories, or folders that hold some; or files of devices")],
     format: Annotated[str, typer.Option(help="table, markdown, csv or html")] = "table",
     out: Annotated[Path | None, typer.Option(help="file to write; default: standard output")] = None,
 ) -> None:
-    """Compare finished runs: mean ± standard deviation over seeds, beside what was published."""
+    """Compare finished runs: mean ± standard deviation over seeds, beside what was published.
+
+    Of files that come from devices: what is in each.
+    """
     from sparcl.report import write
 
-    write(runs, format, out)
-    if out is not None:
+    files = [place for place in runs if os.path.isfile(place)]  # which raises nothing, whatever the name
+    if not files:
+        write(runs, format, out)
+        if out is not None:
+            _tell_written([out])
+        return
+    from sparcl.report.write import write_text
+    from sparcl.run import device_file
+
+    if len(files) < len(runs):
+        raise ConfigError(f"{files[0]} is a file, the rest are runs: report one or the other")
+    text = device_file.report(files, format)
+    if out is None:
+        print(text, end="")
+    else:
+        write_text(out, text)
         _tell_written([out])
 
 

@@ -171,7 +171,7 @@ def test_deep_json_and_control_characters(program: Path, file: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("fly",), "unknown command 'fly'; allowed: info, predict, evaluate, learn, gradients"),
+        (("fly",), "unknown command 'fly'; allowed: info, predict, evaluate, learn, bench, gradients"),
         (("learn", "a"), "learn needs 2 file(s), 1 given"),
         (("learn", "a", "b", "--epochs", "0"), "--epochs 0 is not allowed; use a whole number from 1 to 1e+12"),
         (("learn", "a", "b", "--epochs", "1", "--steps", "1"), "give one of --epochs, --steps and --max-seconds"),
@@ -200,4 +200,4 @@ def test_a_disk_that_is_full_leaves_the_old_file(program: Path, file: Path) -> N
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "cannot be written: File too large" in done.stderr
     assert file.read_bytes() == whole
-    assert not list(file.parent.glob(".*.tmp"))
+    assert not list(file.parent.glob(".*"))

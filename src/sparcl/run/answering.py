@@ -31,8 +31,9 @@ class Answering:
     """What a finished run answers with.
 
     Attributes:
-        path: the run directory.
-        experiment: its settings.
+        path: the run directory, or a device's file.
+        method: what it was learned with.
+        model, width: of the network, by name; None where it is a device's own list of layers.
         network: dense, evaluating, with its final weights.
         state: of `Method.answer_state`.
         names: of the columns of the logits.
@@ -43,7 +44,9 @@ class Answering:
     """
 
     path: Path
-    experiment: Experiment
+    method: type[Method]
+    model: str | None
+    width: int | None
     network: nn.Module
     state: dict[str, Tensor]
     names: tuple[str, ...]
@@ -61,7 +64,7 @@ class Answering:
         """
         directory = _finished(path)
         experiment = Experiment.from_dict(read_toml(directory.config), str(directory.config)).resolve()
-        known = _data(directory.read_result().get("data"), directory.result)
+        known = described(directory.read_result().get("data"), directory.result)
         kind = methods.find(experiment.method)
         tensors, _ = pretrained.read(directory.model, ours=True, error=CheckpointError)
         state: dict[str, Tensor] = {}
@@ -70,11 +73,7 @@ class Answering:
             if not state:
                 raise CheckpointError(f"{directory.answers} is empty: it must hold {kind.answers_need}")
         network = _network(experiment, len(known["names"]), known["input_shape"], tensors, directory.model)
-        return cls(path, experiment, network, state, **known)
-
-    @property
-    def method(self) -> type[Method]:
-        return methods.find(self.experiment.method)
+        return cls(path, kind, experiment.model, experiment.width, network, state, **known)
 
     def columns(self, task: int | None) -> tuple[int, ...] | None:
         """Those of a task, numbered from 1; None for all.
@@ -155,8 +154,12 @@ def _network(
     return network.eval().requires_grad_(False)
 
 
-def _data(known: Any, file: Path) -> dict[str, Any]:
-    """The section `data` of result.json, checked, as `Answering` keeps it."""
+def described(known: Any, file: Path) -> dict[str, Any]:
+    """What result.json says of the data, checked, as `Answering` keeps it.
+
+    Raises:
+        CheckpointError: it says nothing, or what cannot be.
+    """
     if known is None:
         raise CheckpointError(f"{file} does not say what the classes are (an older sparcl wrote it): run it again")
     try:

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ from sparcl.checkpoint.files import safetensors_parts
 from sparcl.errors import CheckpointError, ConfigError, SparclError, one_line, out_of_memory, unknown
 from sparcl.run import plain_code
 from sparcl.run.answering import Answering
-from sparcl.run.export_device import export_run
+from sparcl.run.device_file import answering as opened
+from sparcl.run.export_device import export_fresh, export_run
 
 TOLERANCE = 1e-4
 """How far ONNX Runtime's logits may lie from PyTorch's, of the largest of them or of 1."""
@@ -98,7 +100,10 @@ def to_device(run: Path, out: Path, task: int | None) -> list[Path]:
     """One file that sparcl-device predicts with and goes on learning from."""
     if task is not None:
         raise ConfigError("format device holds the whole network: leave --task out")
-    export_run(run, out)
+    file = os.path.isfile(run)
+    if file and run.suffix != ".toml":
+        raise ConfigError(f"{run} is a device's file already, or no run directory: copy it, or name a run")
+    (export_fresh if file else export_run)(run, out)
     return [out]
 
 
@@ -111,7 +116,7 @@ FORMATS: dict[str, Callable[[Path, Path, int | None], list[Path]]] = {
 
 
 def _opened(run: Path, task: int | None) -> tuple[Answering, Exported]:
-    answering = Answering.of(run)
+    answering = opened(run)
     answering.check_answers()
     return answering, Exported(answering, task).eval()
 
@@ -144,7 +149,7 @@ def _as_onnx(answering: Answering, exported: Exported) -> bytes:
             raise
         raise SparclError(f"PyTorch cannot export this network to ONNX: {one_line(error)}") from error
     told = {"class_names": json.dumps(exported.names), "method": answering.method.name}
-    onnx.helper.set_model_props(model, {**told, "network": str(answering.experiment.model)})
+    onnx.helper.set_model_props(model, {**told, "network": str(answering.model or "a device's")})
     content: bytes = model.SerializeToString()
     return content
 

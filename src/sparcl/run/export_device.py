@@ -66,7 +66,8 @@ def export_device(
         "flip": transform.flip,
     }
     nodes, state = graph(learner.model), learner.checkpoint_state()
-    device = {"method": method_figures(learner.method), "sparsifier": sparsifier_figures(learner)}
+    method, sparsifier = method_figures(learner.method), sparsifier_figures(learner)
+    device = {"method": method, "sparsifier": sparsifier, **_stored_as(learner)}
     model_file.write(path, model_file.ModelFile(state, nodes, list(input_shape), list(classes), figures, device))
 
 
@@ -125,6 +126,13 @@ def sparsifier_figures(learner: Learner) -> dict[str, Any]:
     }
 
 
+def _stored_as(learner: Learner) -> dict[str, str]:
+    """The type of samples as stored, where a task has shown it."""
+    if not learner.tasks:
+        return {}
+    return {"samples": str(learner.tasks[-1].train.inputs.dtype).removeprefix("torch.")}
+
+
 def import_device(path: Path, **options: Any) -> Learner:
     """The Learner in a device's file; `options` as of `Learner.load`, which this is."""
     return Learner.load(path, **options)
@@ -138,8 +146,7 @@ def export_run(run: Path, path: Path) -> None:
         CheckpointError: no checkpoint, or the file cannot be written.
         DataError: the run's data, whose transform is asked for, is not there.
     """
-    given = Experiment.from_dict(read_toml(run / "config.toml"), str(run / "config.toml")).resolve()
-    experiment = dataclasses.replace(given, backend="reference", device="cpu")  # a state is every backend's
+    experiment = _experiment(run / "config.toml")
     state = open_folder(run / "checkpoint")
     state.pop("run", None)
     stream = build.stream(experiment)
@@ -147,6 +154,26 @@ def export_run(run: Path, path: Path) -> None:
     learner.restore(state)
     shape, names = stream.input_shape, stream.class_names
     export_device(learner, path, transform=stream.tasks[0].transform, input_shape=shape, classes=names)
+
+
+def export_fresh(config: Path, path: Path) -> None:
+    """Write the untrained Learner of a TOML file of settings (of `sparcl run --config`) as one file for a device.
+
+    Raises:
+        ConfigError: a setting that is not allowed, or a layer that a device cannot compute.
+        CheckpointError: the file cannot be written.
+        DataError: the stream's data, whose shape and transform are asked for, is not there.
+    """
+    experiment = _experiment(config)
+    stream = build.stream(experiment)
+    learner = build.learner(experiment, stream)
+    shape, names = stream.input_shape, stream.class_names
+    export_device(learner, path, transform=stream.tasks[0].transform, input_shape=shape, classes=names)
+
+
+def _experiment(config: Path) -> Experiment:
+    given = Experiment.from_dict(read_toml(config), str(config)).resolve()
+    return dataclasses.replace(given, backend="reference", device="cpu")  # a state is every backend's
 
 
 def pack(samples: Samples, classes: Sequence[str], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import cast
 
@@ -11,6 +12,7 @@ from sparcl import named
 from sparcl import nn as networks
 from sparcl.methods.icarl import NearestMean
 from sparcl.methods.respond import classifier
+from sparcl.nn.from_graph import GraphNetwork
 from sparcl.run.answering import Answering
 
 FIRST = '"""Answers of a trained network; needs torch and safetensors'
@@ -102,6 +104,20 @@ def network():
     return {module}.{path}({arguments})
 """
 
+GRAPH = """
+from typing import Any
+
+from torch import Tensor
+
+NODES = {nodes}
+
+
+{source}
+
+def network():
+    return GraphNetwork(NODES)
+"""
+
 BY_LOGITS = '''
 
 class Answers(nn.Module):
@@ -167,7 +183,7 @@ def module(answering: Answering, network: nn.Module, names: Sequence[str], colum
         network: what answers, see `Method.as_network`.
         names, columns: of the classes asked for.
     """
-    shape, name = answering.input_shape, str(answering.experiment.model)
+    shape, name = answering.input_shape, str(answering.model)
     own = f" and {name.partition(':')[0]}, your own" if named.is_own(name) else ""
     known = {
         "needs": own,
@@ -181,21 +197,32 @@ def module(answering: Answering, network: nn.Module, names: Sequence[str], colum
         "most": 255 if answering.pixels else 1,
         "axes": ", ".join(map(str, (-1, *(1 for _ in shape[1:])))),
         "normalize": "",
+        "head": "",
     }
     if isinstance(network, NearestMean):
         head = classifier(answering.network)
         known["head"] = next(name for name, part in answering.network.named_modules() if part is head)
     code = HEAD.format(**known, names="{names}").replace("{names}", ascii(list(names)))
-    code += _own(answering, name) if own else _ours(answering, name)
+    code += _network(answering, name)
     known["normalize"] = NORMALIZE.format(**known)
+    if isinstance(network, NearestMean):
+        of = answering.network
+        known["head"] = next(name for name, part in of.named_modules() if part is classifier(of))
     code += (BY_MEANS if isinstance(network, NearestMean) else BY_LOGITS).format(**known)
     return code + TAIL
+
+
+def _network(answering: Answering, name: str) -> str:
+    """Code of the function `network`."""
+    if isinstance(answering.network, GraphNetwork):
+        return GRAPH.format(source=inspect.getsource(GraphNetwork), nodes=ascii(answering.network.nodes))
+    return _own(answering, name) if named.is_own(name) else _ours(answering, name)
 
 
 def _ours(answering: Answering, name: str) -> str:
     """The code of a network of this package."""
     shape, classes = answering.input_shape, len(answering.names)
-    name, width = networks.chosen(name, shape, answering.experiment.width)
+    name, width = networks.chosen(name, shape, answering.width)
     assert width is not None
     first = cast(nn.Linear, next(m for m in answering.network.modules() if hasattr(m, "weight")))
     sizes = {"channels": shape[0], "width": width, "classes": classes, "w": width, "w2": 2 * width}
@@ -205,7 +232,7 @@ def _ours(answering: Answering, name: str) -> str:
 def _own(answering: Answering, name: str) -> str:
     """A call of what made the user's own network, as `nn.build` makes it."""
     module, _, path = name.partition(":")
-    called, width = named.find("model", name), answering.experiment.width
+    called, width = named.find("model", name), answering.width
     usual = {"classes": len(answering.names), "input_shape": answering.input_shape}
     passed = {k: v for k, v in usual.items() if named.takes(called, k)} | ({} if width is None else {"width": width})
     return OWN.format(module=module, path=path, arguments=", ".join(f"{k}={v}" for k, v in passed.items()))

@@ -24,6 +24,7 @@ from sparcl import regular
 from sparcl.errors import ConfigError, DataError, one_line, out_of_memory, unknown
 from sparcl.report import neutral
 from sparcl.run.answering import Answering
+from sparcl.run.device_file import answering as opened
 from sparcl.streams import images
 from sparcl.streams.augment import channels_hint
 from sparcl.streams.split import as_inputs
@@ -66,7 +67,7 @@ def execute(
     """
     if format not in FORMATS:
         raise ConfigError(unknown("format", format, FORMATS))
-    answering = Answering.of(run)
+    answering = opened(run)
     answering.check_answers()
     classes = len(answering.columns(task) or answering.names)
     if not 1 <= top <= classes:
