@@ -173,7 +173,7 @@ def check_sparcl(words: list[str]) -> None:
     context = command.make_context(words[0], words[1:])
     if words[0] == "run" and context.params["config"] is None and context.params["stream"]:
         fields = Experiment.__dataclass_fields__
-        given = {k: v for k, v in context.params.items() if k in fields and v is not None}
+        given = {k: v for k, v in context.params.items() if k in fields and v not in (None, ())}
         Experiment.from_dict(given, "options").resolve()
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import made
 import pytest
 
 from sparcl import Learner
+from sparcl.errors import ConfigError
 from sparcl.main import _main
-from sparcl.streams import seq_digits
+from sparcl.methods import ER
+from sparcl.nn import ConvNet
+from sparcl.run.export_device import export_device
+from sparcl.sparsity import Static
+from sparcl.streams import Transform, seq_digits
 
 
 def sparcl(*arguments: object) -> int:
@@ -34,6 +40,28 @@ def test_a_run_goes_to_a_device_and_back(program: Path, tmp_path: Path) -> None:
     done = made.run(program, "learn", file, tmp_path / "two.sparcl", "--epochs", 1)
     assert (done.returncode, done.stderr) == (0, "")
     assert Learner.load(file).learned == whole.learned + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"lr_schedule": "cosine"}, "no learning-rate schedule and no clipping"),
+        ({"warmup": 0.1}, "no learning-rate schedule and no clipping"),
+        ({"clip_grad_norm": 1.0}, "no learning-rate schedule and no clipping"),
+        ({"method": type("Own", (ER,), {})(9)}, "method Own is your own"),
+        ({"sparsifier": type("Own", (Static,), {})(0.5)}, "sparsifier Own is your own"),
+    ],
+)
+def test_what_a_device_would_leave_out_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    learner, stream = Learner(ConvNet(10, 1, 8), **options), seq_digits(limit_per_class=5)
+    shape, classes = stream.input_shape, stream.class_names
+    with pytest.raises(ConfigError, match=said):
+        export_device(learner, tmp_path / "m", transform=Transform(), input_shape=shape, classes=classes)
+    plain = Learner(ConvNet(10, 1, 8))
+    own = Transform(augment=lambda batch, _: batch)
+    with pytest.raises(ConfigError, match="a function of your own"):
+        export_device(plain, tmp_path / "m", transform=own, input_shape=shape, classes=classes)
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize(

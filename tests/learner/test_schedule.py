@@ -48,7 +48,18 @@ def test_a_schedule_by_name(name: str, share: float, factor: float) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["linear", "step", "step()", "step(1)", "step(0)", "step(0.5, 0.5)", "step(nan)", "step(0.5, by=-1)", "step(by=2)"],
+    [
+        "linear",
+        "step",
+        "step()",
+        "step(1)",
+        "step(0)",
+        "step(0.5, 0.5)",
+        "step(nan)",
+        "step(0.5, by=-1)",
+        "step(by=2)",
+        "step(0.2, 0.4, by=1e20)",
+    ],
 )
 def test_what_is_no_schedule_is_refused_with_those_that_are(name: str) -> None:
     with pytest.raises(ConfigError, match="use constant, cosine, step"):

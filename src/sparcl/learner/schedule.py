@@ -59,7 +59,7 @@ def _steps(name: str) -> tuple[list[float], float]:
     by = float(last.removeprefix("by=")) if given else BY
     shares = [float(word) for word in (words if given else [*words, last])]
     rising = all(a < b for a, b in zip([0.0, *shares], [*shares, 1.0], strict=True))
-    if not shares or not rising or not 0 <= by <= LARGEST:
+    if not shares or not rising or not 0 <= by <= LARGEST ** (1 / len(shares)):  # all of the steps together, too
         raise ValueError(name)
     return shares, by
 
