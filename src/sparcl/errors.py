@@ -52,14 +52,14 @@ def unknown(what: str, name: object, allowed: Iterable[object]) -> str:
     """That a name is not one of those allowed, which are listed, and which of them may be meant."""
     names = [str(one) for one in allowed]
     near = nearest(str(name), names)
-    meant = "" if near is None else f" (did you mean {near}?)"
-    return f"unknown {what} {name!r}{meant}; allowed: {', '.join(names)}"
+    meant = "" if near is None else f"; did you mean {near}?"
+    return f"unknown {what} {name!r}; allowed: {', '.join(names)}{meant}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """Of the names the one that is most like another; None where none is. DER++ is derpp, seq_digits seq-digits."""
     plain = {_plain(one): one for one in names}
-    found = get_close_matches(_plain(name[:80]), plain, 1, 0.6)
+    found = get_close_matches(_plain(name[:80]), plain, 1, 0.7)
     return plain[found[0]] if found else None
 
 

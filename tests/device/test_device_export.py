@@ -71,7 +71,7 @@ def test_what_a_device_would_leave_out_is_refused(options: dict[str, Any], said:
         (("export", "nowhere", "--out", "x", "--format", "device"), "nowhere"),
         (("pack", "seq-digits", "--task", "9", "--out", "x"), "task 9 is not there; seq-digits has the tasks 1 to 5"),
         (("pack", "seq-digits", "--split", "all", "--out", "x"), "unknown split 'all'; allowed: train, test"),
-        (("pack", "seq-digits", "--out", "no/such/x"), "no/such/x cannot be written: No such file or directory"),
+        (("pack", "seq-digits", "--out", "/dev/null/x"), "/dev/null/x cannot be written: Not a directory"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(
