@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, a cache of its own, and a PATH of only the tools that the README names."""
 
 import contextlib
+import itertools
 import os
 import shlex
 import shutil
@@ -42,6 +43,7 @@ OUTER = os.environ.get("PATH", os.defpath)
 FOLDER = Path(__file__).parents[1] / "build" / "tests" / "path"  # lasting: CMake notes where it found a compiler
 
 
+NUMBERS = itertools.count()
 CACHE = tempfile.TemporaryDirectory(prefix="sparcl-tests-")
 
 
@@ -69,6 +71,12 @@ def pytest_unconfigure() -> None:
 def outer_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what the machine has beside the tools, where it has it: its own PATH."""
     monkeypatch.setenv("PATH", OUTER)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty for each test: what another has measured is no part of this one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{CACHE.name}/{next(NUMBERS)}")
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from sparcl import kernels, methods, sparsity, streams
 from sparcl.errors import ConfigError
 from sparcl.learner import Learner
 from sparcl.nn import ConvNet, auto, convert
-from sparcl.nn.compact import CompactLayer
+from sparcl.nn.compact import BatchLastConv2d, CompactConv2d, CompactLayer, CompactLinear
 from sparcl.sparsity import Losses, Pattern, Sparsifier
 
 pytestmark = needs_native
@@ -258,7 +258,7 @@ def test_auto_measures_and_a_recorded_choice_is_replayed() -> None:
 
 
 def test_auto_chooses_dense_where_it_is_faster_by_the_margin(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {nn.Linear: 1.0, auto.CompactLinear: 1.2, auto.BatchLastConv2d: 1.0, auto.CompactConv2d: 1.3}
+    seconds = {nn.Linear: 1.0, CompactLinear: 1.2, BatchLastConv2d: 1.0, CompactConv2d: 1.3}
     monkeypatch.setattr(auto, "_seconds", lambda layer, _: seconds[type(layer)])
     chosen = auto.measure(Net(), None, sparsity.Static(0.5).densities, 1, 4, (2, 6, 6))
     assert chosen == {"grouped": "dense", "conv": "dense", "hidden": "native"}

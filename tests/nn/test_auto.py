@@ -221,3 +221,12 @@ def test_dense_is_chosen_where_it_is_faster_by_the_margin(
     monkeypatch.setattr(auto, "_seconds", seconds)
     net = nn.Sequential(nn.Identity(), layer)
     assert auto.measure(net, ["1"], lambda shapes: [0.5] * len(shapes), 4, 8) == {"1": expected}
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 5), (64, 90)])
+@pytest.mark.parametrize("density", [0.001, 0.1, 0.5, 0.97, 1.0])
+def test_a_layer_is_timed_with_exactly_its_active_weights(rows: int, columns: int, density: float) -> None:
+    for seed in range(5):
+        units = auto._drawn(rows, columns, density, torch.Generator().manual_seed(seed))
+        assert units.shape == (rows, columns)
+        assert int(units.sum()) == max(1, round(density * rows * columns))

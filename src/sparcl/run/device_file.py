@@ -148,7 +148,5 @@ def _row(path: Path) -> list[Any]:
             checks.integer(learner["steps"], "steps"),
             len(buffer["labels"]) if held else 0,
             sum(value.numel() * value.element_size() for value in held),
-            "between tasks"
-            if model.state["learner"]["position"] is None
-            else "inside a task: sparcl-device learn goes on",
+            "between tasks" if learner["position"] is None else "inside a task: sparcl-device learn goes on",
         ]
