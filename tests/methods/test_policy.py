@@ -106,8 +106,11 @@ def test_so_many_bytes_hold_as_many_samples_as_fit_label_and_logits_counted() ->
     assert (again.capacity, len(again), again.nbytes()) == (19, 19, 988)
     with pytest.raises(CheckpointError, match="more than its 900 bytes"):
         ReservoirBuffer(None, max_bytes=900).load_state_dict(buffer.state_dict())
+    few = ReservoirBuffer(None, max_bytes=1000)
+    few.make_room(x, 4, generator)
+    few.add(x[:5], y[:5], z[:5], generator)
     with pytest.raises(CheckpointError, match="would hold, more than its 1,000 bytes"):
-        ReservoirBuffer(None, max_bytes=1000).load_state_dict({**buffer.state_dict(), "capacity": 1 << 40})
+        ReservoirBuffer(None, max_bytes=1000).load_state_dict({**few.state_dict(), "capacity": 1 << 40})
 
 
 def test_a_smaller_room_leaves_a_uniform_sample() -> None:
