@@ -16,7 +16,8 @@ def first_norm(model: nn.Module) -> str | None:
     """Name and kind of the model's first BatchNorm, which takes its statistics from the batch; None: it has none."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
-            return f"{name or 'the model'} ({type(module).__name__})"
+            known = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch."))
+            return f"{name or 'the model'} ({known.__name__})"  # as the user wrote it, on either backend
     return None
 
 
