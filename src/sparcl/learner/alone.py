@@ -20,7 +20,8 @@ def first_norm(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
         if isinstance(module, _BatchNorm) and (not own or any(p.requires_grad for p in own)):
-            return f"{name or 'the model'} ({type(module).__name__})"
+            known = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch."))
+            return f"{name or 'the model'} ({known.__name__})"  # as the user wrote it, on either backend
     return None
 
 

@@ -56,7 +56,7 @@ class Learner(Observing):
         epochs, steps, seconds: the budget of each task, one of them: passes over it, steps, or seconds of training
             (mask updates counted, evaluation and checkpoints not); default: one epoch.
         pace: what a budget of seconds came to before (`Learner.pace`): the same steps, and so the same bits.
-        batch_size: samples of the task a step.
+        batch_size: samples of the task a step; 1 in a model without BatchNorm.
         drop_last: whether an epoch leaves out its last batch where that has fewer samples; default, as each source has
             it: no without a sparsifier (Mammoth's hosts), yes under one (the released SparCL code, rivals included). A
             last batch of one sample is left out always: it has no batch statistics.

@@ -13,7 +13,7 @@ def steps(samples: int, batch_size: int, drop_last: bool) -> tuple[int, int, int
 def last(left: int, batch: int, drop_last: bool) -> int:
     """Samples of the next step where `left` are left: a batch, or fewer if they are not dropped, but never just one.
 
-    A single sample has no batch statistics.
+    A single sample has no batch statistics; a batch of one is for networks that need none.
     """
     if left >= batch:
         return batch
