@@ -27,7 +27,6 @@ sparcl-device-races:
 	$(CMAKE) --build $(PROGRAM)/races --target sparcl-device --parallel
 	@echo "built: $(PROGRAM)/races/sparcl-device, $$(wc -c < $(PROGRAM)/races/sparcl-device) bytes"
 
-# A stack address below that of the library that ThreadSanitizer maps is refused by it: the layout is not drawn.
 test-device-races: sparcl-device-races $(READY)  ## sparcl-device's tests under ThreadSanitizer
 	SPARCL_DEVICE=$(abspath $(PROGRAM)/races/sparcl-device) TSAN_OPTIONS=halt_on_error=1 $(BIN)/python -m pytest tests/device
 
