@@ -263,7 +263,8 @@ def test_the_module_checks_every_tensor_before_it_reads() -> None:
         ((batch_last(3, 2, 4, 4).to("meta"), values, None, 1), "x must be a torch.Tensor in the memory"),
         ((x.to_sparse(), values, None, 1), "x must be a torch.Tensor in the memory"),
         ((torch._efficientzerotensor(x.shape), values, None, 1), "x must be a torch.Tensor in the memory"),
-        ((x[0], values, None, 1), "two or four axes"),
+        ((x[0, 0, 0], values, None, 1), "two to four axes"),
+        ((x[None], values, None, 1), "two to four axes"),
         ((batch_last(3, 2), values, None, 0), "threads"),
     ]:
         with pytest.raises(ValueError, match=message) as error:
@@ -305,7 +306,8 @@ def test_the_module_checks_every_tensor_of_the_backward_pass() -> None:
         ({"gy": batch_last(3, 1, 4, 4).contiguous()}, "gy must lie batch-last"),
         ({"shape": (3, 2, 4, 5)}, "gy must have shape"),
         ({"shape": (3, 2, -4, 4)}, "rows and columns"),
-        ({"shape": (3, 2, 4)}, "two or four axes"),
+        ({"shape": (3, 2, 4, 4, 1)}, "two to four axes"),
+        ({"shape": (4,)}, "two to four axes"),
         ({"x": batch_last(2, 2, 4, 4)}, "x must have shape"),
         ({"x": None}, "needs x"),
         ({"gamma": torch.zeros(3)}, "gamma must have shape"),

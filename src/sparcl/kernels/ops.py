@@ -74,7 +74,7 @@ def sparse_conv2d(x: Tensor, values: Tensor, plan: Any, bias: Tensor | None = No
     """
     check(x, "the input")
     if x.dim() == 3:
-        raise ConfigError("the input of a native convolution must have 4 axes [N, C, H, W], not 3")
+        raise ConfigError("the input of a native layer must have 2 axes [N, F] or 4 axes [N, C, H, W], not 3")
     return _convolution(x, values, plan, bias)
 
 
