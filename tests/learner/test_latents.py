@@ -235,3 +235,19 @@ def test_so_many_bytes_of_latents(backend: str) -> None:
     one = 32 * 2 * 2 // 2 + 4 + 8 + 4 * 4  # layer3 has 16 channels of 2×2 here: one scale for all of them
     assert buffer.capacity == 6000 // one
     assert buffer.nbytes() <= 6000
+
+
+def test_on_digits_float32_latents_end_at_the_same_accuracy_and_int8_near_it() -> None:
+    """Trained long enough that seeds end within a few percent: after 3 epochs they are 40 apart, frozen or not."""
+    tasks, ends = sparcl.streams.seq_digits(limit_per_class=100)[:2], []
+    for kind in (None, "float32", "int8"):
+        torch.manual_seed(0)
+        learner = sparcl.Learner(
+            ConvNet(10, width=8), DERpp(200), lr=0.03, epochs=12, freeze="0,1", latents=kind, backend="reference"
+        )
+        for task in tasks:
+            learner.learn(task)
+        ends.append(sum(learner.evaluate().class_il) / 2)
+    assert ends[0] > 75.0
+    assert ends[1] == pytest.approx(ends[0], abs=1.0)
+    assert ends[2] == pytest.approx(ends[0], abs=3.0)
