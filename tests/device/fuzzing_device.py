@@ -35,7 +35,7 @@ from sparcl.methods import DERpp
 from sparcl.streams import images
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "robustness"))
-from fuzzing import mutate, mutate_json
+from mutated import mutate, mutate_json
 
 SECONDS, MEMORY = 20, 1 << 30
 HONEST = ("not enough memory", "the loss became NaN or infinite")

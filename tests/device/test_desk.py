@@ -16,7 +16,7 @@ import torch
 
 from sparcl import Learner
 from sparcl.checkpoint import model_file
-from sparcl.cli import _main
+from sparcl.main import _main
 from sparcl.methods import ER, LwF
 from sparcl.run.export_device import export_device
 from sparcl.sparsity import Sparsifier

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sparcl import cli, methods
+from sparcl import methods
 from sparcl.checkpoint import Store
 from sparcl.learner import learner
 
@@ -49,7 +49,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def run(photos: Path, out: Path, *more: str) -> dict[str, Any]:
-    assert cli._main([*RUN, "--data", str(photos), "--out", str(out), *more]) == 0
+    assert _main([*RUN, "--data", str(photos), "--out", str(out), *more]) == 0
     result: dict[str, Any] = json.loads((out / "result.json").read_text())
     return result
 
@@ -69,7 +69,7 @@ def test_unequal_tasks_in_a_named_order_are_recorded_as_they_are(photos: Path, t
     before = result["accuracy_matrix"]["baseline"]["class_il"]
     assert result["forward_transfer"] == pytest.approx(class_il[0][1] - before[1])
     again = tmp_path / "again"
-    assert cli._main(["run", "--config", str(tmp_path / "run" / "config.toml"), "--out", str(again)]) == 0
+    assert _main(["run", "--config", str(tmp_path / "run" / "config.toml"), "--out", str(again)]) == 0
     assert json.loads((again / "result.json").read_text())["model_sha256"] == result["model_sha256"]
     assert "fox" in (tmp_path / "run" / "report.html").read_text()
 
@@ -80,7 +80,7 @@ def test_every_kind_of_method_learns_unequal_tasks(photos: Path, tmp_path: Path,
     more = ["--sparsifier", "dense"] if kind.masks == "none" else []
     arguments = [word for word in SMALL if not more or word not in ("--sparsity", "0.5")]
     words = ["run", "folder", "--classes-per-task", "2,1", "--method", method, *arguments, *more]
-    assert cli._main([*words, "--data", str(photos), "--out", str(tmp_path / "run")]) == 0
+    assert _main([*words, "--data", str(photos), "--out", str(tmp_path / "run")]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["accuracy_matrix"]["task_il"][-1][1] == 100.0  # of one class
     assert 0 <= result["accuracy_matrix"]["task_il"][-1][0] <= 100.0
@@ -106,11 +106,11 @@ def test_a_run_goes_on_reading_as_it_began(photos: Path, tmp_path: Path) -> None
         patch.setattr(learner.Learner, "_step", stopping)
         patch.setattr("sparcl.streams.room.memory_left", lambda: 0)  # too little when it begins
         with pytest.warns(UserWarning, match="are read as they are needed"):
-            code = cli._main([*RUN, "--data", str(photos), "--out", str(tmp_path / "run"), "--checkpoint-every", "1"])
+            code = _main([*RUN, "--data", str(photos), "--out", str(tmp_path / "run"), "--checkpoint-every", "1"])
         assert code == 130
     assert run(photos, tmp_path / "run", "--resume")["model_sha256"] == whole["model_sha256"]  # and enough later
     assert "lazy = true" in (tmp_path / "run" / "config.toml").read_text()
-    assert cli._main([*RUN, "--data", str(photos), "--out", str(tmp_path / "run"), "--resume"]) == 0
+    assert _main([*RUN, "--data", str(photos), "--out", str(tmp_path / "run"), "--resume"]) == 0
 
 
 @pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:50])])
@@ -130,12 +130,12 @@ def test_an_image_that_is_lost_in_mid_run_is_one_line_and_the_checkpoint_is_kept
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learner.Learner, "_step", losing)
-        assert cli._main([*words, "--checkpoint-every", "1"]) == 2
+        assert _main([*words, "--checkpoint-every", "1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "train/dog/3.png" in line
     assert Store(tmp_path / "run" / "checkpoint").load() is not None
     victim.write_bytes(content)
-    assert cli._main([*words, "--resume"]) == 0
+    assert _main([*words, "--resume"]) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["model_sha256"] == whole["model_sha256"]
 
 
@@ -158,10 +158,10 @@ def test_without_a_test_split_accuracy_is_null_and_said_once(
         (["report", str(tmp_path / "run"), "--format", "csv"], "folder"),
         (["predict", str(tmp_path / "run"), str(photos / "train" / "ant" / "0.png")], "%"),
     ):
-        assert cli._main(words) == 0
+        assert _main(words) == 0
         assert shows in capsys.readouterr().out
     assert "null" not in (tmp_path / "run" / "report.html").read_text()
-    assert cli._main(["pack", "folder", "--data", str(photos), "--split", "test", "--out", str(tmp_path / "x")]) == 2
+    assert _main(["pack", "folder", "--data", str(photos), "--split", "test", "--out", str(tmp_path / "x")]) == 2
 
 
 def test_a_run_without_a_test_split_goes_on(photos: Path, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_run_without_a_test_split_goes_on(photos: Path, tmp_path: Path) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learner.Learner, "_step", stopping)
         words = [*RUN, "--data", str(photos), "--out", str(tmp_path / "run"), "--checkpoint-every", "1"]
-        assert cli._main(words) == 130
+        assert _main(words) == 130
     resumed = run(photos, tmp_path / "run", "--resume")
     assert resumed["model_sha256"] == whole["model_sha256"]
     assert resumed["flops"] == whole["flops"]
@@ -185,5 +185,5 @@ def test_a_run_without_a_test_split_goes_on(photos: Path, tmp_path: Path) -> Non
 def test_a_batch_of_one_where_nothing_forbids_it(photos: Path, tmp_path: Path) -> None:
     words = ["run", "folder", "--data", str(photos), "--classes-per-task", "3", "--model", "mlp", "--width", "8"]
     more = ["--epochs", "1", "--batch-size", "1", "--threads", "1", "--sample-removal", "0"]
-    assert cli._main([*words, *more, "--out", str(tmp_path / "run")]) == 0
+    assert _main([*words, *more, "--out", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["samples"]["seen"] == 18

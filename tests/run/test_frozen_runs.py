@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparcl import cli
-from sparcl.run.experiment import Experiment, read_toml
+from sparcl.main import _main
+from sparcl.run.experiment import Experiment
+from sparcl.run.toml import read_toml
 
 RUN = ["run", "seq-digits", "--limit-per-class", "30", "--epochs", "1", "--width", "8", "--threads", "1"]
 
 
 def run(out: Path, *more: str) -> int:
-    return cli._main([*RUN, "--out", str(out), *more])
+    return _main([*RUN, "--out", str(out), *more])
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> str:
@@ -36,10 +37,10 @@ def test_a_run_keeps_what_it_was_told_and_runs_again_from_its_config(
     assert 2000 < result["memory"]["buffer_bytes"] <= 4000
     assert result["sparsity"]["prunable"] < 0.99 * result["sparsity"]["total"]
     again = ["run", "--config", str(tmp_path / "one" / "config.toml"), "--out", str(tmp_path / "two")]
-    assert cli._main(again) == 0
+    assert _main(again) == 0
     other = json.loads((tmp_path / "two" / "result.json").read_text())
     assert other["model_sha256"] == result["model_sha256"]
-    assert cli._main([*again[:-1], str(tmp_path / "three"), "--buffer-size", "20"]) == 0  # in place of the bytes
+    assert _main([*again[:-1], str(tmp_path / "three"), "--buffer-size", "20"]) == 0  # in place of the bytes
     capsys.readouterr()
     for changed in (["--freeze", "0"], ["--buffer-policy", "reservoir"], ["--buffer-bytes", "5kB"]):
         assert run(tmp_path / "one", *options, *changed, "--resume") == 2
@@ -89,7 +90,7 @@ def test_a_run_on_latents_answers_to_images_and_counts_the_front_once(tmp_path: 
         front = 2 * 64 * 9 * 8  # FLOPs of the first layer on a digit of 8×8
         assert flops[1]["phases"]["other"] - flops[0]["phases"]["other"] == 300 * front
     assert flops[1]["executed"] < flops[0]["executed"]
-    assert cli._main(["predict", str(tmp_path / "latents"), str(samples_file(tmp_path)), "--format", "json"]) == 0
+    assert _main(["predict", str(tmp_path / "latents"), str(samples_file(tmp_path)), "--format", "json"]) == 0
 
 
 def samples_file(folder: Path) -> Path:
