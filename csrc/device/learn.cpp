@@ -60,6 +60,7 @@ Learning::Learning(ModelFile& model, const Samples& samples, int threads, bool b
       transform_(transform_of(model.transform, graph_.input())), sparsifier_(model, graph_), optimizer_(model, graph_),
       ledger_(graph_, nodes_of(sparsifier_.layers())), order_(generator(model, "order")), augment_(generator(model, "augment")),
       remember_(generator(model, "method")) {
+  for (const char* others : {"head", "torch"}) generator(model, others);  // refuses what is none, before any work
   read_settings();
   budget_ = wanted.given() ? wanted : budget_of_file_;
   const std::vector<long> columns = columns_of(model, samples);

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,10 +176,7 @@ def test_python_goes_on_inside_a_task_where_the_device_was_stopped(program: Path
     learner.settings["budget"] = {"steps": 4000}
     file = made.export(learner, tmp_path / "m.sparcl", first)
     samples = packed(second, tmp_path / "s.sparcl")
-    process = subprocess.Popen([program, "learn", file, samples, "--threads", "1"], stdout=subprocess.DEVNULL)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
+    made.stopped_inside(program, file, samples, "--threads", 1)
     again = Learner.load(file, backend="reference")
     assert again.position is not None
     assert 0 < again.position.done < 4000
