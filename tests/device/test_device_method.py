@@ -55,7 +55,7 @@ CASES = {
     ),
     "momentum": Case(lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 5, "optimizer": sgd(momentum=0.9)}),
     "Nesterov": Case(
-        lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 2, "optimizer": sgd(momentum=0.5, nesterov=True)}
+        lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 4, "optimizer": sgd(momentum=0.5, nesterov=True)}
     ),
     "Adam": Case(
         lambda: SparCL(0.6),
@@ -63,7 +63,7 @@ CASES = {
         options={"epochs": 5, "optimizer": lambda ps: torch.optim.Adam(ps, lr=0.002, weight_decay=1e-3)},
     ),
     "AdamW": Case(
-        lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 2, "optimizer": lambda ps: torch.optim.AdamW(ps)}
+        lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 4, "optimizer": lambda ps: torch.optim.AdamW(ps)}
     ),
 }
 

@@ -278,7 +278,8 @@ def test_what_the_sparsifier_asks_for_is_told_apart_from_training() -> None:
         begin, end = (i for i, (e, f) in enumerate(told) if e in ("task.begin", "task.end") and f["task"] == task)
         fired = set(events[begin:end])
         assert {"dgm.choose", "ddr.remove"} <= fired
-        assert ({"tdm.expand", "tdm.shrink"} <= fired) == (task > 0)
+        assert ("tdm.expand" in fired) == (task > 0)
+        assert {"tdm.update", "tdm.shrink"} & fired or task == 0  # what has grown is cut back, however short the task
 
 
 def test_it_learns_and_replay_forgets_less_than_fine_tuning() -> None:

@@ -121,7 +121,7 @@ class Classes:
 
     def note(self, task: Task) -> None:
         """A task begins: these are its columns; where its stream names them, they are known by name from now on."""
-        if not self.grows and not self.names:
+        if not self.grows and not self.names and task.column_names != tuple(range(len(task.column_names))):
             self.names = list(task.column_names)
         self.of_tasks = [*self.of_tasks[: task.index], tuple(task.classes)]
 
