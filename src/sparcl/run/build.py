@@ -13,7 +13,7 @@ from sparcl import methods, named, nn, seeds, streams
 from sparcl.errors import ConfigError, DataWarning
 from sparcl.learner import Learner
 from sparcl.learner.schedule import Factor, Rate
-from sparcl.learner.training import Observer
+from sparcl.learner.telling import Observer
 from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating
 from sparcl.run import optimizers, pretrained
