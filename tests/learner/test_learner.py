@@ -268,7 +268,7 @@ def test_sparse_from_the_first_step_and_back_at_s_after_every_task() -> None:
 
 def test_what_the_sparsifier_asks_for_is_told_apart_from_training() -> None:
     told: Told = []
-    learner = make_learner(observers=[lambda event, figures: told.append((event, figures))])
+    learner = make_learner(epochs=6, observers=[lambda event, figures: told.append((event, figures))])
     for task in blobs():
         learner.learn(task)
     events = [event for event, _ in told]

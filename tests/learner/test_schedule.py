@@ -174,7 +174,7 @@ def test_a_function_of_ones_own_is_given_again(tmp_path: Any) -> None:
     again = Learner.load(tmp_path, Net(), lr_schedule=falling)
     assert again.rate.schedule is falling
     with pytest.raises(CheckpointError, match="lr schedule is cosine here, but 'a function'"):
-        make_learner(model=Net(), lr_schedule="cosine").restore(open_folder(tmp_path))
+        make_learner(model=Net(), lr_schedule="cosine", sparsifier=Sparsifier()).restore(open_folder(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     """
     checks.keys(state, PARTS, "the state")
     settings = settings_in(state)
-    for name in (*SETTINGS, "budget", FREEZE, LATENTS):
+    for name in (*LIMITS, *USUAL, FREEZE, LATENTS):
         if (saved := settings.get(name)) != (value := learner.settings.get(name)):
             raise CheckpointError(f"{name.replace('_', ' ')} is {value} here, but {saved!r:.40} in the checkpoint")
     for part in MADE_FROM:
