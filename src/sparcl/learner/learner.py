@@ -246,3 +246,5 @@ class Learner(Observing):
             CheckpointError: it is another's, or not well formed.
         """
         saving.restore(self, state)
+        if self.latents is not None:
+            self.latents.remember()

@@ -230,7 +230,6 @@ class Training(Telling):
 
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
-        self._mark = time.perf_counter()
         if self.method.buffer is not None and self.latents is None:
             self.method.buffer.check_inputs(task.train.inputs)
         columns = 0
@@ -241,7 +240,10 @@ class Training(Telling):
             self.method.check_task(task)
         else:
             saving.check_task(self.position, task, self.sparsifier)
+        if self.latents is not None:
+            self.latents.check_same()
         trained = self._trained_on(task)
+        self._mark = time.perf_counter()  # what goes before is no training
         if self.position is None:
             self.method.make_room(trained, columns)
         self.task, self.trained_on, self.transform = task, trained, task.transform
@@ -272,7 +274,11 @@ class Training(Telling):
         """The task as the method sees it: itself or, where there is a front, with latents in its place."""
         if self.latents is None:
             return task
-        trained = self.latents.of(task, self.device)
+
+        def tell(done: int) -> None:
+            self.tell("latents.batch", {"task": task.index, "done": done, "of": len(task.train)})
+
+        trained = self.latents.of(task, self.device, tell)
         if self.method.buffer is not None:
             self.method.buffer.check_inputs(trained.train.inputs)
         return trained
