@@ -20,6 +20,15 @@ def test_a_terminal_is_given_no_orders(text: str) -> None:
     assert neutral.terminal(neutral.terminal(text)) == neutral.terminal(text)
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"), [("läufe 界".encode(), "läufe 界"), (b"a\xff\xc3", "a\\xff\\xc3"), (b"\xc2\x9b2J", "\\x9b2J")]
+)
+def test_bytes_that_python_did_not_decode_are_letters_or_spelled_out(name: bytes, shown: str) -> None:
+    for encoding in ("utf-8", "ascii"):  # ascii: as in the locale C
+        text = name.decode(encoding, "surrogateescape")
+        assert neutral.terminal(text) == shown
+
+
 @pytest.mark.parametrize("text", ["äöü 日本 ±–×", "a\nb\tc"])
 def test_plain_text_stays_as_it_is(text: str) -> None:
     assert neutral.terminal(text) == text

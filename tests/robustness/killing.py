@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,10 @@ from sparcl.main import _main
 from sparcl.run import run as _loaded_before_forking  # noqa: F401
 from sparcl.streams.digits import read_digits
 
-RUN = ["run", "seq-digits", "--limit-per-class", "60", "--epochs", "3", "--width", "8", "--threads", "1"]
+DIGITS = ["run", "seq-digits", "--limit-per-class", "60", "--width", "8", "--threads", "1"]
+RUN = [*DIGITS, "--epochs", "3"]
+LONG = [*DIGITS, "--epochs", "2", "--batch-size", "8"]
+"""Five tasks of 7 steps each; and of 25 each, in which the mask is updated twice."""
 
 VARIANTS = {
     "derpp, sparcl": (),
@@ -64,8 +67,8 @@ def backends() -> list[str]:
     return ["reference", *(["native"] if kernels.available() else [])]
 
 
-def start(arguments: list[str], output: Path) -> int:
-    """The command in a forked process; its pid."""
+def start(arguments: list[str], output: Path, before: Callable[[], None] = lambda: None) -> int:
+    """The command in a forked process, after `before` there; its pid."""
     pid = os.fork()
     if pid == 0:
         code = 70
@@ -73,6 +76,7 @@ def start(arguments: list[str], output: Path) -> int:
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
+            before()
             code = _main(arguments)
         except KeyboardInterrupt:  # before the command began
             code = 130
@@ -172,14 +176,17 @@ def trials(
     every: str,
     options: Sequence[str] = (),
     ends: Sequence[signal.Signals] = (signal.SIGKILL,),
+    run: Sequence[str] = RUN,
 ) -> Iterator[Attempts]:
     """Killed runs without end, each checked against one that was never stopped."""
-    arguments = [*RUN, *options, "--backend", backend, "--checkpoint-every", every]
+    arguments = [*run, *options, "--backend", backend, "--checkpoint-every", every]
     output, whole = folder / f"{backend}.txt", folder / f"{backend}-whole"
     began = time.monotonic()
     code = wait(start([*arguments, "--out", str(whole)], output))
     assert code == 0, f"exit code {code}: {output.read_text()[-2000:]}"
     longest = 0.7 * (time.monotonic() - began)
+    moved = sum(e["event"] == "tdm.update" for e in events(whole))
+    assert run is not LONG or "--sparsifier" in options or moved > 1, "no mask is updated in these runs"
     expected, rng, number = lasting(whole), random.Random(seed), 0
     while True:
         number += 1
@@ -205,7 +212,9 @@ def main() -> None:
         for variant in arguments.variant:
             kills, runs, steps = 0, 0, []
             with tempfile.TemporaryDirectory() as folder:
-                for attempts in trials(Path(folder), backend, arguments.seed, "3", VARIANTS[variant], tuple(ENDS)):
+                for attempts in trials(
+                    Path(folder), backend, arguments.seed, "3", VARIANTS[variant], tuple(ENDS), LONG
+                ):
                     kills, runs, steps = kills + attempts.kills, runs + 1, steps + attempts.resumed_at
                     if kills >= each:
                         break

@@ -38,6 +38,12 @@ def test_a_state_of_its_own_comes_back_however_the_run_ends(tmp_path: Path, vari
             break
 
 
+def test_a_mask_that_moves_comes_back_however_the_run_ends(tmp_path: Path) -> None:
+    killing.prepare()
+    attempts = next(killing.trials(tmp_path, "reference", 4, "3", (), tuple(killing.ENDS), killing.LONG))
+    assert attempts.kills
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_finishes_the_step_saves_and_resumes_to_the_same_bits(
     tmp_path: Path, number: signal.Signals, code: int

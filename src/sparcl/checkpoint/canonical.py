@@ -4,6 +4,9 @@ A prunable layer is its active weights, `values` [K], their positions in the row
 ascending, and `chosen`, bool [K] or None: which of them DGM updates. Optimizer state that has a number for each weight
 is kept at the active weights, [K], in the same order. Parameters go by their names in the dense model, and so does what
 a module's `get_extra_state` gives. What one backend saves another loads, and saves again to the same bytes.
+
+A layer that a backend computes compactly and no sparsifier holds (`dense`, DDR alone) is dense here: its weight, and
+the optimizer state of it, have the dense shape.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from sparcl.checkpoint import checks
 from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError
 from sparcl.nn import memory
+from sparcl.nn.compact import CompactLayer
 from sparcl.nn.layers import ELEMENTWISE_OPTIMIZERS, SparseLayer, fresh_state
 
 Layers = Sequence[SparseLayer]
@@ -38,11 +42,14 @@ def capture(model: nn.Module, layers: Layers, optimizer: torch.optim.Optimizer) 
     """
     names = parameter_names(model, layers)
     sparse = {id(layer.parameter): layer for layer in layers}
+    whole = {layer.values: layer.shape for layer in _unheld(model, layers).values()}
     state = {}
     for parameter, name in names.items():
         if entries := optimizer.state.get(parameter):
-            layer = sparse.get(id(parameter))
-            state[name] = {key: _at_active(value, layer) for key, value in entries.items()}
+            layer, shape = sparse.get(id(parameter)), whole.get(parameter, parameter.shape)
+            state[name] = {
+                key: _at_active(_shaped(value, parameter.shape, shape), layer) for key, value in entries.items()
+            }
     return {
         "model": {**dict(_dense(model, layers)), **{name: m.get_extra_state() for name, m in _with_extra(model)}},
         "layers": {layer.name: _layer_state(layer) for layer in layers},
@@ -65,8 +72,21 @@ def _named(parameters: Sequence[nn.Parameter], names: Mapping[nn.Parameter, str]
 
 def parameter_names(model: nn.Module, layers: Layers) -> dict[nn.Parameter, str]:
     """Each parameter's name in the dense model, whatever a compact layer calls its values."""
-    sparse = {id(layer.parameter): f"{layer.name}.weight" for layer in layers}
-    return {p: sparse.get(id(p), name) for name, p in model.named_parameters()}
+    compact = {id(layer.parameter): f"{layer.name}.weight" for layer in layers}
+    compact |= {id(layer.values): f"{name}.weight" for name, layer in _unheld(model, layers).items()}
+    return {p: compact.get(id(p), name) for name, p in model.named_parameters()}
+
+
+def _unheld(model: nn.Module, layers: Layers) -> dict[str, CompactLayer]:
+    """The compact layers, by name, that no sparsifier holds and all of whose weights are therefore active."""
+    held = {id(layer.parameter) for layer in layers}
+    compact = ((name, module) for name, module in model.named_modules() if isinstance(module, CompactLayer))
+    return {n: m for n, m in compact if id(m.values) not in held and m.values.numel() == math.prod(m.shape)}
+
+
+def _shaped(value: Any, like: Sequence[int], shape: Sequence[int]) -> Any:
+    """Optimizer state that has the shape `like` in another one of as many numbers; all else as it is."""
+    return value.reshape(shape) if isinstance(value, Tensor) and tuple(value.shape) == tuple(like) else value
 
 
 def strides(model: nn.Module, layers: Layers) -> dict[str, list[int]]:
@@ -97,12 +117,16 @@ def _in_memory(model: nn.Module, layers: Layers) -> dict[str, Tensor]:
 
 
 def _dense(model: nn.Module, layers: Layers) -> Iterator[tuple[str, Tensor]]:
-    """Parameters of no prunable layer, and the buffers that a state dict has (running statistics), by name."""
-    sparse = {id(layer.parameter) for layer in layers}
-    for name, parameter in model.named_parameters():
+    """Parameters of no prunable layer, and the buffers that a state dict has (running statistics), by name.
+
+    They are the model's own memory, in the dense shape.
+    """
+    sparse, unheld = {id(layer.parameter) for layer in layers}, _unheld(model, layers)
+    shapes = {layer.values: layer.shape for layer in unheld.values()}
+    for parameter, name in parameter_names(model, layers).items():
         if id(parameter) not in sparse:
-            yield name, parameter.detach()
-    inside = {layer.name for layer in layers}
+            yield name, parameter.detach().view(shapes.get(parameter, parameter.shape))
+    inside = {*(layer.name for layer in layers), *unheld}
     for path, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set and path not in inside:
@@ -194,7 +218,8 @@ def _check_optimizer(
     for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
         _check_group(optimizer, group, saved, [names[p] for p in group["params"]])
     known = {name: parameter for parameter, name in names.items()}
-    counts = {f"{layer.name}.weight": len(whole["layers"][layer.name]["index"]) for layer in layers}
+    shapes = {name: tuple(tensor.shape) for name, tensor in _dense(model, layers)}
+    shapes |= {f"{layer.name}.weight": (len(whole["layers"][layer.name]["index"]),) for layer in layers}
     templates = {}
     for name, entries in checks.keys(state["state"], state["state"], "the optimizer's state").items():
         if name not in known:
@@ -202,7 +227,7 @@ def _check_optimizer(
         with checks.refusing("the optimizer's state"):
             of = next(i for i, g in enumerate(optimizer.param_groups) if any(p is known[name] for p in g["params"]))
             group, saved = optimizer.param_groups[of], state["groups"][of]
-            templates[name] = _template(optimizer, group, saved, known[name], counts.get(name), entries)
+            templates[name] = _template(optimizer, group, saved, known[name], shapes[name], entries)
         for key, like in templates[name].items():
             if isinstance(like, Tensor):
                 checks.tensor(entries[key], f"optimizer state {name}: {key}", like.dtype, tuple(like.shape))
@@ -246,16 +271,16 @@ def _template(
     group: Mapping[str, Any],
     saved: Mapping[str, Any],
     parameter: nn.Parameter,
-    active: int | None,
+    shape: tuple[int, ...],
     entries: Any,
 ) -> dict[str, Any]:
-    """What the optimizer keeps for a parameter (of `active` active weights), of the types and shapes that it makes.
+    """What the optimizer keeps for a parameter, saved in `shape`, of the types and shapes that it makes.
 
     An optimizer that is not elementwise is not asked: its state is taken as it is, with the types that it has.
     """
     if not isinstance(optimizer, ELEMENTWISE_OPTIMIZERS):
         return dict(checks.keys(entries, entries, "the optimizer's state"))
-    template = _stepped(optimizer, group, saved, parameter, tuple(parameter.shape) if active is None else (active,))
+    template = _stepped(optimizer, group, saved, parameter, shape)
     checks.keys(entries, template, "the optimizer's state")
     return template
 
@@ -312,6 +337,7 @@ def _set_optimizer(
     templates: Mapping[str, Mapping[str, Any]],
 ) -> None:
     sparse = {id(layer.parameter): layer for layer in layers}
+    whole = {f"{name}.weight": layer.shape for name, layer in _unheld(model, layers).items()}
     for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
         for key, value in saved.items():
             if key != "params":
@@ -326,6 +352,7 @@ def _set_optimizer(
             if isinstance(value, Tensor):
                 if layer is not None and value.dim() == 1:
                     value = _spread(layer, value, fresh_state(optimizer, parameter, key))
+                value = _shaped(value, whole[name], parameter.shape) if name in whole else value
                 value = value.to(like.device).clone()
                 if value.shape == parameter.shape:  # as the optimizer made it: beside the weight, in its order
                     memory.lay_out(value, parameter.stride())

@@ -16,11 +16,21 @@ MARKDOWN = re.compile(r"[\\`*_\[\]<>|~#$!]")
 """What Markdown, its tables, its HTML and its formulas are made of."""
 
 
+UNDECODED = re.compile("[\udc80-\udcff]+")
+"""Bytes of a name that Python did not decode: what is no UTF-8 and, in the locale C, all beyond ASCII."""
+
+
+def decoded(text: str) -> str:
+    """Text in which such bytes are the letters that they are in UTF-8; where they are none, `\\xff` and so on."""
+    return UNDECODED.sub(lambda them: them[0].encode(errors="surrogateescape").decode(errors="backslashreplace"), text)
+
+
 def terminal(text: str) -> str:
     """Text in which no character moves a cursor, colours, hides or turns round what follows: those are spelled out.
 
     Line breaks and tabs stay.
     """
+    text = decoded(text)
     return text if text.isprintable() else "".join(_shown(c) for c in text)
 
 

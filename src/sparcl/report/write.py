@@ -72,7 +72,7 @@ def write_text(out: Path, text: str) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    content = text.encode("utf-8", "backslashreplace")
+    content = neutral.decoded(text).encode("utf-8", "backslashreplace")
     place = Path(os.path.realpath(out))  # a link stays a link
     beside = place.with_name(f".sparcl-{os.getpid()}.tmp")
     try:

@@ -151,7 +151,7 @@ class Experiment:
                 check_range(label, number, least, most)
         for label, path in (("data", self.data), ("init", self.init)):
             if path is not None and re.search("[\0\ud800-\udfff]", path):
-                raise ConfigError(f"{label} {path!r} is not allowed; use a path that is text in UTF-8")
+                raise ConfigError(f"{label} '{path}' is not allowed; use one that is text in UTF-8 (LC_ALL=C.UTF-8)")
         if self.init_sha256 is not None and self.init is None:
             raise ConfigError("init_sha256 goes with init, the file that it is of")
         if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.console import Console
 from torch import Tensor, nn
 
 from sparcl import named
 from sparcl.checkpoint import disk
 from sparcl.checkpoint.files import safetensors_parts
+from sparcl.errors import ConfigError, one_line
 from sparcl.learner import Learner
 from sparcl.methods.method import Method
 from sparcl.nn.convert import dense_state_dict
+from sparcl.report import write as write_report
 from sparcl.run.experiment import Experiment
 from sparcl.run.record import RunDirectory, write_atomically
 from sparcl.streams.augment import Transform
@@ -58,6 +61,21 @@ def save(directory: RunDirectory, learner: Learner, stream: Stream, experiment: 
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         disk.replace_file(directory.answers, safetensors_parts(own))
     write_atomically(directory.readme, readme(learner.method, stream, experiment))
+
+
+def write_page(directory: RunDirectory, console: Console) -> None:
+    """report.html; where it cannot be written the run is none the worse."""
+    for left in directory.path.glob(".sparcl-*.tmp"):  # by one that was killed
+        left.unlink(missing_ok=True)
+    try:
+        write_report([directory.path], "html", directory.page)
+    except ConfigError as error:
+        told = str(error)
+    except Exception as error:  # a defect of the page must not make a finished run fail
+        told = f"a defect of the page, please report it ({one_line(error)})"
+    else:
+        return
+    console.print(f"no report.html: {told}", highlight=False, soft_wrap=True)
 
 
 def dense_state(model: nn.Module) -> dict[str, Tensor]:

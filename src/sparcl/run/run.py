@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +19,7 @@ from sparcl.checkpoint import Checkpointer, Interval, Loaded, Store, checks
 from sparcl.cost.clock import Clock
 from sparcl.cost.flops import Ledger
 from sparcl.cost.memory import memory, peak_rss_bytes
-from sparcl.errors import CheckpointError, ConfigError, Stopped, one_line
-from sparcl.report import write as write_report
+from sparcl.errors import CheckpointError, ConfigError, Stopped
 from sparcl.run import build, final, pretrained, trackers
 from sparcl.run.console import deserted
 from sparcl.run.evaluate import AccuracyMatrix
@@ -71,6 +71,8 @@ def execute(
         ran = Experiment.from_dict(read_toml(directory.config), str(directory.config)).resolve()
         check_same(experiment, settings(ran), str(directory.config))
         console.print(f"{directory.path} is finished; nothing to do", highlight=False)
+        if not os.path.lexists(directory.page):  # it was killed before that was drawn
+            final.write_page(directory, console)
         return directory.read_result()
     with (
         locked(directory.path) as made,
@@ -179,24 +181,12 @@ class Run:
             self.log.close()
         write_atomically(self.directory.result, as_json(result))
         self.console.print(summary(result))
-        self._write_page()
+        final.write_page(self.directory, self.console)
         self.console.print(f"records in {self.directory.path}", highlight=False)
         return result
 
     def _note(self, event: str, figures: dict[str, Any]) -> None:
         self.log.write(event, figures)
-
-    def _write_page(self) -> None:
-        """report.html; where it cannot be written the run is none the worse."""
-        try:
-            write_report([self.directory.path], "html", self.directory.page)
-        except ConfigError as error:
-            told = str(error)
-        except Exception as error:  # a defect of the page must not make a finished run fail
-            told = f"a defect of the page, please report it ({one_line(error)})"
-        else:
-            return
-        self.console.print(f"no report.html: {told}", highlight=False, soft_wrap=True)
 
     def _open_log(self, resume: bool) -> EventLog:
         if self.loaded is None:
