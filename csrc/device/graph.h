@@ -67,6 +67,7 @@ class Graph {
   // Whether the gradients of what is not chosen are computed all the same.
   void compute_frozen(bool on);
   void store(ModelFile& model) const;  // weights, masks and statistics, as they are now
+  void take_over(ModelFile& model) const;  // frees the file's own weights and masks, until store() puts them there again
 
  private:
   void load_convolution(const SafeTensors& file, size_t at);

@@ -128,7 +128,7 @@ void Learning::train() {
   passed_ = N;
   extra_ = 0;
   graph_.clear_gradients();
-  of_replay_ = sparsifier_.gradients();  // nothing, while nothing is remembered
+  if (ranks) of_replay_ = sparsifier_.gradients();  // nothing, while nothing is remembered
   const float* answer = graph_.forward(x_.data(), N, true);
   const std::vector<float> logits(answer, answer + classes * N);
   std::vector<float> gradient(logits.size());
@@ -141,7 +141,7 @@ void Learning::train() {
     for (const SparseLayer& layer : sparsifier_.layers()) std::fill(graph_.states()[layer.at].weight.gradient.begin(), graph_.states()[layer.at].weight.gradient.end(), 0.0f);
     loss += replay(true, method_.alpha);
     if (method_.name == "derpp") loss += replay(false, method_.beta);
-    of_replay_ = sparsifier_.gradients();
+    if (ranks) of_replay_ = sparsifier_.gradients();
     for (size_t i = 0; i < own.size(); ++i) {
       std::vector<float>& sum = graph_.states()[sparsifier_.layers()[i].at].weight.gradient;
       for (size_t k = 0; k < sum.size(); ++k) sum[k] += own[i][k];
