@@ -7,6 +7,7 @@
 
 #include "device/losses.h"
 #include "device/sha256.h"
+#include "engine/arena.h"
 
 namespace sparcl {
 namespace {
@@ -77,6 +78,7 @@ Learning::Learning(ModelFile& model, const Samples& samples, int threads, bool b
   if (method_.buffer_size) buffer_.load(model, samples, method_.buffer_size, method_.stores_logits(), graph_.classes());
   data_ = fingerprint();
   read_position(begin_anew);
+  graph_.take_over(model);
 }
 
 void Learning::read_settings() {
@@ -215,12 +217,14 @@ double Learning::density() const {
 }
 
 void Learning::save(const std::string& path) {
+  trim();  // what is written is not to come on top of a step's memory
   graph_.store(model_);
   optimizer_.store(model_, graph_);
   sparsifier_.store(model_);
   buffer_.store(model_, samples_);
   store_state();
   write_model(path, model_);
+  graph_.take_over(model_);
 }
 
 void Learning::store_state() {

@@ -44,7 +44,7 @@ def test_a_checkpoint_that_goes_with_the_signal_is_noticed(moments: Moments, mon
 
     moments.expected(False)
     monkeypatch.setattr(disk, "replace_file", careless)
-    with pytest.raises(AssertionError, match="was saved and is gone|no checkpoint"):
+    with pytest.raises(AssertionError, match=r"was saved and is gone|no checkpoint"):
         moments.check("a mask was moved", signal.SIGKILL)
 
 
