@@ -82,6 +82,9 @@ def test_own_data_runs(capsys):
 def test_on_device_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run("on-device")
+    assert names["there"].classes.names == ["cup", "hand", "dog"]
+    assert names["there"].steps > names["desk"].steps
+    assert sparcl.Learner.load("to-the-device").learned == 2
     assert names["timed"].steps == names["timed"].pace[0][-1] > 1
     assert names["learner"].classes.names == ["cup", "hand", "dog"]
     assert names["same"].shape == (20, 3)

@@ -182,12 +182,18 @@ def pack(
     task: Annotated[int | None, typer.Option(help="only this task, from 1; default: all")] = None,
     split: Annotated[str, typer.Option(help="train or test")] = "train",
     data: Annotated[str | None, typer.Option(help="folder or archive with the stream's data")] = None,
+    classes_per_task: Annotated[
+        Any, typer.Option(parser=sizes, metavar="N|N,N,...", help="as of the run; default: published")
+    ] = None,
+    class_order_seed: Annotated[int | None, typer.Option(help="as of the run")] = None,
+    class_order: Annotated[Any, typer.Option(parser=class_names, metavar="NAME,NAME,...", help="as of the run")] = None,
     resize: Annotated[int | None, typer.Option(help="folder: side to resize images to")] = None,
 ) -> None:
     """Write samples as one file for sparcl-device."""
     from sparcl.run.export_device import pack_stream
 
-    count = pack_stream(stream, out, task=task, split=split, data=data, resize=resize)
+    order = {"classes_per_task": classes_per_task, "class_order_seed": class_order_seed, "class_order": class_order}
+    count = pack_stream(stream, out, task=task, split=split, data=data, resize=resize, **order)
     _tell_written([out], f" ({count} samples)")
 
 

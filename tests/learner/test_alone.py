@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toys import Net
+from toys import Net, blobs
 
 from sparcl import DDR, Learner, SparCL, kernels, methods, streams
 from sparcl.errors import ConfigError, DataError
@@ -71,3 +71,14 @@ def test_a_last_batch_of_one_is_left_out_as_ever() -> None:
     learner = Learner(MLP(2, (6,), 16), batch_size=4)
     learner.learn(streams.from_arrays(x, np.arange(9) % 2)[0])
     assert learner.steps == 2
+
+
+def test_a_batchnorm_that_is_named_to_be_frozen_takes_batches_of_one() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4))
+    learner = Learner(model, freeze="0,1", latents="int8", batch_size=1, replay_batch_size=1, method=methods.ER(4))
+    learner.learn(blobs()[0])
+    learner.observe(blobs()[1].train.inputs[0], 3)
+    assert learner.observed == 1
+    learner.evaluate()
+    with pytest.raises(ConfigError, match=r"batch size 1 is not allowed with layer 1 \(BatchNorm2d\)"):
+        Learner(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 4)), batch_size=1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from toys import Net, blobs, make_learner
 
+import sparcl
 from sparcl import kernels, streams
 from sparcl.errors import CheckpointError, ConfigError, DataError
 from sparcl.learner import Learner
@@ -191,3 +192,52 @@ def test_whatever_it_is_made_of_it_fits_three_lines(tmp_path: Path, grows: bool)
         assert len(repr(thing)) < 400
         assert "tensor" not in repr(thing)
         assert "object at" not in repr(thing)
+
+
+# --- an augmentation of your own --------
+
+
+def brighter(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return batch + torch.rand(1, generator=generator)
+
+
+def test_an_own_augmentation_is_asked_for_when_a_stream_goes_on_elsewhere(tmp_path: Path) -> None:
+    transform = streams.Transform().augmented(brighter)
+    learner = make_learner(model=Net(), method=ER(10))
+    learner.observe(X[:8], Y[:8], transform=transform)
+    learner.save(tmp_path)
+    learner.observe(X[8:16], Y[8:16])
+    again = Learner.load(tmp_path, Net(), backend="reference")
+    again.predict(X[:4])  # without it
+    with pytest.raises(ConfigError, match=r"'brighter' of your own: give it, observe\(x, y, transform=\)"):
+        again.observe(X[8:16], Y[8:16])
+    again.observe(X[8:16], Y[8:16], transform=transform)
+    for one, other in zip(learner.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_own_augmentation_with_latents_is_refused() -> None:
+    stream = blobs().augmented(brighter)
+    with pytest.raises(ConfigError, match="augmentation brighter would have no effect: latents are computed once"):
+        behind().learn(stream[0])
+    with pytest.raises(ConfigError, match="augmentation brighter would have no effect"):
+        behind().observe(X[:4], Y[:4], transform=stream[0].transform)
+
+
+# --- blurred borders, and no test samples --------
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_the_tasks_of_a_blurry_stream_can_be_learned(grows: bool) -> None:
+    stream = streams.blurry(blobs(), 0.3, disjoint=0.0)
+    learner = make_learner(model=Net(), sparsifier=None, method=ER(10), classes=() if grows else None)
+    for task in stream:
+        learner.learn(task)
+    assert len(learner.evaluate().class_il) == len(learner.evaluate(stream.tasks).class_il) == 2
+
+
+def test_nothing_is_observed_where_nothing_can_be_measured() -> None:
+    learner = make_learner(model=Net(), method=ER(10))
+    with pytest.raises(ConfigError, match="stream arrays has tasks without test samples: nothing to measure on"):
+        sparcl.online(learner, streams.from_arrays(X, Y))
+    assert learner.steps == 0

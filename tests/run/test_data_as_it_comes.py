@@ -188,3 +188,29 @@ def test_a_batch_of_one_where_nothing_forbids_it(photos: Path, tmp_path: Path) -
     more = ["--epochs", "1", "--batch-size", "1", "--threads", "1", "--sample-removal", "0"]
     assert _main([*words, *more, "--out", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["samples"]["seen"] == 18
+
+
+def test_a_task_of_unequal_ones_is_packed_as_the_run_has_it(photos: Path, tmp_path: Path) -> None:
+    words = ["pack", "folder", "--data", str(photos), "--classes-per-task", "1,2", "--class-order", "fox,ant,dog"]
+    for task, classes in (("1", ["fox"]), ("2", ["ant", "dog"])):
+        file = tmp_path / f"{task}.sparcl"
+        assert _main([*words, "--task", task, "--out", str(file)]) == 0
+        content = file.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        assert json.loads(header["__metadata__"]["classes"]) == classes
+
+
+def test_a_run_without_a_checkpoint_is_no_device_s_file(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = tmp_path / "run"
+    run(photos, whole)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.toml").write_bytes((whole / "config.toml").read_bytes())
+    capsys.readouterr()
+    for form, suffix in (("torch", ".safetensors"), ("device", ".sparcl")):
+        words = ["export", str(tmp_path / "begun"), "--format", form, "--out", str(tmp_path / f"x{suffix}")]
+        assert _main(words) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "go on with sparcl run --resume" in error

@@ -286,5 +286,5 @@ def half():
 
 class Net(nn.Sequential):
     def __init__(self, classes):
-        super().__init__(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, classes))
+        super().__init__(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, classes))
 """

@@ -145,7 +145,15 @@ def test_ones_own_is_drawn_from_the_generator_and_leaves_the_data_alone():
     assert not torch.equal(first, other)
     assert int(stored.sum()) == 0
     assert torch.equal(transform.test(stored), torch.zeros(4, 1, 3, 3))
-    assert transform.settings() == Transform().settings(), "what a checkpoint remembers is the normalisation"
+    settings = transform.settings()
+    assert settings == {**Transform().settings(), "augment": "shift"}, "a checkpoint remembers its name alone"
+    known = Transform.of(settings)
+    assert known.settings() == settings
+    assert torch.equal(known.test(stored), transform.test(stored))
+    with pytest.raises(ConfigError, match="has the augmentation 'shift' of your own: give it"):
+        known.train(stored, torch.Generator())
+    with pytest.raises(ConfigError, match="an augmentation is known by its name"):
+        Transform.of({**settings, "augment": 3})
 
 
 @pytest.mark.parametrize(

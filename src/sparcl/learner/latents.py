@@ -21,7 +21,7 @@ from sparcl.methods.method import Method
 from sparcl.methods.storage import LARGEST_HALF
 from sparcl.nn.convert import ordinary_output
 from sparcl.nn.front import cut
-from sparcl.streams.augment import Transform
+from sparcl.streams.augment import Transform, label_of
 from sparcl.streams.task import Samples, Task
 
 LATENTS = "latents"
@@ -169,9 +169,14 @@ class Latents:
 
         Raises:
             DataError: the front answers with what cannot be kept.
-            ConfigError: something of it was unfrozen.
+            ConfigError: something of it was unfrozen, or the user's own augmentation would have no effect.
         """
         self.check()
+        if task.transform.augment is not None:
+            raise ConfigError(
+                f"augmentation {label_of(task.transform.augment)} would have no effect: latents are computed once for"
+                " each sample; leave one of the two out"
+            )
         self._tell(task.transform)
         kept: Tensor | None = None
         transform = OfLatents(kind=self.kind)

@@ -58,7 +58,7 @@ def online(learner: Learner, stream: Stream, *, every: int = 100, batch_size: in
         seed: of the order of the samples.
 
     Raises:
-        ConfigError: a value outside its range, or a stream is under way.
+        ConfigError: a value outside its range, a stream is under way, or a task has no test samples.
         See `Learner.observe`.
     """
     if every < 1:
@@ -67,6 +67,8 @@ def online(learner: Learner, stream: Stream, *, every: int = 100, batch_size: in
         raise ConfigError(
             "the Learner stands inside a stream: go on by hand, with single_pass(stream, skip=learner.observed)"
         )
+    if not stream.tested:
+        raise ConfigError(f"stream {stream.name} has tasks without test samples: nothing to measure on")
     names: Sequence[Name] = stream.class_names if learner.classes.grows else range(stream.n_classes)
     measured: list[tuple[int, float]] = []
     seen: set[int] = set()

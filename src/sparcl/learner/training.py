@@ -84,7 +84,6 @@ class Training(Telling):
         check_clip(clip_grad_norm)
         self.rate = Rate(lr_schedule, warmup)
         refusals.check_model(model)
-        alone.check_batches(model, batch_size, replay_batch_size)
         self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.recipes = saving.recipes(model, self.method, self.sparsifier)
@@ -95,6 +94,7 @@ class Training(Telling):
         check_pace(pace)
         self.pace = [list(steps) for steps in pace]
         self.frozen = Frozen(self.model, freeze)
+        alone.check_batches(self.model, batch_size, replay_batch_size)  # a frozen BatchNorm takes none from the batch
         self.latents = None if latents is None else Latents(self.model, self.frozen, latents, self.method)
         self.rest = self.model if self.latents is None else self.latents.rest
         """What is trained: the model, or what of it lies behind a front that gives latents."""

@@ -192,6 +192,8 @@ class Experiment:
             raise ConfigError(f"{told} are both given; a task's budget is one of: epochs, steps, max seconds")
         if self.latents is not None and self.freeze is None:
             raise ConfigError(f"latents {self.latents} are what a frozen part answers: name it with --freeze")
+        if self.latents is not None and self.augment not in (None, ("none",)):
+            raise ConfigError(f"latents {self.latents} are computed once for each sample: leave augment out, or none")
         if self.class_order is not None and self.class_order_seed is not None:
             raise ConfigError("class order and class order seed are both given: leave one of them out")
         if self.lazy is not None and not (named.is_own(self.stream) or STREAMS[self.stream].resizes):

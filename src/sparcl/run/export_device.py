@@ -13,7 +13,7 @@ import torch
 from sparcl import streams
 from sparcl.checkpoint import disk, model_file
 from sparcl.checkpoint.files import safetensors_parts
-from sparcl.checkpoint.store import open_folder
+from sparcl.checkpoint.store import Store, open_folder
 from sparcl.errors import CheckpointError, ConfigError, unknown
 from sparcl.learner import Learner
 from sparcl.methods import METHODS, Method
@@ -147,6 +147,8 @@ def export_run(run: Path, path: Path) -> None:
         DataError: the run's data, whose transform is asked for, is not there.
     """
     experiment = _experiment(run / "config.toml")
+    if Store(run / "checkpoint").empty:
+        raise CheckpointError(f"{run} has no checkpoint yet: go on with sparcl run --resume")
     state = open_folder(run / "checkpoint")
     state.pop("run", None)
     stream = build.stream(experiment)
@@ -196,10 +198,10 @@ def pack(samples: Samples, classes: Sequence[str], path: Path) -> None:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def pack_stream(
-    name: str, path: Path, *, task: int | None, split: str, data: str | None, resize: int | None = None
-) -> int:
+def pack_stream(name: str, path: Path, *, task: int | None, split: str, data: str | None, **options: Any) -> int:
     """Pack the samples of a stream's task (from 1), or of all of them; how many there are.
+
+    `options` as of `streams.load`: which classes are of which task, and the size of images.
 
     Raises:
         ConfigError: an unknown stream, task or split.
@@ -207,7 +209,7 @@ def pack_stream(
     """
     if split not in ("train", "test"):
         raise ConfigError(unknown("split", split, ("train", "test")))
-    stream = streams.load(name, None if data is None else Path(data), resize=resize)
+    stream = streams.load(name, None if data is None else Path(data), **options)
     if task is not None and not 1 <= task <= len(stream):
         raise ConfigError(f"task {task} is not there; {name} has the tasks 1 to {len(stream)}")
     source = stream.merged()[0] if task is None else stream[task - 1]

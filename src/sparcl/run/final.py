@@ -17,7 +17,7 @@ from sparcl.nn.convert import dense_state_dict
 from sparcl.report import write as write_report
 from sparcl.run.experiment import Experiment
 from sparcl.run.record import RunDirectory, write_atomically
-from sparcl.streams.augment import Transform
+from sparcl.streams.augment import Transform, label_of
 from sparcl.streams.task import Stream
 
 MODEL, ANSWERS = "model.safetensors", "answers.safetensors"
@@ -42,7 +42,7 @@ def data(stream: Stream) -> dict[str, Any]:
 def augmentation(transform: Transform) -> list[str]:
     """What training images went through: `crop`, `flip`, and the name of a function of the user's own."""
     own = transform.augment
-    named = [] if own is None else [getattr(own, "__name__", type(own).__name__)]
+    named = [] if own is None else [label_of(own)]
     return [*(["crop"] if transform.crop_padding else []), *(["flip"] if transform.flip else []), *named]
 
 

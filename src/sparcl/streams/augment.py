@@ -115,28 +115,31 @@ class Transform:
         return replace(self, crop_padding=padding, flip="flip" in names, augment=found)
 
     def settings(self) -> dict[str, Any] | None:
-        """As JSON values, for `of`, less what is the user's own; None for a transform of another class."""
+        """As JSON values, for `of`; of the user's own augmentation its name. None for a transform of another class."""
         if type(self) is not Transform or type(self.normalize) is not Normalize:
             return None
         statistics = {"mean": list(self.normalize.mean), "std": list(self.normalize.std)}
-        return {**statistics, "crop_padding": self.crop_padding, "flip": self.flip}
+        own = {} if self.augment is None else {"augment": label_of(self.augment)}
+        return {**statistics, "crop_padding": self.crop_padding, "flip": self.flip, **own}
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """From `settings()`.
+        """From `settings()`; an augmentation of the user's own is missing, and asked for where it is needed.
 
         Raises:
             ConfigError: it is not well formed.
         """
         try:
             mean, std = ([float(v) for v in settings[key]] for key in ("mean", "std"))
-            padding, flip = settings["crop_padding"], settings["flip"]
+            padding, flip, own = settings["crop_padding"], settings["flip"], settings.get("augment")
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"the transform is not well formed: {error!r:.80}") from None
         finite = all(map(math.isfinite, [*mean, *std]))
         if not finite or type(padding) is not int or not 0 <= padding <= 4096 or type(flip) is not bool:
             raise ConfigError("the transform is not well formed: finite statistics, a padding and a flip are needed")
-        return cls(Normalize(mean, std), padding, flip)
+        if not isinstance(own, str | None):
+            raise ConfigError("the transform is not well formed: an augmentation is known by its name")
+        return cls(Normalize(mean, std), padding, flip, None if own is None else Missing(own))
 
     def train(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Augment and normalise: uint8 or float [N, C, H, W] -> float32 ([N, ...] without crop and flip).
@@ -158,6 +161,26 @@ class Transform:
     def test(self, inputs: Tensor) -> Tensor:
         """Normalise only: uint8 or float [N, ...] -> float32."""
         return self.normalize(inputs)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An augmentation of the user's own that a checkpoint knows by name alone."""
+
+    __name__: str
+
+    def __call__(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+        """Refuse to go on without it."""
+        del batch, generator
+        raise ConfigError(
+            f"the loaded state has the augmentation {self.__name__!r:.60} of your own: give it, observe(x, y,"
+            " transform=)"
+        )
+
+
+def label_of(augment: Augment) -> str:
+    """What an augmentation of the user's own is called."""
+    return str(getattr(augment, "__name__", type(augment).__name__))
 
 
 def augmentations(how: How) -> tuple[tuple[str, ...], Augment | str | None]:
@@ -187,7 +210,7 @@ def augmentations(how: How) -> tuple[tuple[str, ...], Augment | str | None]:
 
 def _by_own(augment: Augment, inputs: Tensor, generator: torch.Generator) -> Tensor:
     """What the user's function makes of a batch; it may write into what it is given, and the data stays as it is."""
-    label = f"augmentation {getattr(augment, '__name__', type(augment).__name__)}"
+    label = f"augmentation {label_of(augment)}"
     made: object = named.call(label, augment, inputs.clone(), generator)
     if not isinstance(made, Tensor) or (made.shape, made.dtype) != (inputs.shape, inputs.dtype):
         kind = f"{made.dtype} {list(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"

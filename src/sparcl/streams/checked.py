@@ -17,7 +17,8 @@ from sparcl.streams.task import Samples, Task
 def checked(task: Task) -> Task:
     """The task as `from_arrays` would have made it: tensors, uint8 or float32 inputs, int64 labels, classes a tuple.
 
-    Test samples may be absent (None or empty): such a task can be learned, not evaluated on.
+    Test samples may be absent (None or empty): such a task can be learned, not evaluated on. There need not be some of
+    each class: a task of a blurry stream is tested on the classes that were its own.
 
     Raises:
         DataError: no task at all, classes or labels that cannot be, a class without samples, sizes that do not match,
@@ -29,7 +30,7 @@ def checked(task: Task) -> Task:
         if not _count(task.train):
             raise DataError("there are no training samples: one or more are needed")
         train = _split(task.train, "training", classes)
-        test = _split(task.test, "test", classes) if _count(task.test) else None
+        test = _split(task.test, "test", classes, all_needed=False) if _count(task.test) else None
         if test is not None:
             check_alike(train, test)
     except DataError as error:
