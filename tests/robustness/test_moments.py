@@ -1,6 +1,4 @@
-"""Runs ended at chosen moments (a third of them in the ordinary run), each by one of the signals in turn; each by all of
-them with `make fault`.
-"""
+"""Runs ended at chosen moments (slow: two in three), each by one of the signals; by all of them with `make fault`."""
 
 from __future__ import annotations
 

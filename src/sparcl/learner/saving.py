@@ -127,7 +127,7 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
         if saved is not None and ours is not None and (where := tree.difference(saved, ours)) is not None:
             raise CheckpointError(f"the checkpoint was made with another {part}: its {where} differs")
     with checks.refusing("the classes"):
-        learner.classes.restore(state["learner"]["classes"], learner.optimizer)
+        learner.classes.restore(_classes(state), learner.optimizer)
     if learner.backend == "reference" and STRIDES in settings:  # native has one order for all
         canonical.lay_out(learner.model, learner.sparsifier.layers, settings[STRIDES])
     with checks.refusing("the state of the model and its optimizer"):
@@ -293,8 +293,15 @@ def make(
 
 def _growth(state: State) -> dict[str, Any]:
     """The head of a Learner that grows is made without columns, and grows as it is restored."""
-    check_state(classes := checks.keys(state, PARTS, "the state")["learner"]["classes"])
-    return {"classes": ()} if classes["grows"] else {}
+    return {"classes": ()} if _classes(state)["grows"] else {}
+
+
+def _classes(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a state says of the Learner's columns, checked."""
+    learner = checks.keys(state, PARTS, "the state")["learner"]
+    told = checks.keys(learner, learner if isinstance(learner, Mapping) else (), "the Learner's state")
+    check_state(classes := told.get("classes"))
+    return cast(Mapping[str, Any], classes)
 
 
 def _budget(saved: Any) -> dict[str, float]:
@@ -347,8 +354,7 @@ def _check_model(recipe: Any, state: State) -> None:
     with checks.refusing("the model"), torch.device("meta"):
         made = kind(**arguments)
     empty = made.state_dict()
-    classes = state["learner"]["classes"]
-    check_state(classes)
+    classes = _classes(state)
     if classes["grows"]:  # a head that grew has a row for each name
         head = next(name for name, module in made.named_modules() if module is classifier(made))
         for name in (f"{head}.weight", f"{head}.bias"):
