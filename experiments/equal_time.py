@@ -50,6 +50,9 @@ PARTS = [
 ]
 """What each part is worth, at a budget of 2: SparCL .90 less DGM, with DDR, with magnitude for CWI."""
 
+BUDGETS = (1, 2, 4, 8)
+"""In epochs of dense DER++ a task."""
+
 ROW = ("method", "sparsifier", "sparsity", "pattern", "single_head")
 
 

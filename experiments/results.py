@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,11 @@ from typing import Any
 from sparcl.report import Group, group, load
 from sparcl.report.records import CONFIG, RESULT, Record
 from sparcl.report.tables import as_markdown, hardware, stat
+
+sys.path.insert(0, str(Path(__file__).parent))
+import equal_section
+from student import student as student
+from student import welch
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "results"
@@ -37,11 +43,6 @@ TABLES = {
     " leave out a forward pass of the prunable layers at each of their rankings, which newer runs are charged. Records"
     " of DDR by forgetting events were withdrawn: the score was not the released code's. Its seconds are of a machine"
     " that did other work beside and paused some of these runs for minutes: for time see performance.md.",
-    "equal-time": "Split CIFAR-10 at equal time, begun: 1,000 training and 200 test images a class (JPEG, as in the"
-    " small comparison), ResNet-18 of width 32. A budget of 1 is what an epoch of dense DER++ takes, 62"
-    " steps a task; every row has as many steps as fit into that by its own cost of a step (`results/equal-time/"
-    "costs-32.json`). One or two seeds so far: no claim rests on it. Its seconds are of a machine"
-    " that did much beside.",
     "hosts-digits": "SparCL under every rehearsal method, beside its dense host: embedded digits, 290 images a task, a"
     " network of 66,000 weights. Every run left out an epoch's last partial batch. A-GEM's memory is ours: filled at a"
     " task's end up to the buffer's size, where Mammoth stores one batch of samples a task.",
@@ -218,29 +219,6 @@ def _side(rows: Rows, records: Sequence[Record], epochs: Any) -> list[Record]:
     return [r for row in found for r in row] if all(found) else []
 
 
-def welch(difference: float, variances: tuple[float, float], runs: tuple[int, int]) -> float:
-    """p of a difference of two means with these variances (of the means): Welch's t test, two-sided."""
-    total = sum(variances)
-    if total == 0.0:
-        return 1.0 if difference == 0.0 else 0.0
-    freedom = total**2 / sum(v**2 / (n - 1) for v, n in zip(variances, runs, strict=True))
-    return student(difference / math.sqrt(total), freedom)
-
-
-def student(t: float, freedom: float) -> float:
-    """P(|T| > |t|) of Student's t with `freedom` degrees of freedom.
-
-    With t = √freedom · tan θ the density is in proportion to cos θ to the power of freedom - 1 (Simpson's rule).
-    """
-    theta, steps = math.atan(abs(t) / math.sqrt(freedom)), 2000
-
-    def area(to: float) -> float:
-        at = [math.cos(to * i / steps) ** (freedom - 1) for i in range(steps + 1)]
-        return to / steps / 3 * (at[0] + at[-1] + 4 * sum(at[1:-1:2]) + 2 * sum(at[2:-1:2]))
-
-    return max(0.0, 1.0 - area(theta) / area(math.pi / 2))
-
-
 def _matches(record: Record, wanted: Mapping[str, Any]) -> bool:
     """A setting that the run does not have (a buffer of finetune's, DDR of RigL's) is no difference."""
     return all(record.config.get(key) == value for key, value in wanted.items() if key in record.config)
@@ -249,6 +227,8 @@ def _matches(record: Record, wanted: Mapping[str, Any]) -> bool:
 def page() -> str:
     """The whole of docs/results.md."""
     parts = ["# Results", "", "Written by `make results` from the records under `experiments/results`; not by hand."]
+    if equal := load([RECORDS / "equal-time"])[0]:
+        parts += ["", *equal_section.section(equal)]
     names = list(TABLES)
     for folder in sorted((p for p in RECORDS.iterdir() if p.name in names), key=lambda p: names.index(p.name)):
         records, problems = load([folder])
@@ -383,6 +363,8 @@ def main() -> None:
         print(f"{collect(Path(arguments.collect[0]), arguments.collect[1])} records")
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8")
+    if drawn := equal_section.figure(load([RECORDS / "equal-time"])[0]):
+        (PAGE.parent / "pictures" / "equal-time.svg").write_text(drawn, encoding="utf-8")
     print(f"wrote {PAGE}")
 
 

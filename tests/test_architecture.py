@@ -98,6 +98,8 @@ LEARNER = (
     "apart",
     "asked",
     "saving",
+    "making",
+    "telling",
     "training",
     "observing",
     "learner",

@@ -2,6 +2,7 @@
 //
 // Tensors are numbered in the order in which they are made, 0 is the input. Axes as in plan.h: [channels][rows][columns][N].
 #pragma once
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -66,6 +67,7 @@ class Graph {
   // Whether the gradients of what is not chosen are computed all the same.
   void compute_frozen(bool on);
   void store(ModelFile& model) const;  // weights, masks and statistics, as they are now
+  void take_over(ModelFile& model) const;  // frees the file's own weights and masks, until store() puts them there again
 
  private:
   void load_convolution(const SafeTensors& file, size_t at);
@@ -73,21 +75,38 @@ class Graph {
   void make_plan(size_t at);
   void count_macs();
   Extent extent_behind(size_t at, const Extent& in) const;
+  void choose_kept();
   void size_for(long batch);
   void run(size_t at, bool training);
-  void run_back(size_t at);
-  Norm norm(size_t at, const float* x) const;
+  void normalise(size_t at, bool training, float* y);
+  void run_back(size_t at, bool again);
+  void convolve_back(size_t at, float* weight);
+  void normalise_back(size_t at, bool again, float* weight, float* bias);
+  Norm norm(size_t at) const;
   Window window(size_t at) const;
   Block room(int tensor) const;
-  bool can_be_remade(int tensor) const;
-  Source source(int tensor, std::vector<float>& scales) const;
+  bool is_plain_norm(int tensor) const;
+  const float* value(int tensor) const { return tensor ? values_[static_cast<size_t>(tensor)].get() : x_; }
+  Term term(int tensor, std::vector<float>& scales) const;
+  Source source(int tensor, std::vector<float> (&scales)[2]) const;
+  void settle(int tensor);
   void collect(int tensor, Block part);
+
+  // How long a tensor's values are there. What a norm makes need not be written for those who can make it as they read.
+  enum class Kept : uint8_t { kNever, kForward, kBack };
+  // Of a tensor; where signs stand it counts only where they are positive: the way back through a ReLU, not yet written.
+  struct Gradient {
+    Block sum, signs;
+  };
 
   std::vector<Node> nodes_;
   std::vector<State> states_;     // of each node
   std::vector<Extent> extents_;   // of each tensor
   std::vector<size_t> last_use_;  // the last node that reads it in the forward pass
-  std::vector<Block> values_, gradients_;
+  std::vector<Kept> kept_;        // of each tensor
+  std::vector<Block> values_;
+  std::vector<Gradient> gradients_;
+  std::vector<Block> signs_;      // of each node that is a norm with ReLU and residual: those of its result
   Extent input_;
   long classes_, macs_ = 0;
   const float* x_ = nullptr;

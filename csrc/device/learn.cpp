@@ -7,6 +7,7 @@
 
 #include "device/losses.h"
 #include "device/sha256.h"
+#include "engine/arena.h"
 
 namespace sparcl {
 namespace {
@@ -29,6 +30,24 @@ long appended(ModelFile& model, const Samples& samples, bool inside) {
   if (fresh.empty() || inside) return 0;
   grow_head(model, fresh);
   return static_cast<long>(fresh.size());
+}
+
+// Samples that a fingerprint of data that is read lazily looks at, as torch.linspace(0, count - 1, n, float64).long() has them.
+std::vector<size_t> witnesses(size_t count) {
+  constexpr size_t kMost = 64;
+  const size_t n = std::min(count, kMost);
+  const double last = static_cast<double>(count) - 1, step = n > 1 ? last / static_cast<double>(n - 1) : 0;
+  std::vector<size_t> found;
+  for (size_t i = 0; i < n; ++i)
+    found.push_back(static_cast<size_t>(i < n / 2 ? step * static_cast<double>(i) : n > 1 ? last - step * static_cast<double>(n - i - 1) : 0));
+  return found;
+}
+
+// Whether two fingerprints are of the same samples, held in memory or read lazily (sparcl.learner.saving.same_data).
+bool same_data(const std::string& ours, const std::string& theirs) {
+  const size_t space = ours.find(' ');
+  if (theirs.find(' ') != std::string::npos) return theirs.substr(0, theirs.find(' ')) == ours.substr(0, space);
+  return theirs == ours.substr(0, space) || theirs == ours.substr(space + 1);
 }
 
 std::vector<long> columns_of(const ModelFile& model, const Samples& samples) {
@@ -60,6 +79,7 @@ Learning::Learning(ModelFile& model, const Samples& samples, int threads, bool b
       transform_(transform_of(model.transform, graph_.input())), sparsifier_(model, graph_), optimizer_(model, graph_),
       ledger_(graph_, nodes_of(sparsifier_.layers())), order_(generator(model, "order")), augment_(generator(model, "augment")),
       remember_(generator(model, "method")) {
+  for (const char* others : {"head", "torch"}) generator(model, others);  // refuses what is none, before any work
   read_settings();
   budget_ = wanted.given() ? wanted : budget_of_file_;
   const std::vector<long> columns = columns_of(model, samples);
@@ -76,6 +96,7 @@ Learning::Learning(ModelFile& model, const Samples& samples, int threads, bool b
   if (method_.buffer_size) buffer_.load(model, samples, method_.buffer_size, method_.stores_logits(), graph_.classes());
   data_ = fingerprint();
   read_position(begin_anew);
+  graph_.take_over(model);
 }
 
 void Learning::read_settings() {
@@ -105,11 +126,13 @@ std::string Learning::fingerprint() const {
   const bool image = model_.input_shape.items.size() == 3;
   for (long size : image ? std::vector<long>{e.channels, e.height, e.width} : std::vector<long>{e.channels}) shape += ", " + std::to_string(size);
   const std::string head = std::string(samples_.bytes ? "torch.uint8" : "torch.float32") + " [" + std::to_string(samples_.size()) + shape + "] torch.int64";
-  Sha256 digest;
-  digest.update(head.data(), head.size());
-  digest.update(samples_.raw.data(), samples_.raw.size());
-  digest.update(labels_.data(), labels_.size() * sizeof(long));
-  return digest.hex();
+  Sha256 all, some;
+  all.update(head.data(), head.size());
+  all.update(samples_.raw.data(), samples_.raw.size());
+  some.update((head + "lazy").data(), head.size() + 4);
+  for (size_t i : witnesses(samples_.size())) some.update(samples_.raw.data() + i * samples_.stride(), samples_.stride());
+  for (Sha256* digest : {&all, &some}) digest->update(labels_.data(), labels_.size() * sizeof(long));
+  return all.hex() + " " + some.hex();
 }
 
 // As in Python removal is for budgets of epochs, unless the file was made otherwise.
@@ -126,7 +149,7 @@ void Learning::read_position(bool begin_anew) {
     return;
   }
   const std::string& data = at.at("data", "the position").string("the position's data");
-  if (data != data_) refuse("the file stands inside a task of other samples: give those, or --new-task to leave it where it is");
+  if (!same_data(data_, data)) refuse("the file stands inside a task of other samples: give those, or --new-task to leave it where it is");
   position.load(model_, at, static_cast<long>(samples_.size()));
   position.data = data;
   if (position.task != learned_) refuse("the position is not inside the next task");
@@ -214,12 +237,14 @@ double Learning::density() const {
 }
 
 void Learning::save(const std::string& path) {
+  trim();  // what is written is not to come on top of a step's memory
   graph_.store(model_);
   optimizer_.store(model_, graph_);
   sparsifier_.store(model_);
   buffer_.store(model_, samples_);
   store_state();
   write_model(path, model_);
+  graph_.take_over(model_);
 }
 
 void Learning::store_state() {

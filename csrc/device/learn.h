@@ -58,6 +58,7 @@ class Learning {
   void read_task(const std::vector<float>& logits, long of_task, long N);
   void backward(const std::vector<float>& gradient, long of_task, long N, bool ranks);
   double replay(bool logits, double weight);
+  void replays(bool ranks);
   void store_state();
 
   ModelFile& model_;

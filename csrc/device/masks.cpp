@@ -89,6 +89,12 @@ void Graph::compute_frozen(bool on) {
     if (!state.chosen.empty()) state.plan->set_chosen(on ? nullptr : state.chosen.data());
 }
 
+void Graph::take_over(ModelFile& model) const {
+  for (const Node& node : nodes_)
+    for (const std::string& name : {"model/" + node.name + ".weight", "layers/" + node.name + "/values", "layers/" + node.name + "/index"})
+      if (const auto found = model.file.tensors.find(name); found != model.file.tensors.end()) found->second.bytes = {};
+}
+
 void Graph::store(ModelFile& model) const {
   for (size_t at = 0; at < nodes_.size(); ++at) {
     const Node& node = nodes_[at];

@@ -41,11 +41,17 @@ long Moments::due(long step, double spent) {
 }
 
 bool Moments::near(long step, long window, double spent) const {
+  for (long ahead = 1; ahead <= window; ++ahead)
+    if (comes(step, ahead, spent)) return true;
+  return false;
+}
+
+bool Moments::comes(long step, long ahead, double spent) const {
   const bool by_epochs = spent == kByEpochs;
   const double whole = by_epochs ? static_cast<double>(epochs_) : 1.0;
-  const double then = by_epochs ? static_cast<double>(epoch_) + (static_cast<double>(step + window) + 0.5) / static_cast<double>(steps_)
-                                : spent * (1 + static_cast<double>(window) / (static_cast<double>(asked_) - 0.5));
-  if (asked_ + window - last_ < apart_ || then >= until_ * whole) return false;
+  const double then = by_epochs ? static_cast<double>(epoch_) + (static_cast<double>(step + ahead) + 0.5) / static_cast<double>(steps_)
+                                : spent * (1 + static_cast<double>(ahead) / (static_cast<double>(asked_) - 0.5));
+  if (asked_ + ahead - last_ < apart_ || then >= until_ * whole) return false;
   return before(then, whole) > passed_;
 }
 

@@ -25,6 +25,7 @@ class Moments {
 
  private:
   long before(double moment, double whole) const;
+  bool comes(long step, long ahead, double spent) const;  // one with the step so many ahead, if none does before
   std::vector<double> fractions_;
   long apart_;
   double until_;

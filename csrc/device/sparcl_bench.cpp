@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "device/check.h"
-#include "device/network.h"
+#include "device/resnet.h"
 
 using namespace sparcl;
 
@@ -106,13 +106,13 @@ Options parse(int count, char** arguments) {
 
 struct Batch {
   std::vector<float> x;
-  std::vector<int> labels;
+  std::vector<long> labels;
 
   explicit Batch(const Extent& e) : x(static_cast<size_t>(e.count())), labels(static_cast<size_t>(e.batch)) {
     std::mt19937 random(kSeed);
     std::normal_distribution<float> normal;
     for (float& v : x) v = normal(random);
-    for (int& label : labels) label = static_cast<int>(random() % kClasses);
+    for (long& label : labels) label = static_cast<long>(random() % kClasses);
   }
 };
 
@@ -120,9 +120,9 @@ struct Batch {
 class Side {
  public:
   Side(const Options& o, const Mask& mask)
-      : batch_(o.input()), network_(resnet18(o.width, kClasses), o.input(), mask, o.threads) {}
+      : batch_(o.input()), network_(resnet18(o.width, kClasses, kImage, mask), o.threads) {}
 
-  double step() { return network_.step(batch_.x.data(), batch_.labels.data(), kRate); }
+  double step() { return network_.step(batch_.x.data(), batch_.labels, kRate); }
 
   // The first step of a turn is not timed: in a training loop the caches hold what the same loop's last step left.
   void turn(int steps) {
@@ -153,7 +153,7 @@ class Side {
 
  private:
   Batch batch_;
-  Network network_;
+  Trainer network_;
   std::vector<double> times_;
   double first_loss_ = 0, last_loss_ = 0;
 };

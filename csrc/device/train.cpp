@@ -118,6 +118,18 @@ double Learning::replay(bool logits, double weight) {
   return loss;
 }
 
+// DER's and DER++'s passes over remembered samples; where the step is ranked by, their gradients are read apart.
+void Learning::replays(bool ranks) {
+  const Gradients own = ranks ? sparsifier_.gradients() : Gradients();
+  const auto gradient = [&](size_t layer) -> std::vector<float>& { return graph_.states()[sparsifier_.layers()[layer].at].weight.gradient; };
+  for (size_t i = 0; i < own.size(); ++i) std::fill(gradient(i).begin(), gradient(i).end(), 0.0f);
+  loss += replay(true, method_.alpha);
+  if (method_.name == "derpp") loss += replay(false, method_.beta);
+  if (ranks) of_replay_ = sparsifier_.gradients();
+  for (size_t i = 0; i < own.size(); ++i)
+    for (size_t k = 0; k < own[i].size(); ++k) gradient(i)[k] += own[i][k];
+}
+
 void Learning::train() {
   const long of_task = position.upcoming(drop_last_), classes = graph_.classes();
   const std::vector<int64_t> ids(position.order.begin() + position.cursor, position.order.begin() + position.cursor + of_task);
@@ -128,7 +140,7 @@ void Learning::train() {
   passed_ = N;
   extra_ = 0;
   graph_.clear_gradients();
-  of_replay_ = sparsifier_.gradients();  // nothing, while nothing is remembered
+  if (ranks) of_replay_ = sparsifier_.gradients();  // nothing, while nothing is remembered
   const float* answer = graph_.forward(x_.data(), N, true);
   const std::vector<float> logits(answer, answer + classes * N);
   std::vector<float> gradient(logits.size());
@@ -136,17 +148,7 @@ void Learning::train() {
   watch(ids, logits.data(), N);
   if (ranks) read_task(logits, of_task, N);
   backward(gradient, of_task, N, ranks);
-  if (method_.stores_logits() && buffer_.size()) {
-    const Gradients own = sparsifier_.gradients();
-    for (const SparseLayer& layer : sparsifier_.layers()) std::fill(graph_.states()[layer.at].weight.gradient.begin(), graph_.states()[layer.at].weight.gradient.end(), 0.0f);
-    loss += replay(true, method_.alpha);
-    if (method_.name == "derpp") loss += replay(false, method_.beta);
-    of_replay_ = sparsifier_.gradients();
-    for (size_t i = 0; i < own.size(); ++i) {
-      std::vector<float>& sum = graph_.states()[sparsifier_.layers()[i].at].weight.gradient;
-      for (size_t k = 0; k < sum.size(); ++k) sum[k] += own[i][k];
-    }
-  }
+  if (method_.stores_logits() && buffer_.size()) replays(ranks);
   if (!std::isfinite(loss)) throw std::runtime_error("the loss became NaN or infinite in step " + std::to_string(position.done + 1) + ": lower the learning rate");
   ledger_.step(graph_, passed_, of_task);
   if (ranks) {

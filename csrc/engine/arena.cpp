@@ -113,6 +113,13 @@ void give(void* block) {
   a.gaps[start] = bytes;
 }
 
+void trim() {
+  Arena& a = arena();
+  std::lock_guard<std::mutex> lock(a.mutex);
+  for (const auto& gap : a.gaps)
+    if (gap.first < a.peak) madvise(a.base + gap.first, std::min(gap.second, a.peak - gap.first), MADV_DONTNEED);
+}
+
 ArenaUse arena_use() {
   Arena& a = arena();
   std::lock_guard<std::mutex> lock(a.mutex);

@@ -8,6 +8,8 @@ namespace sparcl {
 // 64-byte aligned memory, uninitialised. Throws std::bad_alloc.
 void* take(size_t bytes);
 void give(void* block);
+// Gives the memory of what is not taken back to the system.
+void trim();
 
 // Such memory, given back by whoever holds it last.
 struct Give {

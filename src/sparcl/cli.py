@@ -117,7 +117,8 @@ def run(
 
     Stream, method, sparsifier, model, optimizer and augmentation may be your own: package.module:name.
     """
-    from sparcl.run.experiment import Experiment, overridden
+    from sparcl.run.experiment import Experiment
+    from sparcl.run.overriding import overridden
     from sparcl.run.run import execute
     from sparcl.run.toml import read_toml
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -93,6 +94,17 @@ def run(program: Path, *arguments: object, isa: str = "") -> subprocess.Complete
     environment = os.environ | {"SPARCL_ISA": isa}
     command = [str(program), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+def stopped_inside(program: Path, *arguments: object) -> None:
+    """`learn`, stopped by Ctrl-C once it has made a step."""
+    command = [str(program), "learn", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("epoch") for line in iter(process.stdout.readline, ""))
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+    assert process.returncode == 130
 
 
 SPARSIFIERS = {

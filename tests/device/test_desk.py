@@ -181,7 +181,7 @@ def test_a_hostile_file_is_refused_on_the_desk(
         lambda m: m.classes.append("more"),
         lambda m: m.input_shape.__setitem__(0, 1 << 40),
         lambda m: m.transform.update(std=[0.0]),
-        lambda m: m.device.update(tasks=[{"classes": ["unknown"]}]),
+        lambda m: m.state["learner"]["classes"].update(of_tasks=[[0, 1 << 20]]),
         lambda m: m.device.update(method={"name": "x"}),
         lambda m: m.device.pop("method"),
         lambda m: m.state["layers"]["3"]["index"].fill_(-1),

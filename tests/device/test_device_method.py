@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +55,7 @@ CASES = {
     ),
     "momentum": Case(lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 5, "optimizer": sgd(momentum=0.9)}),
     "Nesterov": Case(
-        lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 2, "optimizer": sgd(momentum=0.5, nesterov=True)}
+        lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 4, "optimizer": sgd(momentum=0.5, nesterov=True)}
     ),
     "Adam": Case(
         lambda: SparCL(0.6),
@@ -66,7 +63,7 @@ CASES = {
         options={"epochs": 5, "optimizer": lambda ps: torch.optim.Adam(ps, lr=0.002, weight_decay=1e-3)},
     ),
     "AdamW": Case(
-        lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 2, "optimizer": lambda ps: torch.optim.AdamW(ps)}
+        lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 4, "optimizer": lambda ps: torch.optim.AdamW(ps)}
     ),
 }
 
@@ -179,10 +176,7 @@ def test_python_goes_on_inside_a_task_where_the_device_was_stopped(program: Path
     learner.settings["budget"] = {"steps": 4000}
     file = made.export(learner, tmp_path / "m.sparcl", first)
     samples = packed(second, tmp_path / "s.sparcl")
-    process = subprocess.Popen([program, "learn", file, samples, "--threads", "1"], stdout=subprocess.DEVNULL)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
+    made.stopped_inside(program, file, samples, "--threads", 1)
     again = Learner.load(file, backend="reference")
     assert again.position is not None
     assert 0 < again.position.done < 4000

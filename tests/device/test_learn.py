@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,10 +78,7 @@ def test_a_file_that_stands_inside_a_task_goes_on_with_its_samples_alone(program
     _, second, third = made.stream(per_class=200)
     _, file = ready(tmp_path)
     samples, others = made.packed(second, tmp_path / "s.sparcl"), made.packed(third, tmp_path / "o.sparcl")
-    process = subprocess.Popen([program, "learn", file, samples, "--max-seconds", "60"], stdout=subprocess.DEVNULL)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
+    made.stopped_inside(program, file, samples, "--max-seconds", 60)
     with pytest.raises(CheckpointError, match="task 2 has other data"):
         Learner.load(file).learn(replace(third, index=1))
     done = made.run(program, "learn", file, others)

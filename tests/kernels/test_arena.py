@@ -54,7 +54,7 @@ small = ops.conv_plan(torch.arange(144).int(), (4, 4, 3, 3))
 few, some = torch.randn(144), torch.randn(16, 4, 8, 8)
 ops.sparse_conv2d(some, few, small)  # starts the threads
 shape = (4, 120_000, 3, 3)  # in blocks of 4, where each thread packs all channels of its input
-values = torch.randn(shape)
+values = torch.rand(shape) + 1  # none is 0
 plan = ops.conv_plan(index.index_of(values != 0), shape, padding=(1, 1), block=4)
 x = torch.randn(32, 120_000, 2, 9)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

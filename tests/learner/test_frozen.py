@@ -19,7 +19,7 @@ from sparcl.learner.frozen import named
 from sparcl.methods import METHODS, DERpp
 from sparcl.nn import ConvNet, resnet18
 from sparcl.run.export_device import export_device
-from sparcl.run.run import sparsity
+from sparcl.run.measured import sparsity
 from sparcl.sparsity import RigL, SparCL
 
 BACKENDS = ["reference", *(["native"] if kernels.available() else [])]

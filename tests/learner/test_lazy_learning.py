@@ -13,7 +13,7 @@ from toys import Net, adam, blobs
 
 from sparcl import Learner, SparCL, kernels, methods, streams
 from sparcl.errors import CheckpointError, DataError
-from sparcl.run.run import model_sha256
+from sparcl.run.measured import model_sha256
 from sparcl.streams.lazy import Lazy
 
 BACKEND = "native" if kernels.available() else "reference"

@@ -174,14 +174,14 @@ def test_a_function_of_ones_own_is_given_again(tmp_path: Any) -> None:
     again = Learner.load(tmp_path, Net(), lr_schedule=falling)
     assert again.rate.schedule is falling
     with pytest.raises(CheckpointError, match="lr schedule is cosine here, but 'a function'"):
-        make_learner(model=Net(), lr_schedule="cosine").restore(open_folder(tmp_path))
+        make_learner(model=Net(), lr_schedule="cosine", sparsifier=Sparsifier()).restore(open_folder(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("lr_schedule", 3), ("lr_schedule", "os:abort"), ("warmup", "x"), ("clip_grad_norm", -1.0)]
 )
 def test_what_a_checkpoint_says_of_them_is_checked(tmp_path: Any, name: str, value: Any) -> None:
-    from sparcl.learner import saving
+    from sparcl.learner import making
 
     learner = make_learner(model=Net(), lr_schedule="cosine")
     learner.learn(blobs()[0])
@@ -189,7 +189,7 @@ def test_what_a_checkpoint_says_of_them_is_checked(tmp_path: Any, name: str, val
     state = open_folder(tmp_path)
     state["settings"][name] = value
     with pytest.raises(CheckpointError, match="in the checkpoint are not allowed"):
-        saving.make(state, Net(), None, None)
+        making.make(state, Net(), None, None)
 
 
 def test_without_them_a_checkpoint_is_as_before(tmp_path: Any) -> None:

@@ -58,7 +58,7 @@ def test_the_mlp_is_the_fields() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("vgg", 10, (3, 32, 32)), "allowed: resnet18, convnet, mlp"),
+        (("vgg", 10, (3, 32, 32)), "allowed: auto, resnet18, convnet, mlp"),
         (("convnet", 10, (3, 32, 32), 0), "1 or more"),
         (("resnet18", 10, (5,)), "use mlp"),
     ],

@@ -27,7 +27,7 @@ def test_mutated_files_are_refused_or_loaded_correctly(tmp_path: Path, monkeypat
     found = fuzzing.fuzz(300, seed=7, root=tmp_path)
     assert sum(found.values()) == 300
     kinds = {kind for kind, _ in found}
-    assert len(kinds) == 8
+    assert len(kinds) == 9
     assert all(found[kind, "refused"] for kind in kinds)
     assert sum(found[kind, "loaded"] for kind in kinds) > 10
 

@@ -12,6 +12,7 @@ import pytest
 from sparcl import methods
 from sparcl.checkpoint import Store
 from sparcl.learner import learner
+from sparcl.main import _main
 
 Image = pytest.importorskip("PIL.Image")
 NOISE = pytest.importorskip("numpy").random.default_rng(0)

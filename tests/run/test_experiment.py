@@ -6,7 +6,8 @@ import pytest
 
 from sparcl.errors import ConfigError
 from sparcl.run import build
-from sparcl.run.experiment import Experiment, overridden
+from sparcl.run.experiment import Experiment
+from sparcl.run.overriding import overridden
 from sparcl.run.toml import read_toml
 from sparcl.sparsity import SparCL
 

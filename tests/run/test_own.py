@@ -147,7 +147,7 @@ def test_the_installed_command_finds_the_current_directory():
         (["mine:absent"], "mine has no absent; it has: make, ten"),
         (["mine:number"], "mine:number is a int: a class or a function is needed"),
         (["mine:nothing"], "gives a NoneType; a sparcl.streams.Stream is needed"),
-        (["mine:broken"], "stream mine:broken fails (called with progress): ValueError: it is broken"),
+        (["mine:broken"], "stream mine:broken fails: ValueError: it is broken"),
         (["mine:per_task"], "one sparcl.streams.Transform, the same for all"),
         (["mine:digits:x"], "package.module:name"),
         (["mine_broken:x"], "the import of mine_broken fails: ModuleNotFoundError"),
@@ -253,3 +253,38 @@ def test_defaults_of_the_optimizers_are_recorded_and_plain_sgd_is_named_by_nothi
     assert Experiment("seq-digits", augment=("flip+crop",)).resolve().augment == ("flip", "crop")
     with pytest.raises(ConfigError, match="finite"):
         Experiment("seq-digits", optimizer="adam", optimizer_options={"eps": float("nan")})
+
+
+def test_an_own_stream_may_have_no_test_samples_one_sample_and_any_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "untested.py").write_text(UNTESTED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["run", "untested:stream", "--model", "untested:Net", "--epochs", "1", "--threads", "1"]
+    for name, more in (("all", []), ("one", ["--limit-per-class", "1", "--classes-per-task", "1"])):
+        assert _main([*words, *more, "--out", str(tmp_path / name)]) == 0
+        assert "there are no test samples" in capsys.readouterr().out
+        assert json.loads((tmp_path / name / "result.json").read_text())["class_il"] is None
+    words[1] = "untested:half"
+    assert _main([*words, "--out", str(tmp_path / "half")]) == 2
+    assert "either all of its tasks have test samples, or none" in capsys.readouterr().err
+
+
+UNTESTED = """
+from dataclasses import replace
+import numpy as np
+from torch import nn
+from sparcl import streams
+
+def stream(**settings):
+    y = np.arange(24) % 4
+    return streams.from_arrays(np.float32(y[:, None] + np.arange(6)), y, **settings)
+
+def half():
+    made = stream()
+    return replace(made, tasks=(made[0], replace(made[1], test=made[1].train)))
+
+class Net(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, classes))
+"""

@@ -15,7 +15,8 @@ from sparcl import nn, streams
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.main import _main
 from sparcl.run import build, pretrained, sweep
-from sparcl.run.experiment import Experiment, overridden
+from sparcl.run.experiment import Experiment
+from sparcl.run.overriding import overridden
 from sparcl.run.resume import check_same, settings
 
 QUICK = ["--epochs", "1", "--width", "8", "--limit-per-class", "20", "--threads", "1", "--backend", "reference"]

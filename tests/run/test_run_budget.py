@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sparcl.main import _main
-from sparcl.run.experiment import Experiment, overridden
+from sparcl.run.experiment import Experiment
+from sparcl.run.overriding import overridden
 from sparcl.run.toml import read_toml
 
 RUN = ["run", "seq-digits", "--limit-per-class", "20", "--width", "4", "--threads", "1", "--batch-size", "8"]

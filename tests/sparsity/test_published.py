@@ -18,7 +18,7 @@ def defaults(kind: type) -> dict[str, object]:
 
 
 def test_the_parts_and_the_rivals_have_the_published_settings() -> None:
-    assert defaults(TDM) == {"p_intra": 0.01, "p_inter": 0.01, "alpha": 0.5, "beta": 0.5, "batches": 4}
+    assert defaults(TDM) == {"p_intra": 0.01, "p_inter": 0.01, "alpha": 0.5, "beta": 0.5, "batches": 4, "interval": 100}
     assert defaults(DGM) == {"frozen": 0.2, "interval": 30, "alpha": 0.5, "beta": 0.5}
     assert defaults(DDR) == {"removed": 0.3}
     assert defaults(RigL) == {"fraction": 0.3, "every": 100, "stop": 0.75}

@@ -6,9 +6,9 @@ Legend: C columns of the logits so far, D inputs of the classifier.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from sparcl.errors import CheckpointError, ConfigError, DataError
 from sparcl.methods import METHODS, Method
 from sparcl.methods.respond import classifier
 from sparcl.nn.layers import SparseLayer, elementwise_state, fresh_state
+from sparcl.streams.checked import by_name
 from sparcl.streams.task import Name, Samples, Task
 
 MOST_CLASSES = 1 << 20
@@ -77,16 +78,23 @@ class Classes:
     def bind(self, task: Task, index: int) -> tuple[Task, list[Name]]:
         """The task in this Learner's columns, and the names that are new: `extend` gives them theirs.
 
+        Args:
+            index: of a task that has none of its own, as `make_task` makes it; one of a stream keeps its own.
+
         Raises:
             ConfigError: the head does not grow, and the names are not those of its columns; or it grows and is frozen.
-            DataError: a task of columns, not of names, for a head that grows by names.
+            DataError: a task of columns without names, for a head that grows by names.
         """
         if not getattr(task, "names", ()):
-            if self.grows:
+            if not self.grows:
+                return task, []
+            if not getattr(task, "column_names", ()):
                 raise DataError(
-                    "the Learner's head grows with names of classes: make the task with streams.make_task(x, y)"
+                    "the Learner's head grows with names of classes: make the task with streams.make_task(x, y), or"
+                    " take it from a stream, which names its classes"
                 )
-            return task, []
+            task = by_name(task)
+            index = task.index
         if self.grows:
             self._check_trained()
         new = [name for name in task.names if name not in self.names]
@@ -101,7 +109,8 @@ class Classes:
         column = torch.tensor([names.index(name) for name in task.names])
         train, test = (None if s is None else Samples(s.inputs, column[s.labels]) for s in (task.train, task.test))
         assert train is not None
-        return replace(task, index=index, classes=tuple(column.tolist()), train=train, test=test, names=()), new
+        bound = replace(task, index=index, classes=tuple(column.tolist()), train=train, test=test)
+        return replace(bound, names=(), column_names=()), new
 
     def known(self, task: Task, index: int) -> Task:
         """A task to evaluate on, in this Learner's columns: one of names gets them, and the index.
@@ -109,7 +118,8 @@ class Classes:
         Raises:
             ConfigError: one of its names has no column.
         """
-        bound, new = self.bind(task, index) if getattr(task, "names", ()) else (task, [])
+        named = getattr(task, "names", ()) or (self.grows and getattr(task, "column_names", ()))
+        bound, new = self.bind(task, index) if named else (task, [])
         if new:
             raise ConfigError(f"class {new[0]!r} has no column: it was never learned; known are: {self.names!r:.80}")
         return bound
@@ -121,7 +131,7 @@ class Classes:
 
     def note(self, task: Task) -> None:
         """A task begins: these are its columns; where its stream names them, they are known by name from now on."""
-        if not self.grows and not self.names:
+        if not self.grows and not self.names and task.column_names != tuple(range(len(task.column_names))):
             self.names = list(task.column_names)
         self.of_tasks = [*self.of_tasks[: task.index], tuple(task.classes)]
 
@@ -174,6 +184,17 @@ class Classes:
         self.names = list(state["names"])
         self.of_tasks = [tuple(columns) for columns in state["of_tasks"]]
         self._grow(optimizer, torch.Generator())
+
+
+def classes_in(learner: Any) -> Mapping[str, Any]:
+    """What a checkpoint's part `learner` says of its columns.
+
+    Raises:
+        CheckpointError: nothing, or what `Classes.state_dict` could not have given.
+    """
+    state = learner.get("classes") if isinstance(learner, Mapping) else None
+    check_state(state)
+    return cast(Mapping[str, Any], state)
 
 
 def check_state(state: Any) -> None:

@@ -5,13 +5,16 @@ Legend: N samples, F numbers of a latent, C its channels.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from sparcl.checkpoint import tree
 from sparcl.errors import ConfigError, DataError, DataWarning
 from sparcl.learner.frozen import Frozen
 from sparcl.methods.method import Method
@@ -111,6 +114,7 @@ class Latents:
         self.kind = kind
         self.front, self.rest = cut(model, modules)
         self._told = False
+        self._known: str | None = None
 
     def check(self) -> None:
         """Raise ConfigError if something of the front was unfrozen: it would not train."""
@@ -119,6 +123,28 @@ class Latents:
                 f"{moved[0]} was unfrozen, and what it answers is computed once: it would never train; make a new"
                 " Learner of the model as it is now"
             )
+
+    def check_same(self) -> None:
+        """Raise ConfigError if the front's weights are others than those that gave the first latents."""
+        now = self._weights()
+        if self._known not in (None, now):
+            raise ConfigError(
+                "the frozen part has other weights than the latents so far were computed with: put the old ones back,"
+                " or make a new Learner of the model as it is now"
+            )
+        self._known = now
+
+    def remember(self) -> None:
+        """A state was loaded: its front is the one that gave the latents in it."""
+        self._known = self._weights()
+
+    def _weights(self) -> str:
+        """SHA-256 over the front's parameters and statistics."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.front.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tree.buffer(tensor.detach().cpu().contiguous()))
+        return digest.hexdigest()
 
     def convert(self) -> None:
         """The model runs native now: its layers are what they are in there, its result an ordinary tensor."""
@@ -136,8 +162,10 @@ class Latents:
                 module.training = training
         return latents.contiguous()
 
-    def of(self, task: Task, device: torch.device) -> Task:
+    def of(self, task: Task, device: torch.device, tell: Callable[[int], None] | None = None) -> Task:
         """The task with latents, as they are kept, in the place of its training samples; nothing is augmented.
+
+        `tell` is told now and then for how many samples they are done.
 
         Raises:
             DataError: the front answers with what cannot be kept.
@@ -154,6 +182,8 @@ class Latents:
             if kept is None:
                 kept = part.new_empty(len(task.train), *part.shape[1:])
             kept[start : start + BATCH] = part
+            if tell is not None:
+                tell(min(start + BATCH, len(task.train)))
         assert kept is not None
         return replace(task, train=Samples(kept, task.train.labels), transform=transform)
 

@@ -22,13 +22,14 @@ from sparcl import seeds
 from sparcl.checkpoint import Store
 from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError
-from sparcl.learner import saving
+from sparcl.learner import making, saving
 from sparcl.learner.accuracy import Accuracy, measure
 from sparcl.learner.classes import GrowingLinear
 from sparcl.learner.observing import Observing
 from sparcl.learner.prediction import Prediction, predict
 from sparcl.learner.schedule import Factor
-from sparcl.learner.training import SAFE, MakeOptimizer, Observer
+from sparcl.learner.telling import SAFE, Observer
+from sparcl.learner.training import MakeOptimizer
 from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating
 from sparcl.nn.dense import dense_model
@@ -204,10 +205,10 @@ class Learner(Observing):
             CheckpointError: missing, damaged, hostile, or of another model, method or optimizer.
         """
         state = open_folder(Path(directory))
-        made, settings = saving.make(state, model, method, sparsifier, lr_schedule)
+        made, settings = making.make(state, model, method, sparsifier, lr_schedule)
         learner = cls(
             *made,
-            optimizer=optimizer or saving.make_optimizer(state),
+            optimizer=optimizer or making.make_optimizer(state),
             **settings,
             device=device,
             backend=backend,
@@ -245,3 +246,5 @@ class Learner(Observing):
             CheckpointError: it is another's, or not well formed.
         """
         saving.restore(self, state)
+        if self.latents is not None:
+            self.latents.remember()

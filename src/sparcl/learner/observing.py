@@ -92,6 +92,8 @@ class Observing(Training):
             raise ConfigError("a learning-rate schedule follows a task's budget, and a stream without borders has none")
         self.sparsifier.check_borderless()
         if self.stream is None or self._bound is not self.stream:  # once: it looks at every weight
+            if self.latents is not None:
+                self.latents.check_same()
             refusals.check_trained(self.optimizer)
             if (misfit := self._misfit()) is not None:
                 raise ConfigError(misfit)

@@ -61,7 +61,7 @@ class Position:
         """Refuse a loaded position that training could never have reached."""
         if self.task != learned:
             raise CheckpointError("the position in the checkpoint is not inside the next task")
-        if self.data is not None and not isinstance(self.data, str):
+        if self.data is not None and not (isinstance(self.data, str) and self.data.strip()):
             raise CheckpointError("the position in the checkpoint has no fingerprint of the data")
         checks.integer(self.epoch, "epoch", most=1 << 40 if epochs is None else epochs)
         if not isinstance(self.learned, bool) or not isinstance(self.accuracy, float):

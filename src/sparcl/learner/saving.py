@@ -8,35 +8,33 @@ nothing is dropped, bent or invented in silence.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sparcl import seeds
 from sparcl.checkpoint import canonical, checks, tree
 from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError, TrainingError
 from sparcl.learner import frozen
-from sparcl.learner.budget import KINDS, Budget, check_amount, check_pace
-from sparcl.learner.classes import Classes, check_state
+from sparcl.learner.budget import Budget, check_pace
+from sparcl.learner.classes import Classes, classes_in
 from sparcl.learner.frozen import FREEZE, UNTRAINED
 from sparcl.learner.latents import LATENTS
 from sparcl.learner.position import Position, StreamPosition
-from sparcl.learner.schedule import USUAL, Factor, of_checkpoint
+from sparcl.learner.schedule import USUAL
 from sparcl.methods import METHODS, Method
 from sparcl.methods.method import RehearsalMethod
 from sparcl.methods.respond import classifier
-from sparcl.nn.layers import ELEMENTWISE_OPTIMIZERS
 from sparcl.nn.resnet import ResNet
 from sparcl.nn.small import MLP, ConvNet
-from sparcl.recorded import Recorded, misfit
+from sparcl.recorded import Recorded
 from sparcl.seeds import Generators
 from sparcl.sparsity import DDR, DGM, SPARSIFIERS, TDM, Sparsifier
 from sparcl.sparsity.patterns import Pattern
 from sparcl.streams.augment import Transform
-from sparcl.streams.lazy import Inputs, Lazy
+from sparcl.streams.lazy import Inputs, Lazy, witnesses
 from sparcl.streams.task import Task
 
 RUN = "run"
@@ -118,8 +116,8 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
         CheckpointError: it is another's, or not well formed.
     """
     checks.keys(state, PARTS, "the state")
-    settings = _settings(state)
-    for name in (*SETTINGS, "budget", FREEZE, LATENTS):
+    settings = settings_in(state)
+    for name in (*LIMITS, *USUAL, FREEZE, LATENTS):
         if (saved := settings.get(name)) != (value := learner.settings.get(name)):
             raise CheckpointError(f"{name.replace('_', ' ')} is {value} here, but {saved!r:.40} in the checkpoint")
     for part in MADE_FROM:
@@ -127,7 +125,7 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
         if saved is not None and ours is not None and (where := tree.difference(saved, ours)) is not None:
             raise CheckpointError(f"the checkpoint was made with another {part}: its {where} differs")
     with checks.refusing("the classes"):
-        learner.classes.restore(_classes(state), learner.optimizer)
+        learner.classes.restore(classes_in(state["learner"]), learner.optimizer)
     if learner.backend == "reference" and STRIDES in settings:  # native has one order for all
         canonical.lay_out(learner.model, learner.sparsifier.layers, settings[STRIDES])
     with checks.refusing("the state of the model and its optimizer"):
@@ -145,7 +143,7 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
             raise CheckpointError(f"the checkpoint does not fit: {where} was not taken as it is")
 
 
-def _settings(state: Mapping[str, Any]) -> Mapping[str, Any]:
+def settings_in(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings in a state; one of an earlier version does not tell how tensors lay in memory."""
     settings = state["settings"]
     may = (STRIDES, FREEZE, UNTRAINED, LATENTS, *USUAL)
@@ -238,7 +236,7 @@ def check_task(position: Position, task: Task, sparsifier: Sparsifier) -> None:
         CheckpointError: the task has other data, or the state speaks of samples that it has not.
     """
     samples = len(task.train)
-    if position.data is not None and position.data != fingerprint(task.train.inputs, task.train.labels):
+    if position.data is not None and not same_data(position.data, fingerprint(task.train.inputs, task.train.labels)):
         raise CheckpointError(f"task {task.index + 1} has other data than the one the loaded state stands in")
     if position.order is not None:
         checks.within(position.order, "order", 0, samples - 1)
@@ -253,162 +251,26 @@ def _portable(part: Any) -> Any:
     return part
 
 
-def make(
-    state: State,
-    model: nn.Module | None,
-    method: Method | None,
-    sparsifier: Sparsifier | None,
-    schedule: Factor | None = None,
-) -> tuple[tuple[nn.Module, Method, Sparsifier], dict[str, Any]]:
-    """What a Learner is made of: what is given, the rest made anew from the checkpoint; and its settings.
-
-    Raises:
-        CheckpointError: a part is not one of ours, or was made with values that cannot be stored.
-    """
-    state.pop(RUN, None)
-    checks.keys(state, PARTS, "the state")
-    settings = _settings(state)
-    given = dict(zip(MADE_FROM, (model, method, sparsifier), strict=True))
-    recipes = checks.keys(settings["made_from"], MADE_FROM, "settings")
-    for part, recipe in recipes.items():
-        if given[part] is None and recipe is None:
-            raise CheckpointError(
-                f"the checkpoint does not say how its {part} was made: pass Learner.load(..., {part}=...)"
-            )
-    if model is None:
-        _check_model(recipes["model"], state)
-    made = tuple(
-        _made(part, recipes[part], 0) if part_given is None else part_given for part, part_given in given.items()
-    )
-    frozen.freeze(dict(cast(nn.Module, made[0]).named_parameters()), settings.get(UNTRAINED, []))
-    if not isinstance(drop_last := settings["drop_last"], bool):
-        raise CheckpointError(f"drop_last in the checkpoint is {drop_last!r:.40}, not true or false")
-    counts = {name: checks.integer(settings[name], name) for name in COUNTS}
-    more = {**_budget(settings["budget"]), **_growth(state), "drop_last": drop_last}
-    more |= of_checkpoint(settings, schedule)
-    more |= {LATENTS: settings[LATENTS]} if LATENTS in settings else {}
-    more |= {FREEZE: frozen.names_in(settings[FREEZE])} if FREEZE in settings else {}
-    return cast(Any, made), {**counts, **more}
-
-
-def _growth(state: State) -> dict[str, Any]:
-    """The head of a Learner that grows is made without columns, and grows as it is restored."""
-    return {"classes": ()} if _classes(state)["grows"] else {}
-
-
-def _classes(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a state says of the Learner's columns, checked."""
-    learner = checks.keys(state, PARTS, "the state")["learner"]
-    told = checks.keys(learner, learner if isinstance(learner, Mapping) else (), "the Learner's state")
-    check_state(classes := told.get("classes"))
-    return cast(Mapping[str, Any], classes)
-
-
-def _budget(saved: Any) -> dict[str, float]:
-    if not isinstance(saved, dict) or len(saved) != 1 or not saved.keys() <= set(KINDS):
-        raise CheckpointError(f"the budget in the checkpoint is not one of: {', '.join(KINDS)}")
-    ((kind, amount),) = saved.items()
-    if not isinstance(amount, int | float):
-        raise CheckpointError(f"the budget in the checkpoint is {amount!r:.40}")
-    with checks.refusing("the budget"):
-        check_amount(kind, amount)
-    return {kind: amount}
-
-
-def _made(part: str, recipe: Any, depth: int) -> Any:
-    kind, arguments = _call(part, recipe, depth)
-    with checks.refusing(f"the {part}"), seeds.given_back():  # a model draws weights, which are not kept
-        return kind(**arguments)
-
-
-def _call(part: str, recipe: Any, depth: int) -> tuple[type[Any], dict[str, Any]]:
-    """The class and the arguments that a recipe names."""
-    checks.keys(recipe, ("kind", "arguments"), f"the {part}")
-    if not isinstance(recipe["kind"], str) or recipe["kind"] not in KNOWN[part] or depth > 2:
-        raise CheckpointError(f"the checkpoint names an unknown {part}; allowed: {', '.join(KNOWN[part])}")
-    arguments = {
-        name: _made(part, value, depth + 1) if isinstance(value, dict) and "kind" in value else _tupled(value)
-        for name, value in checks.keys(recipe["arguments"], recipe["arguments"], f"the {part}").items()
-    }
-    kind = cast(type[Any], KNOWN[part][recipe["kind"]])
-    if (name := misfit(kind, arguments)) is not None:
-        raise CheckpointError(f"the {part}'s {name} in the checkpoint is {arguments[name]!r:.40}, of a wrong type")
-    return kind, arguments
-
-
-MAX_WIDTH = 1 << 14
-MOST_SPARSE = 10_000
-"""Weights of a layer for one that is active: the dense form is made, whatever the file holds of it."""
-
-
-def _check_model(recipe: Any, state: State) -> None:
-    """A network is allocated before its weights are put in: it must be as large as the tensors that are there.
-
-    It is made without memory first, and every weight and statistic of it looked up in the state.
-
-    Raises:
-        CheckpointError: it is larger, smaller, or of other shapes.
-    """
-    kind, arguments = _call("model", recipe, 0)
-    _check_size(arguments)
-    with checks.refusing("the model"), torch.device("meta"):
-        made = kind(**arguments)
-    empty = made.state_dict()
-    classes = _classes(state)
-    if classes["grows"]:  # a head that grew has a row for each name
-        head = next(name for name, module in made.named_modules() if module is classifier(made))
-        for name in (f"{head}.weight", f"{head}.bias"):
-            empty[name] = empty[name].new_empty((len(classes["names"]), *empty[name].shape[1:]))
-    dense, layers = (checks.keys(state[part], state[part], "the model's state") for part in ("model", "layers"))
-    for name, tensor in empty.items():
-        layer = layers.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        if layer is None:
-            if name not in dense:
-                raise CheckpointError(f"the model's state in the checkpoint lacks {name!r}")
-            checks.tensor(dense[name], name, tensor.dtype, tuple(tensor.shape))
-            continue
-        values = checks.tensor(checks.keys(layer, layer, name).get("values"), name, tensor.dtype, (None,))
-        if tensor.numel() > MOST_SPARSE * max(len(values), 1):
-            raise CheckpointError(f"{name} in the checkpoint has {len(values)} of {tensor.numel()} weights: too few")
-
-
-def _check_size(arguments: Mapping[str, Any]) -> None:
-    """Sizes that can be multiplied, and a number of layers that can be looked through."""
-    for name, value in arguments.items():
-        for number in value if isinstance(value, tuple) else (value,):
-            checks.integer(number, f"the model's {name}", 0, MAX_WIDTH)
-    if isinstance(blocks := arguments.get("blocks"), tuple) and sum(blocks) > 1024:
-        raise CheckpointError(f"the model in the checkpoint has {sum(blocks)} blocks; at most 1024 are allowed")
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def make_optimizer(state: Mapping[str, Any]) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
-    """What makes an optimizer of the checkpoint's kind; its options follow when the state is restored.
-
-    Raises:
-        CheckpointError: a kind that has to be passed in, or more than one parameter group.
-    """
-    saved = checks.keys(checks.keys(state, PARTS, "the state")["optimizer"], ("kind", "groups", "state"), "optimizer")
-    known = {kind.__name__: kind for kind in ELEMENTWISE_OPTIMIZERS}
-    if saved["kind"] not in tuple(known) or not isinstance(saved["groups"], list) or len(saved["groups"]) != 1:
-        raise CheckpointError(
-            "the checkpoint's optimizer is not a plain one of ours: pass Learner.load(..., optimizer=)"
-        )
-    return known[saved["kind"]]
-
-
 def fingerprint(inputs: Inputs, labels: Tensor) -> str:
     """SHA-256 over a task's training samples: on resume it identifies the data.
 
-    Of inputs that are read lazily it looks at some, evenly spaced (`Lazy.witness`), and at all labels.
+    Of inputs that are read lazily it looks at some, evenly spaced (`lazy.witnesses`), and at all labels; of others it
+    is two, over all of them and, after a space, over those that would be looked at: see `same_data`.
     """
-    digest = hashlib.sha256(f"{inputs.dtype} {list(inputs.shape)} {labels.dtype}".encode())
+    kind = f"{inputs.dtype} {list(inputs.shape)} {labels.dtype}".encode()
+
+    def over(looked_at: Tensor, mark: bytes) -> str:
+        digest = hashlib.sha256(kind + mark)
+        for tensor in (looked_at, labels):
+            digest.update(tree.buffer(tensor))
+        return digest.hexdigest()
+
     if isinstance(inputs, Lazy):
-        digest.update(b"lazy")
-        inputs = inputs.witness()
-    for tensor in (inputs, labels):
-        digest.update(tree.buffer(tensor))
-    return digest.hexdigest()
+        return over(inputs.witness(), b"lazy")
+    return f"{over(inputs, b'')} {over(inputs[witnesses(len(inputs))], b'lazy')}"
+
+
+def same_data(one: str, other: str) -> bool:
+    """Whether two fingerprints are of the same samples, held in memory or read lazily: by all that both looked at."""
+    ours, theirs = one.split(), other.split()
+    return ours[0] == theirs[0] if len(ours) == len(theirs) else bool(set(ours) & set(theirs))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from sparcl.learner.latents import LATENTS, Answering, Latents
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.position import Position, StreamPosition
 from sparcl.learner.schedule import Factor, Rate, check_clip, clip
+from sparcl.learner.telling import Observer, Telling, tell_all
 from sparcl.learner.trained import Trained
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
@@ -41,19 +41,9 @@ from sparcl.streams.checked import checked
 from sparcl.streams.task import Name, Task
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-Observer = Callable[[str, dict[str, Any]], None]
-"""Told of all that happens: an event's name and its figures. Observers look on and change nothing."""
-
-SAFE = ("task.begin", "epoch.begin", "step.end", "epoch.end", "task.end")
-"""Events between two steps: where an observer may save."""
 
 
-def _tell_all(observers: Sequence[Observer], event: str, figures: dict[str, Any]) -> None:
-    for observer in observers:
-        observer(event, figures)
-
-
-class Training(ABC):
+class Training(Telling):
     """The loop: one task after another, an epoch at a time, step by step; `Learner` is this and what comes after it.
 
     Arguments: see `Learner`.
@@ -119,7 +109,7 @@ class Training(ABC):
             batch_size=batch_size,
             layer_choice=layer_choice or {},
             input_shape=input_shape,
-            tell=partial(_tell_all, observers),
+            tell=partial(tell_all, observers),
         )
         self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **self.frozen.settings}
         self.settings |= {} if latents is None else {LATENTS: latents}
@@ -175,25 +165,6 @@ class Training(ABC):
         where += f", {self.stream.samples:,} samples observed" if self.stream is not None else ""
         done = f"{self.learned} task(s) learned{where}, {self.steps:,} steps"
         return f"<Learner: {made},\n  backend {self.backend} on {self.device};\n  {done}>"
-
-    def tell(self, event: str, figures: dict[str, Any]) -> None:
-        """Pass an event on to the observers."""
-        for observer in self.observers:
-            with self._not_counted(isinstance(observer, Checkpointer)):
-                observer(event, figures)
-        if self._checkpointer is not None:
-            with self._not_counted(True):
-                self._checkpointer(event, figures)  # last: what the others count is in the state
-
-    @contextlib.contextmanager
-    def _not_counted(self, applies: bool) -> Iterator[None]:
-        """What is done in here, if it applies, takes nothing from a budget of seconds: checkpoints and evaluation."""
-        started = time.perf_counter() if applies and self.position is not None else None
-        try:
-            yield
-        finally:
-            if started is not None:
-                self._mark += time.perf_counter() - started
 
     # --- learning -----------------------------------------------------------------------------------------------
 
@@ -259,7 +230,6 @@ class Training(ABC):
 
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
-        self._mark = time.perf_counter()
         if self.method.buffer is not None and self.latents is None:
             self.method.buffer.check_inputs(task.train.inputs)
         columns = 0
@@ -270,7 +240,10 @@ class Training(ABC):
             self.method.check_task(task)
         else:
             saving.check_task(self.position, task, self.sparsifier)
+        if self.latents is not None:
+            self.latents.check_same()
         trained = self._trained_on(task)
+        self._mark = time.perf_counter()  # what goes before is no training
         if self.position is None:
             self.method.make_room(trained, columns)
         self.task, self.trained_on, self.transform = task, trained, task.transform
@@ -301,7 +274,11 @@ class Training(ABC):
         """The task as the method sees it: itself or, where there is a front, with latents in its place."""
         if self.latents is None:
             return task
-        trained = self.latents.of(task, self.device)
+
+        def tell(done: int) -> None:
+            self.tell("latents.batch", {"task": task.index, "done": done, "of": len(task.train)})
+
+        trained = self.latents.of(task, self.device, tell)
         if self.method.buffer is not None:
             self.method.buffer.check_inputs(trained.train.inputs)
         return trained
@@ -405,7 +382,3 @@ class Training(ABC):
             backward()
         else:
             self._parts.read_after(backward)
-
-    @abstractmethod
-    def _save_to(self, store: Store) -> Path:
-        """Write a checkpoint."""

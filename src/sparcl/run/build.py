@@ -13,7 +13,7 @@ from sparcl import methods, named, nn, seeds, streams
 from sparcl.errors import ConfigError, DataWarning
 from sparcl.learner import Learner
 from sparcl.learner.schedule import Factor, Rate
-from sparcl.learner.training import Observer
+from sparcl.learner.telling import Observer
 from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating
 from sparcl.run import optimizers, pretrained
@@ -181,10 +181,12 @@ def model(experiment: Experiment, stream: Stream) -> torch.nn.Module:
         raise ConfigError(f"{label}: {extra[0] or 'it'} has an extra state, and a run keeps tensors alone")
     task = stream.tasks[0]
     with torch.no_grad(), evaluating(made):
-        logits: object = named.call(label, made, task.transform.test(task.train.inputs[:2]))
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, stream.n_classes):
+        samples = task.transform.test(task.train.inputs[:2])
+        logits: object = named.call(label, made, samples)
+    wanted = [len(samples), stream.n_classes]
+    if not isinstance(logits, torch.Tensor) or list(logits.shape) != wanted:
         answer = f"shape {list(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
-        raise ConfigError(f"{label} answers two samples with {answer}; logits [2, {stream.n_classes}] are needed")
+        raise ConfigError(f"{label} answers {wanted[0]} sample(s) with {answer}; logits {wanted} are needed")
     return made
 
 

@@ -50,7 +50,12 @@ def answering(place: Path) -> Answering:
 
 
 def _of_file(path: Path) -> Answering:
-    model = model_file.read(path)
+    try:
+        model = model_file.read(path)
+    except CheckpointError as error:
+        if "is no sparcl model" not in str(error):
+            raise
+        raise CheckpointError(f"{path} is no run directory and no device's file: name one of them first") from None
     with checks.refusing(f"{path}: what it says of itself"):
         known = described(_data(model), path)
         kind = _method(model)
@@ -76,7 +81,6 @@ def _data(model: model_file.ModelFile) -> dict[str, Any]:
     """As result.json describes a run's data."""
     names = model.classes
     tasks = [list(columns) for columns in model.state["learner"]["classes"]["of_tasks"]]
-    tasks += [[names.index(name) for name in task["classes"]] for task in model.device.get("tasks", [])]
     return {
         "class_names": names,
         "tasks": tasks or [list(range(len(names)))],

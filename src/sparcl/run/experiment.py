@@ -23,6 +23,7 @@ from sparcl.methods.settings import published
 from sparcl.nn import AUTO, DEFAULT_WIDTH, MODELS
 from sparcl.nn.auto import BACKENDS
 from sparcl.run import optimizers
+from sparcl.run.protocols import OF_OWN, PROTOCOLS
 from sparcl.run.toml import check_type, toml_value, tupled
 from sparcl.sparsity import SPARSIFIERS, find
 from sparcl.sparsity.collected import RANKINGS
@@ -38,29 +39,6 @@ MOST = 2**31 - 1
 MOST_WIDTH = 2**16
 MOST_THREADS = 1024
 """Those of the native engine."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a stream is trained on by default: model and epochs (batch 32 everywhere)."""
-
-    model: str
-    epochs: int
-
-
-PROTOCOLS = {
-    "seq-digits": Protocol("convnet", 10),
-    "seq-mnist": Protocol("mlp", 1),
-    "seq-fashion-mnist": Protocol("mlp", 1),
-    "seq-cifar10": Protocol("resnet18", 50),
-    "seq-cifar100": Protocol("resnet18", 50),
-    "seq-tinyimg": Protocol("resnet18", 100),
-    "folder": Protocol("resnet18", 50),
-}
-"""Published for seq-cifar10 and seq-tinyimg (METHOD.md, section 4), as the field does for MNIST; ours for the rest."""
-
-OF_OWN = Protocol(AUTO, 50)
-"""Of a stream of the user's own: as for a folder, but the model goes by the shape of a sample."""
 
 
 @dataclass(frozen=True)
@@ -359,32 +337,8 @@ BUDGETS = ("epochs", "steps", "max_seconds")
 OF_BUFFER = ("buffer_size", "buffer_bytes", "buffer_policy", "buffer_storage")
 """Settings of the buffer, which a method may not have."""
 
-OF_LAYER_CHOICE = (
-    *("stream", "resize", "method", "model", "width", "batch_size", "backend", "device", "threads"),
-    *("sparsifier", "sparsity", "pattern", "block_size", "distribution", "prunable"),
-)
-"""Settings that the timing of the layers depends on: with another value of one, a `layer_choice` says nothing."""
-
 OF_SPARSE = ("pattern", "block_size", "distribution", "prunable", "first_mask")
 """Settings that a dense network has no use for."""
-
-
-def overridden(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The values of a file with those `given` in their place.
-
-    A layer choice or a pace that was timed for others is dropped, and a budget given instead of the file's replaces it.
-    """
-    changed = [k for k in OF_LAYER_CHOICE if k in given and given[k] != values.get(k)]
-    kept = {k: v for k, v in values.items() if not (changed and k == "layer_choice")}
-    if any(k != "data" and given[k] != values.get(k) for k in given):
-        kept.pop("pace", None)
-    if "init" in given:
-        kept.pop("init_sha256", None)
-    if any(k in given for k in BUDGETS):
-        kept = {k: v for k, v in kept.items() if k not in BUDGETS}
-    if any(k in given for k in OF_BUFFER[:2]):
-        kept = {k: v for k, v in kept.items() if k not in OF_BUFFER[:2]}
-    return {**kept, **given}
 
 
 def check_range(label: str, number: int, least: int, most: int) -> None:

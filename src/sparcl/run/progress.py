@@ -75,6 +75,8 @@ class Progress:
             self._task = figures["task"]
         elif event == "step.end":
             self._show(figures)
+        elif event == "latents.batch":
+            self._show_latents(figures)
         elif event == "learner.chance":
             self.console.print(not_learned(figures), highlight=False, soft_wrap=True)
 
@@ -84,11 +86,23 @@ class Progress:
         told = "" if position is None else budget.describe(position)
         return f"{told}  step {figures['step']}/{figures['steps']}" if budget.kind == "epochs" else told
 
-    def _show(self, figures: dict[str, Any]) -> None:
+    def _show_latents(self, figures: dict[str, Any]) -> None:
+        if self._due():
+            done = f"{figures['done']:,} of {figures['of']:,} samples"
+            self._tell(f"task {figures['task'] + 1}/{self.tasks}  the frozen part answers: {done}")
+
+    def _due(self) -> bool:
+        """Whether it is time for another line."""
         now = time.monotonic()
         if now - self._last < (0.25 if self._live else LINE_INTERVAL):
-            return
+            return False
         self._last = now
+        return True
+
+    def _show(self, figures: dict[str, Any]) -> None:
+        if not self._due():
+            return
+        now = self._last
         done = self._task + figures["spent"]
         speed = (done - self._resumed_at) / (now - self._started)
         left = duration((self.tasks - done) / speed) if speed > 0 else "?"
@@ -96,6 +110,9 @@ class Progress:
             f"task {self._task + 1}/{self.tasks}  {self._where(figures)}  loss {float(figures['loss']):.3f}"
             f"  accuracy so far {self.accuracy}  time left {left}"
         )
+        self._tell(line)
+
+    def _tell(self, line: str) -> None:
         if self._live is not None:
             self._live.update(Text(line))
         else:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
-import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,21 +13,19 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
 
-from sparcl import kernels, named
+from sparcl import named
 from sparcl.checkpoint import Checkpointer, Interval, Loaded, Store, checks
 from sparcl.cost.clock import Clock
 from sparcl.cost.flops import Ledger
 from sparcl.cost.memory import memory, peak_rss_bytes
 from sparcl.errors import CheckpointError, ConfigError, Stopped
-from sparcl.learner import Learner
-from sparcl.nn.convert import backends
 from sparcl.run import build, final, pretrained, trackers
 from sparcl.run.console import deserted
 from sparcl.run.evaluate import AccuracyMatrix
 from sparcl.run.experiment import Experiment
 from sparcl.run.lock import locked
+from sparcl.run.measured import backend_used, environment, model_sha256, sparsity
 from sparcl.run.observers import LossCurve, MaskTrace, SampleTrace
 from sparcl.run.progress import Measuring, Progress, summary
 from sparcl.run.record import EventLog, RunDirectory, as_json, write_atomically
@@ -304,47 +300,6 @@ class Run:
             "memory": {**held, "peak_rss_bytes": max(self.peak_rss_bytes, held["peak_rss_bytes"] or 0) or None},
             "environment": environment(learner.device),
         }
-
-
-def sparsity(learner: Learner) -> dict[str, float | int]:
-    """Sparsity reached: share of prunable weights that is zero, and that is not updated; and the counts."""
-    layers = learner.sparsifier.layers
-    prunable = sum(torch.Size(layer.shape).numel() for layer in layers)
-    active = sum(len(layer.index) for layer in layers)
-    chosen = sum(len(layer.index) if layer.chosen is None else int(layer.chosen.sum()) for layer in layers)
-    own = {id(layer.parameter) for layer in layers}
-    dense = sum(p.numel() for p in learner.model.parameters() if id(p) not in own)
-    return {
-        "weights": 1 - active / prunable if prunable else 0.0,
-        "gradients": 1 - chosen / prunable if prunable else 0.0,
-        "prunable": prunable,
-        "total": prunable + dense,
-    }
-
-
-def model_sha256(model: nn.Module) -> str:
-    """SHA-256 over names and bytes of the dense state dict, in name order."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(final.dense_state(model).items()):
-        digest.update(name.encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def backend_used(learner: Learner) -> dict[str, Any]:
-    """What really ran: the layers on each backend, and the instruction set of the native ones."""
-    names = [layer.name for layer in learner.sparsifier.layers]
-    isa = kernels.isa() if learner.backend == "native" else None
-    return {"name": learner.backend, **backends(learner.model, names), "isa": isa}
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Where it ran."""
-    return {
-        **computed_with(),
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-    }
 
 
 def _reading(console: Console, stop: StopRequest) -> Any:

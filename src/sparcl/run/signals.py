@@ -14,7 +14,7 @@ from typing import Any
 from sparcl.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PLACES = ("step.end", "evaluate.batch")
+PLACES = ("step.end", "evaluate.batch", "latents.batch")
 """Events at which a run may stop: the Learner's state is whole there."""
 
 

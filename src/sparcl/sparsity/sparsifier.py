@@ -344,10 +344,14 @@ class Moments:
         """Whether, after step `step` of this epoch, one comes within `window` steps (all taken to be alike)."""
         if self.interval is not None:
             return (self.asked - 1 + window) // self.interval > (self.asked - 1) // self.interval
-        then, whole = self.epoch + (step + window + 0.5) / self.steps, self.epochs
+        return any(self._near(step, ahead, spent) for ahead in range(1, window + 1))
+
+    def _near(self, step: int, ahead: int, spent: float | None) -> bool:
+        """Whether one comes with the step that is so many `ahead`, if none does before."""
+        then, whole = self.epoch + (step + ahead + 0.5) / self.steps, self.epochs
         if spent is not None:  # in the middle of the step that `due` was asked about last
-            then, whole = spent * (1 + window / (self.asked - 0.5)), 1
-        if self.asked + window - self.last < self.apart or then >= self.until * whole:
+            then, whole = spent * (1 + ahead / (self.asked - 0.5)), 1
+        if self.asked + ahead - self.last < self.apart or then >= self.until * whole:
             return False
         return sum(1 for f in self.fractions if f * whole < then + ROUNDING) > self.passed
 

@@ -6,6 +6,8 @@ import operator
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from sparcl.errors import DataError
 from sparcl.streams.augment import Transform
 from sparcl.streams.split import as_labels, check_alike, check_labels, check_size, stored
@@ -49,6 +51,37 @@ def checked_test(task: Task) -> Task:
         return replace(task, classes=classes, test=_split(task.test, "test", classes, all_needed=False))
     except DataError as error:
         raise _of(task, error) from None
+
+
+def by_name(task: Task) -> Task:
+    """A task of columns, which its stream names, as `make_task` would have made it: labels are places in `names`.
+
+    Raises:
+        DataError: labels or classes that cannot be, or a class without a name.
+    """
+    task = _numbered(task)
+    try:
+        classes = _classes(task.classes)
+        if max(classes) >= len(task.column_names):
+            raise DataError(f"class {max(classes)} has no name: the stream names {len(task.column_names)} classes")
+        train, test = (
+            _placed(samples, what, classes) if _count(samples) else None
+            for samples, what in ((task.train, "training"), (task.test, "test"))
+        )
+        if train is None:
+            raise DataError("there are no training samples: one or more are needed")
+    except DataError as error:
+        raise _of(task, error) from None
+    names = tuple(task.column_names[k] for k in classes)
+    return replace(task, classes=tuple(range(len(names))), train=train, test=test, names=names)
+
+
+def _placed(samples: Any, what: str, classes: tuple[int, ...]) -> Samples:
+    """Samples whose labels are columns, with their places in `classes` instead."""
+    labels = as_labels(samples.labels, what)
+    check_labels(labels, what, {k: str(k) for k in classes}, all_needed=False)
+    columns, places = torch.tensor(classes).sort()
+    return Samples(samples.inputs, places[torch.searchsorted(columns, labels)])
 
 
 def _numbered(task: object) -> Task:

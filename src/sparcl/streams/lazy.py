@@ -111,10 +111,15 @@ class Lazy:
 
     def witness(self) -> Tensor:
         """At most `WITNESSES` samples, evenly spaced, the first and the last among them: what a fingerprint reads."""
-        return self.take(torch.linspace(0, len(self) - 1, min(len(self), WITNESSES), dtype=torch.float64).long())
+        return self.take(witnesses(len(self)))
 
     def __repr__(self) -> str:
         return f"<{len(self)} samples {list(self.source.sample_shape)} read from a {type(self.source).__name__}>"
+
+
+def witnesses(count: int) -> Tensor:
+    """Which of so many samples a fingerprint looks at, int64: at most `WITNESSES`, the first and the last included."""
+    return torch.linspace(0, count - 1, min(count, WITNESSES), dtype=torch.float64).long()
 
 
 Inputs = Tensor | Lazy

@@ -10,7 +10,7 @@ from typing import Any
 from sparcl import named
 from sparcl.errors import ConfigError, DataError, unknown
 from sparcl.streams.augment import How, Transform
-from sparcl.streams.checked import checked, checked_test
+from sparcl.streams.checked import checked
 from sparcl.streams.cifar import seq_cifar10, seq_cifar100
 from sparcl.streams.digits import seq_digits
 from sparcl.streams.files import Progress
@@ -122,7 +122,8 @@ def _ours(name: str, data: Path | None, options: Mapping[str, Any], progress: Pr
 def _own(name: str, data: Path | None, options: Mapping[str, Any], progress: Progress | None) -> Stream:
     """A stream of the user's, of which a run takes for granted what our own are checked for."""
     given = dict(options) if data is None else {**options, "data": data}
-    made = named.make("stream", name, given=given, usual={"progress": progress})
+    asks = "progress" in named.arguments_of(named.find("stream", name))  # **settings asks for what is given alone
+    made = named.make("stream", name, given=given, usual={"progress": progress} if asks else {})
     if not isinstance(made, Stream):
         raise ConfigError(f"stream {name} gives a {type(made).__name__}; a sparcl.streams.Stream is needed")
     columns = sorted(k for task in made.tasks for k in task.classes)
@@ -132,7 +133,9 @@ def _own(name: str, data: Path | None, options: Mapping[str, Any], progress: Pro
         raise ConfigError(
             f"stream {name}: each of its {made.n_classes} classes needs a name, and one task that it is in"
         )
-    tasks = tuple(checked_test(checked(task)) for task in made.tasks)
+    tasks = tuple(checked(task) for task in made.tasks)
+    if len({task.test is None for task in tasks}) > 1:
+        raise ConfigError(f"stream {name}: either all of its tasks have test samples, or none")
     settings = [task.transform.settings() if isinstance(task.transform, Transform) else None for task in tasks]
     if None in settings or any(s != settings[0] for s in settings):
         raise ConfigError(

@@ -1,0 +1,239 @@
+"""The first section of docs/results.md: accuracy at equal time, from the records of equal-time.toml and its costs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparcl.report.records import Record
+from sparcl.report.svg import HEIGHT, LEFT, WIDTH, Series, mark, plot, style_class
+from sparcl.report.tables import Stat, stat
+
+sys.path.insert(0, str(Path(__file__).parent))
+from equal_time import A_PASS, BUDGETS, COSTS, MAIN, MORE, PARTS, ROW, steps
+from student import welch
+
+NAMES = {
+    "sparcl": "SparCL",
+    "static": "static",
+    "set": "SET",
+    "snip": "SNIP",
+    "rigl": "RigL",
+    "derpp": "DER++",
+    "er": "ER",
+    "er-ace": "ER-ACE",
+}
+RIVALS = ("static", "set", "snip", "rigl")
+LEVEL = 0.05
+AIMS = {1: 5.0, 2: 10.0, 4: 10.0, 8: 10.0}
+"""Points of Class-IL above dense DER++ that SparCL-DER++ .90 is to have at each budget."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row at one budget."""
+
+    steps: int
+    class_il: Stat
+    task_il: Stat
+
+    def __str__(self) -> str:
+        return f"{_figure(self.class_il)} / {_figure(self.task_il)} ({self.class_il.n})"
+
+
+class Table:
+    """What has been run of the sweep: rows × budgets, at one width."""
+
+    def __init__(self, records: Sequence[Record], width: int) -> None:
+        self.costs: list[dict[str, Any]] = json.loads((COSTS / f"costs-{width}.json").read_text())
+        self.width = width
+        dense = next(c for c in self.costs if c["method"] == "derpp" and c["sparsifier"] == "dense")
+        self.seconds = A_PASS * dense["step_ms"] / 1000
+        """Of training a task, at a budget of 1."""
+        mine = [r for r in records if r.config.get("width") == width]
+        rows = [*MAIN, *MORE, *({**MAIN[1], **part} for part in PARTS)]
+        self.cells = {i: cells for i, row in enumerate(rows) if (cells := self._cells(row, mine))}
+        self.rows = rows
+
+    def _cells(self, row: Row, records: Sequence[Record]) -> dict[int, Cell]:
+        found = {}
+        for budget in BUDGETS:
+            count = steps(dict(row), budget, self.costs)
+            runs = [r for r in records if r.config.get("steps") == count and _is(r, row)]
+            if count is not None and runs:
+                accuracies = (stat(r.figure("", name) for r in runs) for name in ("class_il", "task_il"))
+                found[budget] = Cell(count, *accuracies)
+        return found
+
+    def of(self, **wanted: Any) -> dict[int, Cell]:
+        """The cells of a row by budget; {} where nothing of it was run."""
+        for i, row in enumerate(self.rows):
+            if dict(row) == wanted:
+                return self.cells.get(i, {})
+        return {}
+
+
+def section(records: Sequence[Record]) -> list[str]:
+    """Lines of the page; the figure is written beside by `figure`."""
+    table = Table(records, 32)
+    dense, ours = table.of(**MAIN[0]), table.of(**MAIN[1])
+    figures = [*_answers(table, dense, ours), *_goals(table, dense, ours)]
+    return [
+        "## At equal time",
+        "",
+        *(f"- {line}" for line in figures),
+        "",
+        "![Class-IL against seconds of training a task, with one standard deviation](pictures/equal-time.svg)",
+        "",
+        f"Split CIFAR-10, 1,000 training and 200 test images a class, ResNet-18 of width {table.width}, buffer 200, one"
+        f" thread. A budget of 1 is what one epoch of dense DER++ takes: {A_PASS} steps, {table.seconds:.0f} seconds a"
+        " task on the machine that the costs were measured on. Every row has as many steps as fit into that by its own"
+        " cost of a step, mask updates charged (`python experiments/equal_time.py costs`, records in"
+        f" `experiments/results/equal-time/costs-{table.width}.json`; RigL's charge is its dense gradient). The images"
+        " are CIFAR-10 compressed once more as JPEG: absolute accuracies lie under those on the original files. The"
+        " runs (`sparcl sweep experiments/equal-time.toml --data CIFAR10`) have steps, not seconds, so that nothing"
+        " depends on what else their machine did.",
+        "",
+        "Class-IL / Task-IL in percent, mean ± standard deviation (number of seeds):",
+        "",
+        *_lines(table),
+    ]
+
+
+def _answers(table: Table, dense: Mapping[int, Cell], ours: Mapping[int, Cell]) -> list[str]:
+    """What a person looks for."""
+    lines = []
+    for budget in BUDGETS:
+        if budget in dense and budget in ours:
+            a, b = dense[budget], ours[budget]
+            rivals = [
+                f"{NAMES[name]} {_figure(cells[budget].class_il)}" for name, cells in _rivals(table) if budget in cells
+            ]
+            beside = f" At the same sparsity: {', '.join(rivals)}." if rivals else ""
+            lines.append(
+                f"**With {budget * table.seconds:.0f} seconds a task**: dense DER++ {_figure(a.class_il)} % Class-IL,"
+                f" SparCL-DER++ .90 {_figure(b.class_il)} % ({_difference(b, a)}), by {b.steps} steps for {a.steps}."
+                f"{beside}"
+            )
+    return lines
+
+
+def _goals(table: Table, dense: Mapping[int, Cell], ours: Mapping[int, Cell]) -> list[str]:
+    """The aims of the comparison, judged where two runs or more stand on both sides."""
+    lines = []
+    for budget, aim in AIMS.items():
+        if budget in dense and budget in ours:
+            lines.append(
+                f"Aim at budget {budget}, {aim:g} points above dense: {_verdict(ours[budget], dense[budget], aim)}."
+            )
+        for name, cells in _rivals(table):
+            if budget in cells and budget in ours:
+                lines.append(
+                    f"Aim at budget {budget}, not below {NAMES[name]}: {_verdict(ours[budget], cells[budget], 0.0)}."
+                )
+    return lines
+
+
+def _rivals(table: Table) -> list[tuple[str, dict[int, Cell]]]:
+    return [(name, table.of(method="derpp", sparsifier=name, sparsity=0.9)) for name in RIVALS]
+
+
+def _verdict(ours: Cell, other: Cell, aim: float) -> str:
+    a, b = ours.class_il, other.class_il
+    if a.mean is None or b.mean is None or a.std is None or b.std is None:
+        return "one run on a side says nothing"
+    difference = a.mean - b.mean - aim
+    p = welch(difference, (a.std**2 / a.n, b.std**2 / b.n), (a.n, b.n))
+    answer = "reached" if difference >= 0 else "missed"
+    noise = "" if p < LEVEL else ", within noise"
+    against = f" against {aim:+g}" if aim else ""
+    return f"{answer}{noise} ({difference + aim:+.1f} points, p = {p:.3f}{against}; {a.n} and {b.n} runs)"
+
+
+def _difference(ours: Cell, other: Cell) -> str:
+    assert ours.class_il.mean is not None
+    assert other.class_il.mean is not None
+    return f"{ours.class_il.mean - other.class_il.mean:+.1f} points; {ours.class_il.n} and {other.class_il.n} runs"
+
+
+def _lines(table: Table) -> list[str]:
+    head = ["row", *(f"budget {b}, {b * table.seconds:.0f} s" for b in BUDGETS)]
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * len(BUDGETS)}"]
+    for i, cells in table.cells.items():
+        shown = [str(cells[b]) if b in cells else "–" for b in BUDGETS]
+        lines.append(f"| {_name(table.rows[i])} | {' | '.join(shown)} |")
+    return lines
+
+
+def _name(row: Row) -> str:
+    host = NAMES[row["method"]]
+    words = [
+        f"{host} dense" if row["sparsifier"] == "dense" else f"{host} {NAMES[row['sparsifier']]} {row['sparsity']:g}"
+    ]
+    words += ["blocks of 4"] if row.get("pattern") == "block" else []
+    words += ["single head"] if row.get("single_head") else []
+    more = {k: v for k, v in row.items() if k not in ROW}
+    return ", ".join([*words, *(f"{k.replace('_', ' ')} {v}" for k, v in more.items())])
+
+
+def _is(record: Record, row: Row) -> bool:
+    """Whether a record is of a row: what the row leaves out is as usual."""
+    usual = {"pattern": "unstructured", "single_head": False, "sample_removal": 0.0}
+    usual |= {"gradient_sparsity": 0.2, "importance": "cwi", "first_mask": "random"}
+    of_sparcl = ("sample_removal", "gradient_sparsity", "importance")
+    for key, value in {**usual, **row}.items():
+        if row["sparsifier"] != "sparcl" and key in of_sparcl:
+            continue
+        if record.config.get(key, usual.get(key)) != value:
+            return False
+    return True
+
+
+def _figure(found: Stat) -> str:
+    if found.mean is None:
+        return "–"
+    return f"{found.mean:.1f}" + ("" if found.std is None else f" ± {found.std:.1f}")
+
+
+def figure(records: Sequence[Record]) -> str | None:
+    """Class-IL against seconds a task, of DER++ dense, SparCL and the rivals at .90; an SVG of its own."""
+    table = Table(records, 32)
+    shown = [("dense", table.of(**MAIN[0])), ("SparCL", table.of(**MAIN[1]))]
+    shown += [(NAMES[name], cells) for name, cells in _rivals(table)]
+    series = []
+    for style, (name, cells) in enumerate((n, c) for n, c in shown if c):
+        aside = 1 + 0.015 * (style - 2)  # bars of rows side by side are told apart
+        points = [(b * table.seconds * aside, cell.class_il.mean) for b, cell in cells.items()]
+        series.append(Series(name, points, [(None, cell.class_il.std) for cell in cells.values()], style))
+    label = "Class-IL, %"
+    drawn = plot(series, "Class-IL at equal time", "seconds of training a task", label, x_log=True)
+    return None if drawn is None else _alone(drawn, [s.label for s in series])
+
+
+STYLE = """
+text { font: 9px sans-serif; fill: #808080 }
+.axis, .tick, .grid, .border { stroke: #808080; stroke-width: 0.5 }
+.line { fill: none; stroke: currentColor; stroke-width: 1.5 }
+.bar { stroke: currentColor; stroke-width: 1 }
+.mark { fill: currentColor }
+.s0 { color: #0072b2 } .s1 { color: #d55e00 } .s2 { color: #00805e }
+.s3 { color: #b0508a } .s4 { color: #946200 } .s5 { color: #3a87b7 }
+"""
+"""Colours that can be read on light and dark ground."""
+
+
+def _alone(drawn: str, labels: Sequence[str]) -> str:
+    """A figure of the run page as a file of its own: with its style, and a legend below."""
+    inside = drawn[drawn.index(">") + 1 : drawn.rindex("</svg>")]
+    legend = []
+    for i, label in enumerate(labels):
+        x, y = LEFT + 58 * i, HEIGHT + 6
+        legend.append(f'<g class="{style_class(i)}">{mark(x, y, i)}</g><text x="{x + 7}" y="{y + 3}">{label}</text>')
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {WIDTH} {HEIGHT + 16}">'
+    return f"{head}<style>{STYLE}</style>{inside}{''.join(legend)}</svg>\n"

@@ -1,0 +1,28 @@
+"""Student's t: whether two means differ by more than chance alone would make them."""
+
+from __future__ import annotations
+
+import math
+
+
+def welch(difference: float, variances: tuple[float, float], runs: tuple[int, int]) -> float:
+    """p of a difference of two means with these variances (of the means): Welch's t test, two-sided."""
+    total = sum(variances)
+    if total == 0.0:
+        return 1.0 if difference == 0.0 else 0.0
+    freedom = total**2 / sum(v**2 / (n - 1) for v, n in zip(variances, runs, strict=True))
+    return student(difference / math.sqrt(total), freedom)
+
+
+def student(t: float, freedom: float) -> float:
+    """P(|T| > |t|) of Student's t with `freedom` degrees of freedom.
+
+    With t = √freedom · tan θ the density is in proportion to cos θ to the power of freedom - 1 (Simpson's rule).
+    """
+    theta, steps = math.atan(abs(t) / math.sqrt(freedom)), 2000
+
+    def area(to: float) -> float:
+        at = [math.cos(to * i / steps) ** (freedom - 1) for i in range(steps + 1)]
+        return to / steps / 3 * (at[0] + at[-1] + 4 * sum(at[1:-1:2]) + 2 * sum(at[2:-1:2]))
+
+    return max(0.0, 1.0 - area(theta) / area(math.pi / 2))

@@ -1,0 +1,110 @@
+"""Instructions of a training step of sparcl-device on an emulated ARM, by kernel; `make count-neon` runs it.
+
+A step is what a run of some steps executes more than a run of fewer, so that starting and saving cost nothing. The file's
+own account has the multiply-adds of a step. The estimate of boards and phones at the end is from these counts and from
+published clock rates; none was run on one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparcl.checkpoint import model_file
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = {"digits .90": (4, 14), "ResNet-18, width 64, .95": (1, 2)}
+"""Jobs of benchmarks/device_memory.py, and the steps of the two runs whose difference counts."""
+
+CORES = {
+    "Pi 4, Cortex-A72 at 1.5 GHz": (1.5, 3, 1),
+    "Pi 4, Cortex-A72 at 1.8 GHz": (1.8, 3, 1),
+    "Pi 5, Cortex-A76 at 2.4 GHz": (2.4, 4, 2),
+    "phone, Cortex-A715 at 2.8 GHz": (2.8, 5, 2),
+    "phone, Cortex-X3 at 3.2 GHz": (3.2, 6, 4),
+}
+"""GHz, instructions that are decoded a cycle, FMLA of four lanes that start in a cycle."""
+
+
+@dataclass
+class Step:
+    instructions: float
+    fmla: float
+    multiply_adds: float
+
+
+def executed(file: Path) -> int:
+    return int(model_file.read(file).device.get("cost", {}).get("executed", 0))
+
+
+def run(given: argparse.Namespace, program: Path, isa: str, folder: Path, steps: int) -> Step:
+    """One `learn` of so many steps, from a fresh copy of the file."""
+    file, counts = folder / "run.sparcl", folder / "counts"
+    shutil.copy(folder / "m.sparcl", file)
+    counts.unlink(missing_ok=True)
+    before = executed(file)
+    emulator = [given.qemu, "-cpu", "max", "-plugin", f"file={given.plugin},out={counts}"]
+    learn = [program, "learn", file, folder / "s.sparcl", "--steps", str(steps), "--threads", "1"]
+    subprocess.run([*emulator, *learn], check=True, stdout=subprocess.DEVNULL, env=os.environ | {"SPARCL_ISA": isa})
+    found = re.findall(r"instructions (\d+) fmla (\d+)", counts.read_text())
+    if len(found) != 1:
+        raise SystemExit(f"one process was to be counted, not {len(found)}")
+    return Step(float(found[0][0]), float(found[0][1]), (executed(file) - before) / 2)
+
+
+def step(given: argparse.Namespace, program: Path, isa: str, folder: Path, steps: tuple[int, int]) -> Step:
+    few, more = (run(given, program, isa, folder, n) for n in steps)
+    apart = steps[1] - steps[0]
+    names = ("instructions", "fmla", "multiply_adds")
+    return Step(*((getattr(more, n) - getattr(few, n)) / apart for n in names))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--qemu", default="qemu-aarch64")
+    parser.add_argument("--plugin", type=Path, required=True)
+    parser.add_argument("--program", type=Path, required=True)
+    parser.add_argument("--scalar", type=Path, help="the program whose compiler was not to vectorise")
+    given = parser.parse_args()
+    sides = [("NEON kernels", given.program, "neon"), ("plain, vectorised by the compiler", given.program, "plain")]
+    if given.scalar:
+        sides.append(("plain, scalar", given.scalar, "plain"))
+    print("| job | kernels | instructions | against NEON | FMLA of 4 lanes | multiply-adds | instructions : ideal |")
+    print("|---|---|---|---|---|---|---|")
+    neon: dict[str, Step] = {}
+    for name, steps in JOBS.items():
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            prepare = [sys.executable, ROOT / "benchmarks/device_memory.py", "--prepare", name, place]
+            subprocess.run(prepare, check=True)
+            for side, program, isa in sides:
+                one = step(given, program, isa, folder, steps)
+                base = neon.setdefault(name, one)
+                print(
+                    f"| {name} | {side} | {one.instructions / 1e6:,.1f} M | {one.instructions / base.instructions:.2f}"
+                    f" | {one.fmla / 1e6:,.2f} M | {one.multiply_adds / 1e6:,.1f} M"
+                    f" | {one.instructions / (one.multiply_adds / 4):.2f} |",
+                    flush=True,
+                )
+    print("\n| estimate, one core | " + " | ".join(f"{n}: ideal | decode full | 1 a cycle" for n in neon) + " |")
+    print("|---|" + "---|---|---|" * len(neon))
+    for core, (ghz, decoded, pipes) in CORES.items():
+        cells = []
+        for one in neon.values():
+            fused = one.multiply_adds / 4
+            for cycles in (fused / 2, max(one.instructions / decoded, one.fmla / pipes), one.instructions):
+                cells.append(f"{cycles / ghz / 1e6:,.2f} ms")
+        print(f"| {core} | " + " | ".join(cells) + " |")
+    print(json.dumps({name: vars(one) for name, one in neon.items()}), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
