@@ -76,6 +76,7 @@ def start(arguments: list[str], output: Path, before: Callable[[], None] = lambd
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
+            sys.stdout, sys.stderr = (os.fdopen(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))
             before()
             code = _main(arguments)
         except KeyboardInterrupt:  # before the command began

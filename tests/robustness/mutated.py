@@ -214,7 +214,8 @@ class StreamCheckpoints(Checkpoints):
 def check_stream(stream: streams.Stream) -> None:
     """What every loaded stream must be."""
     for task in stream:
-        for samples in (task.train, task.test):
+        assert (task.test is not None) == stream.tested
+        for samples in filter(None, (task.train, task.test)):
             assert samples.inputs.dtype == torch.uint8
             assert samples.inputs.dim() == 4
             assert len(samples.inputs) == len(samples.labels) > 0
@@ -289,7 +290,7 @@ class Data:
                 if not vanishes:
                     (root / victim).write_bytes(damaged)
             for task in stream:
-                for samples in (task.train, task.test):
+                for samples in filter(None, (task.train, task.test)):
                     read = samples.inputs[:]
                     assert read.dtype == torch.uint8
                     assert read.shape == (len(samples.labels), *stream.input_shape)

@@ -6,9 +6,9 @@ Legend: C columns of the logits so far, D inputs of the classifier.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -184,6 +184,17 @@ class Classes:
         self.names = list(state["names"])
         self.of_tasks = [tuple(columns) for columns in state["of_tasks"]]
         self._grow(optimizer, torch.Generator())
+
+
+def classes_in(learner: Any) -> Mapping[str, Any]:
+    """What a checkpoint's part `learner` says of its columns.
+
+    Raises:
+        CheckpointError: nothing, or what `Classes.state_dict` could not have given.
+    """
+    state = learner.get("classes") if isinstance(learner, Mapping) else None
+    check_state(state)
+    return cast(Mapping[str, Any], state)
 
 
 def check_state(state: Any) -> None:

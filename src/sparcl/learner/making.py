@@ -14,7 +14,7 @@ from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError
 from sparcl.learner import frozen
 from sparcl.learner.budget import KINDS, check_amount
-from sparcl.learner.classes import check_state
+from sparcl.learner.classes import classes_in
 from sparcl.learner.frozen import FREEZE, UNTRAINED
 from sparcl.learner.latents import LATENTS
 from sparcl.learner.saving import COUNTS, KNOWN, MADE_FROM, PARTS, RUN, settings_in
@@ -66,7 +66,7 @@ def make(
 
 def _growth(state: State) -> dict[str, Any]:
     """The head of a Learner that grows is made without columns, and grows as it is restored."""
-    check_state(classes := checks.keys(state, PARTS, "the state")["learner"]["classes"])
+    classes = classes_in(checks.keys(state, PARTS, "the state")["learner"])
     return {"classes": ()} if classes["grows"] else {}
 
 
@@ -120,8 +120,7 @@ def _check_model(recipe: Any, state: State) -> None:
     with checks.refusing("the model"), torch.device("meta"):
         made = kind(**arguments)
     empty = made.state_dict()
-    classes = state["learner"]["classes"]
-    check_state(classes)
+    classes = classes_in(state["learner"])
     if classes["grows"]:  # a head that grew has a row for each name
         head = next(name for name, module in made.named_modules() if module is classifier(made))
         for name in (f"{head}.weight", f"{head}.bias"):

@@ -19,7 +19,7 @@ from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError, TrainingError
 from sparcl.learner import frozen
 from sparcl.learner.budget import Budget, check_pace
-from sparcl.learner.classes import Classes
+from sparcl.learner.classes import Classes, classes_in
 from sparcl.learner.frozen import FREEZE, UNTRAINED
 from sparcl.learner.latents import LATENTS
 from sparcl.learner.position import Position, StreamPosition
@@ -125,7 +125,7 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
         if saved is not None and ours is not None and (where := tree.difference(saved, ours)) is not None:
             raise CheckpointError(f"the checkpoint was made with another {part}: its {where} differs")
     with checks.refusing("the classes"):
-        learner.classes.restore(state["learner"]["classes"], learner.optimizer)
+        learner.classes.restore(classes_in(state["learner"]), learner.optimizer)
     if learner.backend == "reference" and STRIDES in settings:  # native has one order for all
         canonical.lay_out(learner.model, learner.sparsifier.layers, settings[STRIDES])
     with checks.refusing("the state of the model and its optimizer"):
