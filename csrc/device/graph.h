@@ -39,6 +39,7 @@ class Graph {
 
   const Extent& input() const { return input_; }  // of one sample
   long classes() const { return classes_; }
+  int threads() const { return threads_; }
   long macs() const { return macs_; }  // of one sample, forward
   long positions(size_t at) const;     // of a node's output, of one sample
 
