@@ -113,6 +113,7 @@ class Graph {
   const float* x_ = nullptr;
   int threads_;
   bool frozen_computed_ = false;
+  bool cleared_ = false;  // whether all gradients of parameters are 0: the way back writes, instead of adding to them
 };
 
 }  // namespace sparcl
