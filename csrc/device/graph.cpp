@@ -129,6 +129,7 @@ void Graph::size_for(long batch) {
 void Graph::clear_gradients() {
   for (State& state : states_)
     for (Parameter* p : {&state.weight, &state.bias}) std::fill(p->gradient.begin(), p->gradient.end(), 0.0f);
+  cleared_ = true;
 }
 
 }  // namespace sparcl

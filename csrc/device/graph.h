@@ -39,6 +39,7 @@ class Graph {
 
   const Extent& input() const { return input_; }  // of one sample
   long classes() const { return classes_; }
+  int threads() const { return threads_; }
   long macs() const { return macs_; }  // of one sample, forward
   long positions(size_t at) const;     // of a node's output, of one sample
 
@@ -112,6 +113,7 @@ class Graph {
   const float* x_ = nullptr;
   int threads_;
   bool frozen_computed_ = false;
+  bool cleared_ = false;  // whether all gradients of parameters are 0: the way back writes, instead of adding to them
 };
 
 }  // namespace sparcl

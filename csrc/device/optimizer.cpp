@@ -4,10 +4,13 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "engine/parallel.h"
+
 namespace sparcl {
 namespace {
 
 constexpr char kWhat[] = "the optimizer";
+constexpr size_t kSpan = 4096;  // values that a thread moves at a time
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
@@ -17,6 +20,16 @@ bool is_true(const Json& group, const char* name) {
 }
 
 bool moves(const std::vector<uint8_t>& chosen, size_t i) { return chosen.empty() || chosen[i]; }
+
+// body(i) for each of `count` values, which have nothing to do with each other
+template <class Body>
+void each(size_t count, int threads, Body body) {
+  const size_t spans = (count + kSpan - 1) / kSpan;
+  parallel_for(threads, static_cast<long>(spans), [&](long span) {
+    const size_t first = static_cast<size_t>(span) * kSpan;
+    for (size_t i = first; i < std::min(count, first + kSpan); ++i) body(i);
+  });
+}
 
 }  // namespace
 
@@ -87,40 +100,40 @@ void Optimizer::step(Graph& graph) {
     static const std::vector<uint8_t> kAll;
     const std::vector<uint8_t>& chosen = held.bias ? kAll : graph.states()[held.at].chosen;
     if (kind_ == kSgd)
-      move_sgd(p, chosen, !held.begun);
+      move_sgd(p, chosen, !held.begun, graph.threads());
     else
-      move_adam(p, chosen, ++held.steps);
+      move_adam(p, chosen, ++held.steps, graph.threads());
     held.begun = kind_ != kSgd || momentum_ != 0;
   }
 }
 
-void Optimizer::move_sgd(Parameter& p, const std::vector<uint8_t>& chosen, bool first) const {
+void Optimizer::move_sgd(Parameter& p, const std::vector<uint8_t>& chosen, bool first, int threads) const {
   const float rate = static_cast<float>(rate_), decay = static_cast<float>(decay_), momentum = static_cast<float>(momentum_);
   const float new_share = first ? 1.0f : static_cast<float>(1 - dampening_);
   float* buffer = momentum_ != 0 ? p.slots.at("momentum_buffer").data() : nullptr;
-  for (size_t i = 0; i < p.value.size(); ++i) {
-    if (!moves(chosen, i)) continue;
+  each(p.value.size(), threads, [&](size_t i) {
+    if (!moves(chosen, i)) return;
     float way = p.gradient[i] + decay * p.value[i];
     if (buffer) {
       buffer[i] = momentum * buffer[i] + new_share * way;
       way = nesterov_ ? way + momentum * buffer[i] : buffer[i];
     }
     p.value[i] -= rate * way;
-  }
+  });
 }
 
-void Optimizer::move_adam(Parameter& p, const std::vector<uint8_t>& chosen, double steps) const {
+void Optimizer::move_adam(Parameter& p, const std::vector<uint8_t>& chosen, double steps, int threads) const {
   const float rest1 = static_cast<float>(1 - beta1_), keep2 = static_cast<float>(beta2_), rest2 = static_cast<float>(1 - beta2_), eps = static_cast<float>(eps_);
   const float length = static_cast<float>(rate_ / (1 - std::pow(beta1_, steps))), root = static_cast<float>(std::sqrt(1 - std::pow(beta2_, steps)));
   const float shrink = kind_ == kAdamW ? static_cast<float>(1 - rate_ * decay_) : 1.0f, decay = kind_ == kAdam ? static_cast<float>(decay_) : 0.0f;
   std::vector<float>&mean = p.slots.at("exp_avg"), &square = p.slots.at("exp_avg_sq");
-  for (size_t i = 0; i < p.value.size(); ++i) {
-    if (!moves(chosen, i)) continue;
+  each(p.value.size(), threads, [&](size_t i) {
+    if (!moves(chosen, i)) return;
     const float g = p.gradient[i] + decay * p.value[i];
     mean[i] += rest1 * (g - mean[i]);
     square[i] = square[i] * keep2 + rest2 * g * g;
     p.value[i] = p.value[i] * shrink - length * (mean[i] / (std::sqrt(square[i]) / root + eps));
-  }
+  });
 }
 
 void Optimizer::store(ModelFile& model, const Graph& graph) const {

@@ -26,8 +26,8 @@ class Optimizer {
   Parameter& parameter(Graph& graph, const Held& held) const;
   std::vector<std::string> slots() const;
   void read_state(const ModelFile& model, Graph& graph, Held& held) const;
-  void move_sgd(Parameter& p, const std::vector<uint8_t>& chosen, bool first) const;
-  void move_adam(Parameter& p, const std::vector<uint8_t>& chosen, double steps) const;
+  void move_sgd(Parameter& p, const std::vector<uint8_t>& chosen, bool first, int threads) const;
+  void move_adam(Parameter& p, const std::vector<uint8_t>& chosen, double steps, int threads) const;
 
   enum Kind { kSgd, kAdam, kAdamW } kind_ = kSgd;
   double rate_ = 0, decay_ = 0, momentum_ = 0, dampening_ = 0, beta1_ = 0, beta2_ = 0, eps_ = 0;

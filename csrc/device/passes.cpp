@@ -100,6 +100,7 @@ void Graph::backward(const float* logits, bool again) {
     values_[output].reset();
     signs_[at].reset();
   }
+  cleared_ = false;
 }
 
 void Graph::run(size_t at, bool training) {
@@ -148,17 +149,20 @@ void Graph::run_back(size_t at, bool again) {
   const Node& node = nodes_[at];
   State& state = states_[at];
   const Extent& in = extents_[node.input];
-  std::vector<float> weight(state.weight.value.size()), bias(state.bias.value.size());
+  std::vector<float> parts[2];  // of weight and bias, where they are added to what is there
+  if (!cleared_) parts[0].resize(state.weight.value.size()), parts[1].resize(state.bias.value.size());
+  float* weight = cleared_ ? state.weight.gradient.data() : parts[0].data();
+  float* bias = cleared_ ? state.bias.gradient.data() : parts[1].data();
   if (node.op == Node::kNorm) {
-    normalise_back(at, again, weight.data(), bias.data());
+    normalise_back(at, again, weight, bias);
   } else {
     settle(node.output);
     Block& gy = gradients_[node.output].sum;
     const float* x = value(node.input);
     const Extent& out = extents_[node.output];
     if (node.op == Node::kConvolution) {
-      convolve_back(at, weight.data());
-      if (node.bias) bias_gradient(gy.get(), out.channels, channel(out), bias.data(), threads_);
+      convolve_back(at, weight);
+      if (node.bias) bias_gradient(gy.get(), out.channels, channel(out), bias, threads_);
     } else if (node.input == 0) {
       return;  // nobody asks for the gradient of the input
     } else if (node.op == Node::kRelu) {
@@ -183,8 +187,8 @@ void Graph::run_back(size_t at, bool again) {
       collect(node.input, std::move(gx));
     }
   }
-  add(weight.data(), state.weight.gradient.data(), static_cast<long>(weight.size()), threads_);
-  add(bias.data(), state.bias.gradient.data(), static_cast<long>(bias.size()), threads_);
+  add(parts[0].data(), state.weight.gradient.data(), static_cast<long>(parts[0].size()), threads_);
+  add(parts[1].data(), state.bias.gradient.data(), static_cast<long>(parts[1].size()), threads_);
 }
 
 // The gradient of its input that others have left is added as it writes.

@@ -6,10 +6,12 @@
 #include <string>
 
 #include "device/losses.h"
+#include "engine/parallel.h"
 
 namespace sparcl {
 namespace {
 
+constexpr long kSpan = 16384;
 constexpr double kEpsilon = 1e-5, kMomentum = 0.1;  // of the norms
 
 // Nodes, and the tensors that they need.
@@ -136,8 +138,13 @@ double Trainer::step(const float* x, const std::vector<long>& labels, float rate
   const double loss = forward(x, labels);
   backward();
   for (Graph::State& state : graph.states())
-    for (Parameter* p : {&state.weight, &state.bias})
-      kernels().add_scaled(p->gradient.data(), p->value.data(), static_cast<long>(p->value.size()), -rate);
+    for (Parameter* p : {&state.weight, &state.bias}) {
+      const long count = static_cast<long>(p->value.size());
+      parallel_for(graph.threads(), (count + kSpan - 1) / kSpan, [&](long span) {
+        const long first = span * kSpan;
+        kernels().add_scaled(p->gradient.data() + first, p->value.data() + first, std::min(kSpan, count - first), -rate);
+      });
+    }
   return loss;
 }
 
