@@ -1,7 +1,7 @@
-"""`compare.py HERE ARM`: two result.json of the same run, here and on an emulated ARM; fails where they differ by more than noise.
+"""`compare.py HERE ARM`: two result.json of the same run, here and on an emulated ARM; fails beyond noise.
 
-Both draw the same numbers and do the same work: executed FLOPs are equal unless DDR removed other samples, which follows
-from rounding; a percent is let go. Accuracies are within `NOISE` points.
+Both draw the same numbers and do the same work: executed FLOPs are equal unless DDR removed other samples, which
+follows from rounding; a percent is let go. Accuracies are within `NOISE` points.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Instructions of a training step of sparcl-device on an emulated ARM, by kernel; `make count-neon` runs it.
 
-A step is what a run of some steps executes more than a run of fewer, so that starting and saving cost nothing. The file's
-own account has the multiply-adds of a step. The estimate of boards and phones at the end is from these counts and from
-published clock rates; none was run on one.
+A step is what a run of some steps executes more than a run of fewer, so that starting and saving cost nothing. The
+file's own account has the multiply-adds of a step. The estimate of boards and phones at the end is from these counts
+and from published clock rates; none was run on one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """seq-digits by Python, by sparcl-device here and by sparcl-device on an emulated ARM, from the same untrained file.
 
-Prints a table in Markdown, and fails where the executed multiply-adds differ or where an accuracy is further from Python's
-than runs of one seed are from each other (docs/device.md, whole runs: up to 4 points; here `--noise`).
+Prints a table in Markdown, and fails where the executed multiply-adds differ or where an accuracy is further from
+Python's than runs of one seed are from each other (docs/device.md, whole runs: up to 4 points; here `--noise`).
 """
 
 from __future__ import annotations
