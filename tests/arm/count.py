@@ -72,15 +72,16 @@ def main() -> None:
     parser.add_argument("--qemu", default="qemu-aarch64")
     parser.add_argument("--plugin", type=Path, required=True)
     parser.add_argument("--program", type=Path, required=True)
-    parser.add_argument("--scalar", type=Path, help="the program whose compiler was not to vectorise")
+    parser.add_argument("--scalar", type=Path, help="the program built without SIMD")
+    parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS), metavar="JOB")
     given = parser.parse_args()
-    sides = [("NEON kernels", given.program, "neon"), ("plain, vectorised by the compiler", given.program, "plain")]
+    sides = [("NEON kernels", given.program, "neon"), ("plain, as the compiler makes it", given.program, "plain")]
     if given.scalar:
-        sides.append(("plain, scalar", given.scalar, "plain"))
+        sides.append(("plain, without SIMD", given.scalar, "plain"))
     print("| job | kernels | instructions | against NEON | FMLA of 4 lanes | multiply-adds | instructions : ideal |")
     print("|---|---|---|---|---|---|---|")
     neon: dict[str, Step] = {}
-    for name, steps in JOBS.items():
+    for name, steps in ((name, JOBS[name]) for name in given.jobs):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             prepare = [sys.executable, ROOT / "benchmarks/device_memory.py", "--prepare", name, place]
