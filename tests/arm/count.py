@@ -21,8 +21,16 @@ from pathlib import Path
 from sparcl.checkpoint import model_file
 
 ROOT = Path(__file__).resolve().parents[2]
-JOBS = {"digits .90": (4, 14), "ResNet-18, width 64, .95": (1, 2)}
-"""Jobs of benchmarks/device_memory.py, and the steps of the two runs whose difference counts."""
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from device_memory import JOBS as TIMED  # noqa: E402  (a script beside others, found by the line above)
+from device_memory import prepare  # noqa: E402
+
+WIDE = "ResNet-18, width 64, .95"
+NARROW = WIDE.replace("64", "16")
+KINDS = TIMED | {NARROW: TIMED[WIDE] | {"width": 16}}
+JOBS = {"digits .90": (4, 14), NARROW: (1, 2), WIDE: (1, 2)}
+"""Jobs of benchmarks/device_memory.py and a narrow one; the steps of the two runs whose difference counts."""
 
 CORES = {
     "Pi 4, Cortex-A72 at 1.5 GHz": (1.5, 3, 1),
@@ -84,8 +92,7 @@ def main() -> None:
     for name, steps in ((name, JOBS[name]) for name in given.jobs):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
-            prepare = [sys.executable, ROOT / "benchmarks/device_memory.py", "--prepare", name, place]
-            subprocess.run(prepare, check=True)
+            prepare(KINDS[name], folder)
             for side, program, isa in sides:
                 one = step(given, program, isa, folder, steps)
                 base = neon.setdefault(name, one)
