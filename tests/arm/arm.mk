@@ -25,7 +25,7 @@ sparcl-device-aarch64-musl:  ## the same for a phone or a Pi
 # The plain kernels are vectors of four lanes, too, which the compiler makes NEON of; without SIMD they are scalars. For count-neon.
 sparcl-device-aarch64-scalar:
 	$(CMAKE) -S . -B $(PROGRAM)/aarch64-scalar -DSPARCL_PROGRAM=ON $(AARCH64) \
-		"-DCMAKE_CXX_FLAGS=-march=armv8-a+nosimd" > /dev/null
+		-DSPARCL_PLAIN_OPTIONS=-march=armv8-a+nosimd > /dev/null
 	$(CMAKE) --build $(PROGRAM)/aarch64-scalar --target sparcl-device --parallel
 
 # A program of its own that runs the other, as the tests want one.
