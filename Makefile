@@ -47,6 +47,7 @@ clean:  ## remove the environment, builds and caches
 -include docs.mk
 -include csrc/portability.mk
 -include csrc/devices.mk
+-include tests/arm/arm.mk
 -include tests/robustness/robustness.mk
 -include tests/slurm/slurm.mk
 -include tests/fresh/fresh.mk

@@ -17,8 +17,10 @@
 #define SPARCL_INLINED __attribute__((always_inline))  // of a lambda
 #if defined(__AVX512F__)
 #define SPARCL_KEEP(v) asm("" : "+v"(v))  // in a register
-#elif defined(__aarch64__)
+#elif defined(__ARM_NEON)
 #define SPARCL_KEEP(v) asm("" : "+w"(v))
+#elif defined(__aarch64__)
+#define SPARCL_KEEP(v) (void)0  // built without SIMD, to be counted: no register holds it
 #else
 #define SPARCL_KEEP(v) asm("" : "+x"(v))
 #endif

@@ -1,8 +1,8 @@
 """Instructions of a training step of sparcl-device on an emulated ARM, by kernel; `make count-neon` runs it.
 
-A step is what a run of some steps executes more than a run of fewer, so that starting and saving cost nothing. The file's
-own account has the multiply-adds of a step. The estimate of boards and phones at the end is from these counts and from
-published clock rates; none was run on one.
+A step is what a run of some steps executes more than a run of fewer, so that starting and saving cost nothing. The
+file's own account has the multiply-adds of a step. The estimate of boards and phones at the end is from these counts
+and from published clock rates; none was run on one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,16 @@ from pathlib import Path
 from sparcl.checkpoint import model_file
 
 ROOT = Path(__file__).resolve().parents[2]
-JOBS = {"digits .90": (4, 14), "ResNet-18, width 64, .95": (1, 2)}
-"""Jobs of benchmarks/device_memory.py, and the steps of the two runs whose difference counts."""
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from device_memory import JOBS as TIMED  # noqa: E402  (a script beside others, found by the line above)
+from device_memory import prepare  # noqa: E402
+
+WIDE = "ResNet-18, width 64, .95"
+NARROW = WIDE.replace("64", "16")
+KINDS = TIMED | {NARROW: TIMED[WIDE] | {"width": 16}}
+JOBS = {"digits .90": (4, 14), NARROW: (1, 2), WIDE: (1, 2)}
+"""Jobs of benchmarks/device_memory.py and a narrow one; the steps of the two runs whose difference counts."""
 
 CORES = {
     "Pi 4, Cortex-A72 at 1.5 GHz": (1.5, 3, 1),
@@ -72,19 +80,19 @@ def main() -> None:
     parser.add_argument("--qemu", default="qemu-aarch64")
     parser.add_argument("--plugin", type=Path, required=True)
     parser.add_argument("--program", type=Path, required=True)
-    parser.add_argument("--scalar", type=Path, help="the program whose compiler was not to vectorise")
+    parser.add_argument("--scalar", type=Path, help="the program built without SIMD")
+    parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS), metavar="JOB")
     given = parser.parse_args()
-    sides = [("NEON kernels", given.program, "neon"), ("plain, vectorised by the compiler", given.program, "plain")]
+    sides = [("NEON kernels", given.program, "neon"), ("plain, as the compiler makes it", given.program, "plain")]
     if given.scalar:
-        sides.append(("plain, scalar", given.scalar, "plain"))
+        sides.append(("plain, without SIMD", given.scalar, "plain"))
     print("| job | kernels | instructions | against NEON | FMLA of 4 lanes | multiply-adds | instructions : ideal |")
     print("|---|---|---|---|---|---|---|")
     neon: dict[str, Step] = {}
-    for name, steps in JOBS.items():
+    for name, steps in ((name, JOBS[name]) for name in given.jobs):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
-            prepare = [sys.executable, ROOT / "benchmarks/device_memory.py", "--prepare", name, place]
-            subprocess.run(prepare, check=True)
+            prepare(KINDS[name], folder)
             for side, program, isa in sides:
                 one = step(given, program, isa, folder, steps)
                 base = neon.setdefault(name, one)

@@ -1,7 +1,7 @@
 """seq-digits by Python, by sparcl-device here and by sparcl-device on an emulated ARM, from the same untrained file.
 
-Prints a table in Markdown, and fails where the executed multiply-adds differ or where an accuracy is further from Python's
-than runs of one seed are from each other (docs/device.md, whole runs: up to 4 points; here `--noise`).
+Prints a table in Markdown, and fails where the executed multiply-adds differ or where an accuracy is further from
+Python's than runs of one seed are from each other (docs/device.md, whole runs: up to 4 points; here `--noise`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
 
-from device_equal import both  # noqa: E402  (a script beside others, found by the line above)
+import device_equal  # noqa: E402  (a script beside others, found by the line above)
 
 from sparcl.streams import seq_digits  # noqa: E402
 
@@ -26,16 +26,20 @@ def main() -> None:
     parser.add_argument("--here", type=Path, required=True, help="sparcl-device for this machine")
     parser.add_argument("--arm", type=Path, required=True, help="a script that runs the ARM program emulated")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=device_equal.EPOCHS)
+    parser.add_argument("--methods", nargs="+", default=["er", "derpp"])
     parser.add_argument("--noise", type=float, default=5.0, help="points of accuracy")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    device_equal.EPOCHS = given.epochs
     stream, failed = seq_digits(), []
     print("| method | seed | accuracy, Python | device, x86-64 | device, ARM | multiply-adds, Python | x86-64 | ARM |")
     print("|---|---|---|---|---|---|---|---|")
-    for method in ("er", "derpp"):
+    for method in given.methods:
         for seed in range(given.seeds):
             with tempfile.TemporaryDirectory() as folder:
-                here, arm = (both(method, stream, seed, p, Path(folder)) for p in (given.here, given.arm))
+                programs = (given.here, given.arm)
+                here, arm = (device_equal.both(method, stream, seed, p, Path(folder)) for p in programs)
             python, accuracy = arm["accuracy"]
             work = (arm["executed"][0], here["executed"][1], arm["executed"][1])
             print(

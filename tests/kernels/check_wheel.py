@@ -78,6 +78,9 @@ class Tensor:
         code = INT if content.typecode == "i" else FLOAT
         self.seen = DLTensor(content.buffer_info()[0], (1, 0), len(shape), code, 32, 1, shape_of, strides_of, 0)
 
+    def is_neg(self) -> bool:
+        return False
+
     def floats(self) -> list[float]:
         count = 1
         for axis in range(self.seen.axes):
