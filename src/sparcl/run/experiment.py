@@ -18,11 +18,13 @@ from sparcl.errors import LARGEST, ConfigError, unknown
 from sparcl.learner.budget import check_pace
 from sparcl.learner.latents import KINDS
 from sparcl.learner.schedule import CONSTANT, check_clip, check_warmup, parse
+from sparcl.methods.buffer import parse_bytes
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
 from sparcl.nn import AUTO, DEFAULT_WIDTH, MODELS
 from sparcl.nn.auto import BACKENDS
 from sparcl.run import optimizers
+from sparcl.run.protocols import OF_OWN, PROTOCOLS
 from sparcl.run.toml import check_type, toml_value, tupled
 from sparcl.sparsity import SPARSIFIERS, find
 from sparcl.sparsity.collected import RANKINGS
@@ -38,29 +40,6 @@ MOST = 2**31 - 1
 MOST_WIDTH = 2**16
 MOST_THREADS = 1024
 """Those of the native engine."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a stream is trained on by default: model and epochs (batch 32 everywhere)."""
-
-    model: str
-    epochs: int
-
-
-PROTOCOLS = {
-    "seq-digits": Protocol("convnet", 10),
-    "seq-mnist": Protocol("mlp", 1),
-    "seq-fashion-mnist": Protocol("mlp", 1),
-    "seq-cifar10": Protocol("resnet18", 50),
-    "seq-cifar100": Protocol("resnet18", 50),
-    "seq-tinyimg": Protocol("resnet18", 100),
-    "folder": Protocol("resnet18", 50),
-}
-"""Published for seq-cifar10 and seq-tinyimg (METHOD.md, section 4), as the field does for MNIST; ours for the rest."""
-
-OF_OWN = Protocol(AUTO, 50)
-"""Of a stream of the user's own: as for a folder, but the model goes by the shape of a sample."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +108,10 @@ class Experiment:
     importance: str | None = None
     ranking: str | None = None
     # with what
+    max_memory: int | str | None = None
+    """Of the whole process, its imports counted: bytes, or such as 256MB."""
+    fitted: dict[str, float] = field(default_factory=dict)
+    """What was expected, in bytes by part, when the settings were chosen to fit `max_memory`: they are not again."""
     seed: int = 0
     threads: int | None = None
     layer_choice: dict[str, str] = field(default_factory=dict)
@@ -179,6 +162,8 @@ class Experiment:
         if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
             raise ConfigError(f"max seconds {self.max_seconds} is not allowed; use a number above 0")
         check_pace(self.pace)
+        if self.max_memory is not None:
+            parse_bytes(self.max_memory, "max memory")
         if self.lr is not None and not 0 < self.lr <= LARGEST:
             raise ConfigError(
                 f"learning rate {self.lr:.6g} is not allowed; use a number above 0, at most {LARGEST:.2g}"
@@ -221,6 +206,10 @@ class Experiment:
             raise ConfigError(f"lazy goes with a stream of files: {able}, not {self.stream}")
         if self.pace and self.max_seconds is None:
             raise ConfigError("a pace goes with max seconds")
+        if self.fitted and self.max_memory is None:
+            raise ConfigError("fitted goes with max memory")
+        if self.max_memory is not None and self.device == "cuda":
+            raise ConfigError("max memory is of a process on the CPU, not of cuda; use device cpu")
         method = methods.find(self.method)
         if self.scenario is not None and self.scenario not in method.scenarios:
             raise ConfigError(
@@ -372,12 +361,13 @@ OF_SPARSE = ("pattern", "block_size", "distribution", "prunable", "first_mask")
 def overridden(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The values of a file with those `given` in their place.
 
-    A layer choice or a pace that was timed for others is dropped, and a budget given instead of the file's replaces it.
+    A layer choice or a pace that was timed for others is dropped, as what was fitted, and a budget given instead of the file's replaces it.
     """
     changed = [k for k in OF_LAYER_CHOICE if k in given and given[k] != values.get(k)]
     kept = {k: v for k, v in values.items() if not (changed and k == "layer_choice")}
     if any(k != "data" and given[k] != values.get(k) for k in given):
         kept.pop("pace", None)
+        kept.pop("fitted", None)
     if "init" in given:
         kept.pop("init_sha256", None)
     if any(k in given for k in BUDGETS):
