@@ -113,6 +113,13 @@ void give(void* block) {
   a.gaps[start] = bytes;
 }
 
+void arena_trim() {
+  Arena& a = arena();
+  std::lock_guard<std::mutex> lock(a.mutex);
+  for (const auto& [offset, bytes] : a.gaps)
+    if (offset < a.peak) madvise(a.base + offset, std::min(bytes, a.peak - offset), MADV_DONTNEED);
+}
+
 ArenaUse arena_use() {
   Arena& a = arena();
   std::lock_guard<std::mutex> lock(a.mutex);

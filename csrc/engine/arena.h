@@ -20,4 +20,7 @@ struct ArenaUse {
 };
 ArenaUse arena_use();
 
+// Gives the pages of all gaps back to the system: each is faulted in anew when it is used again.
+void arena_trim();
+
 }  // namespace sparcl
