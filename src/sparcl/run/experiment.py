@@ -361,7 +361,7 @@ OF_SPARSE = ("pattern", "block_size", "distribution", "prunable", "first_mask")
 def overridden(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The values of a file with those `given` in their place.
 
-    A layer choice or a pace that was timed for others is dropped, as what was fitted, and a budget given instead of the file's replaces it.
+    A layer choice, a pace or a fit of other settings is dropped, and a budget given instead of the file's replaces it.
     """
     changed = [k for k in OF_LAYER_CHOICE if k in given and given[k] != values.get(k)]
     kept = {k: v for k, v in values.items() if not (changed and k == "layer_choice")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,28 @@ def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> 
                 f"cannot resume with a changed configuration: {name} is {value!r:.80} here, but {saved[name]!r:.80}"
                 f" in {where}"
             )
+
+
+CHOSEN = ("batch_size", "sparsity", "buffer_size", "buffer_storage", "fitted")
+"""Settings that a budget of memory decides, where they are not named."""
+
+
+def as_fitted(experiment: Experiment, saved: Any, named: Collection[str]) -> Experiment:
+    """The experiment with what was chosen for its budget of memory when the run began; it is not chosen again.
+
+    Raises:
+        CheckpointError: what is saved is not allowed.
+    """
+    if experiment.max_memory is None or experiment.fitted or not isinstance(saved, Mapping):
+        return experiment
+    if not saved.get("fitted") or saved.get("max_memory") != experiment.max_memory:
+        return experiment
+    chosen = {name: saved[name] for name in CHOSEN if name in saved and name not in named}
+    try:
+        Experiment.from_dict({"stream": experiment.stream, **{k: v for k, v in chosen.items() if v is not None}})
+        return dataclasses.replace(experiment, **chosen)
+    except SparclError as error:
+        raise CheckpointError(f"what was chosen for max memory is not allowed: {error}") from None
 
 
 def resumed(experiment: Experiment, part: Mapping[str, Any]) -> Experiment:
