@@ -74,24 +74,42 @@ class Costs:
 
     def a_sample(self) -> float:
         """Bytes that one more sample of a batch takes, from the two largest batches that were tried."""
-        for known in self.trials.values():
-            if len(known) > 1:
-                small, large = sorted(known)[-2:]
-                return max(0.0, (known[large].training - known[small].training) / (large - small))
-        return 0.0
+        small, large = sorted(self._most_tried())[-2:] if len(self._most_tried()) > 1 else (0, 0)
+        return self._slope(small, large) if large else 0.0
+
+    def _most_tried(self) -> dict[int, trial.Trial]:
+        """Of one sparsity, by batch."""
+        return max(self.trials.values(), key=len, default={})
+
+    def _slope(self, small: int, large: int) -> float:
+        known = self._most_tried()
+        return max(0.0, (known[large].training - known[small].training) / (large - small))
+
+    def _steps_peak(self, batch: int, sparsity: float | None) -> float:
+        """Of training: along the line through the batches that were tried; other sparsities run beside it."""
+        own, known = self.trials[sparsity], self._most_tried()
+        if batch in own:
+            return own[batch].training
+        line = sorted(known)
+        if batch in known:
+            on_line: float = known[batch].training
+        else:
+            below = max([b for b in line if b < batch], default=line[0])
+            above = min([b for b in line if b > batch and b > below], default=below)
+            slope = self._slope(below, above) if above > below else self.a_sample()
+            on_line = known[below].training + slope * (batch - below)
+        both = max([b for b in own if b in known], default=None)
+        return on_line + (own[both].training - known[both].training if both is not None else 0)
 
     def peak(self, choice: Choice) -> float:
         """Bytes at the peak; infinite where memory ran out."""
-        first = min(FIRST, choice.batch)
-        known = self.trials.get(choice.sparsity)
-        if not known:
-            self.tried(first, choice.sparsity)
-            known = self.trials[choice.sparsity]
+        if not self.trials.get(choice.sparsity):
+            self.tried(min(FIRST, choice.batch), choice.sparsity)
+        known = self.trials[choice.sparsity]
         if not known or choice.batch >= self.failed.get(choice.sparsity, math.inf):
             return math.inf
-        nearest = min(known, key=lambda batch: abs(batch - choice.batch))
-        found = known[nearest]
-        training = found.training + self.a_sample() * (choice.batch - nearest)
+        found = known[min(known, key=lambda batch: abs(batch - choice.batch))]
+        training = self._steps_peak(choice.batch, choice.sparsity)
         return max(training, found.beside) + self.buffer(choice) - found.buffer + self.to_come
 
     def buffer(self, choice: Choice) -> int:
@@ -177,7 +195,7 @@ def _fits(costs: Costs, asked: Choice, batch: int, budget: int) -> bool:
 def _too_little(costs: Costs, asked: Choice, smallest: Choice, budget: int) -> str:
     told = f"max memory {megabytes(budget)} MB is too little"
     if math.isinf(least := costs.peak(smallest)):
-        return f"{told}: memory ran out before {described(smallest)} had been tried"
+        return f"{told}: memory ran out with {described(smallest)}; without the system's limit it is said what would do"
     form = "this" if smallest == asked else f"even {described(smallest)}"
     imports = megabytes(costs.parts(smallest)["import"])
     whole = "" if smallest == asked else f", all as asked about {_enough(costs.peak(asked))}"

@@ -155,7 +155,8 @@ def as_fitted(experiment: Experiment, saved: Any, named: Collection[str]) -> Exp
         return experiment
     chosen = {name: saved[name] for name in CHOSEN if name in saved and name not in named}
     try:
-        Experiment.from_dict({"stream": experiment.stream, **{k: v for k, v in chosen.items() if v is not None}})
+        own = {"stream": experiment.stream, "method": experiment.method, "max_memory": experiment.max_memory}
+        Experiment.from_dict({**own, **{k: v for k, v in chosen.items() if v is not None}})
         return dataclasses.replace(experiment, **chosen)
     except SparclError as error:
         raise CheckpointError(f"what was chosen for max memory is not allowed: {error}") from None
