@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from sparcl.run.choosing import Choice, Costs, choices, choose
 from sparcl.run.experiment import Experiment
 from sparcl.run.fit import Fit, over
 from sparcl.run.resume import as_fitted
+from sparcl.streams.task import Samples
 
 ROOT = Path(__file__).parents[2]
 MB = 10**6
@@ -88,7 +90,8 @@ class Made(Costs):
     def __init__(self, most: float = float("inf")) -> None:
         self.most, self.asked_for = most, []  # type: ignore[var-annotated]
         self.trials, self.failed, self.before, self.to_come, self.buffer_bytes, self.packing = {}, {}, None, 0, None, -1
-        task = [type("Task", (), {"train": range(1000)})]
+        samples = Samples(torch.zeros(1000, 1), torch.zeros(1000).long())
+        task = [type("Task", (), {"train": samples, "test": None})]
         self.stream = type("Stream", (), {"tasks": task})()
 
     def tried(self, batch: int, sparsity: float | None) -> bool:
@@ -123,8 +126,8 @@ def test_what_would_fit_is_named_and_does() -> None:
 
 def test_no_second_batch_is_tried_that_could_not_fit() -> None:
     costs = Made()
-    choose(costs, Choice(32, 0.9, 200), FREE, 107 * MB, 10)
-    assert (16, 0.9) not in costs.asked_for
+    assert choose(costs, Choice(32, 0.9, 200), FREE, 107 * MB, 10).batch == 8  # .95
+    assert max(batch for batch, _ in costs.asked_for) == 8
 
 
 # --- the whole ----------------------------------------------------------------------------------------------------
@@ -210,7 +213,7 @@ def test_fit_in_python() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("memory", ["420MB", "500MB"])
+@pytest.mark.parametrize("memory", ["450MB", "500MB"])
 def test_resnet18_within_its_limit(memory: str) -> None:
     limit = int(memory.removesuffix("MB")) * MB
     done, peak = limited(2 * limit, str(ROOT / "benchmarks" / "fit.py"), "--memory", memory, "--width", "32")
@@ -230,7 +233,7 @@ def test_a_trial_leaves_the_generators_and_the_data_alone() -> None:
     stream, state = build.stream(asked), torch.random.get_rng_state()
 
     def make(batch: int, sparsity: float | None) -> Any:
-        return build.learner(Experiment.from_dict({**vars(asked), "batch_size": batch, "sparsity": sparsity}), stream)
+        return build.learner(dataclasses.replace(asked, batch_size=batch, sparsity=sparsity), stream)
 
     found = trial.run(make, stream.tasks[:2], 4, 0.9)
     assert found is not None

@@ -21,8 +21,9 @@ MOST_SPARSE = 0.95
 LEAST_BATCH = 2
 """BatchNorm has no statistics of one sample."""
 
-FIRST, SECOND = 4, 16
-"""Batches that are tried before the one that is asked for: from both it is known what a sample takes."""
+FIRST, SECOND = 4, (16, 8, 6, 5)
+"""Batches that are tried before the one that is asked for, the first and the largest other that cannot take too much:
+from both it is known what a sample takes."""
 
 FREE = ("buffer_storage", "sparsity", "batch_size", "buffer_size")
 """What may be given up where the user has not named it, the first first."""
@@ -73,9 +74,15 @@ class Costs:
         return True
 
     def a_sample(self) -> float:
-        """Bytes that one more sample of a batch takes, from the two largest batches that were tried."""
-        small, large = sorted(self._most_tried())[-2:] if len(self._most_tried()) > 1 else (0, 0)
-        return self._slope(small, large) if large else 0.0
+        """Bytes that one more sample of a batch takes, from the two largest batches that were tried.
+
+        Of one alone: as if all that its training took were its samples', which is too much.
+        """
+        known = self._most_tried()
+        if len(known) > 1:
+            small, large = sorted(known)[-2:]
+            return self._slope(small, large)
+        return max((max(0, t.training - t.before) / batch for batch, t in known.items()), default=0.0)
 
     def _most_tried(self) -> dict[int, trial.Trial]:
         """Of one sparsity, by batch."""
@@ -168,9 +175,15 @@ def choose(costs: Costs, asked: Choice, free: Collection[str], budget: int, leas
     Raises:
         ConfigError: none does; it says what would.
     """
-    for batch in sorted({min(FIRST, asked.batch), min(SECOND, asked.batch)}):
-        if batch == min(FIRST, asked.batch) or costs.a_sample() or _fits(costs, asked, batch, budget):
-            costs.tried(batch, asked.sparsity)
+    first = min(FIRST, asked.batch)
+    if costs.tried(first, asked.sparsity):
+        small = Choice(first, asked.sparsity, asked.buffer)
+        hopeless = costs.peak(small) > budget  # then it is tried to tell what would do
+        seconds = [b for b in SECOND if first < b <= asked.batch]
+        for batch in seconds:
+            if hopeless or costs.peak(Choice(batch, asked.sparsity, asked.buffer)) <= budget:
+                costs.tried(batch, asked.sparsity)
+                break
     smallest = asked
     for choice in choices(asked, free, least_buffer):
         if costs.peak(choice) * (1 + MARGIN) <= budget:
@@ -180,16 +193,6 @@ def choose(costs: Costs, asked: Choice, free: Collection[str], budget: int, leas
         smallest = choice if costs.peak(choice) <= costs.peak(smallest) else smallest
     costs.tried(smallest.batch, smallest.sparsity)
     raise ConfigError(_too_little(costs, asked, smallest, budget))
-
-
-def _fits(costs: Costs, asked: Choice, batch: int, budget: int) -> bool:
-    """Whether a second batch may be tried: as if all that the first one's training took were its samples'."""
-    known = costs.trials.get(asked.sparsity, {})
-    if not known or costs.before is None:
-        return False
-    small = min(known)
-    grown = known[small].training + (known[small].training - costs.before) / small * (batch - small)
-    return grown <= budget or known[small].training * (1 + MARGIN) > budget
 
 
 def _too_little(costs: Costs, asked: Choice, smallest: Choice, budget: int) -> str:
