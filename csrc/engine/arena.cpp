@@ -25,6 +25,7 @@ namespace {
 // So: one reserved range of addresses, the lowest gap that is large enough, gaps that touch are joined. Pages are resident
 // once touched; in huge pages where the system grants them.
 constexpr size_t kAlign = 4096;
+constexpr size_t kOpened = size_t{4} << 20;  // at a time
 
 // AddressSanitizer sees one mapping: it is told what is nobody's. Each block then ends in a page that no one may touch.
 #if defined(__SANITIZE_ADDRESS__)
@@ -41,12 +42,13 @@ struct Arena {
   std::mutex mutex;
   char* base = nullptr;
   size_t reserved = 0, peak = 0, used = 0;
+  size_t open = 0;                              // bytes from the base that may be touched; the rest counts for no limit
   std::map<size_t, size_t> gaps;                // offset -> bytes
   std::unordered_map<size_t, size_t> taken;     // offset -> bytes
 
   Arena() {
     const size_t memory = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    void* range = mmap(nullptr, memory, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* range = mmap(nullptr, memory, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (range == MAP_FAILED) return;  // every block comes from malloc then
 #if defined(MADV_HUGEPAGE)
     madvise(range, memory, MADV_HUGEPAGE);
@@ -54,6 +56,15 @@ struct Arena {
     base = static_cast<char*>(range);
     reserved = memory;
     gaps[0] = memory;
+  }
+
+  // Whether the first `bytes` may be touched now: a limit on writable memory (ulimit -d) may forbid more.
+  bool reach(size_t bytes) {
+    if (bytes <= open) return true;
+    const size_t wanted = std::min((bytes + kOpened - 1) / kOpened * kOpened, reserved);
+    if (mprotect(base + open, wanted - open, PROT_READ | PROT_WRITE) != 0) return false;
+    open = wanted;
+    return true;
   }
 };
 
@@ -73,6 +84,7 @@ void* take(size_t bytes) {
     for (auto gap = a.gaps.begin(); gap != a.gaps.end(); ++gap) {
       if (gap->second < bytes) continue;
       const size_t offset = gap->first, rest = gap->second - bytes;
+      if (!a.reach(offset + bytes)) break;
       a.gaps.erase(gap);
       if (rest) a.gaps[offset + bytes] = rest;
       a.taken[offset] = bytes;
@@ -116,8 +128,12 @@ void give(void* block) {
 void trim() {
   Arena& a = arena();
   std::lock_guard<std::mutex> lock(a.mutex);
-  for (const auto& gap : a.gaps)
-    if (gap.first < a.peak) madvise(a.base + gap.first, std::min(gap.second, a.peak - gap.first), MADV_DONTNEED);
+  for (const auto& [offset, bytes] : a.gaps)
+    if (offset < a.open) madvise(a.base + offset, std::min(bytes, a.open - offset), MADV_DONTNEED);
+  if (a.gaps.empty() || a.gaps.rbegin()->first + a.gaps.rbegin()->second != a.reserved) return;
+  const size_t end = a.gaps.rbegin()->first;  // of all that is taken
+  const size_t kept = (end + kOpened - 1) / kOpened * kOpened;
+  if (kept < a.open && mprotect(a.base + kept, a.open - kept, PROT_NONE) == 0) a.open = kept;
 }
 
 ArenaUse arena_use() {

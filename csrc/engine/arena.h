@@ -8,7 +8,7 @@ namespace sparcl {
 // 64-byte aligned memory, uninitialised. Throws std::bad_alloc.
 void* take(size_t bytes);
 void give(void* block);
-// Gives the memory of what is not taken back to the system.
+// Gives the pages of all gaps back to the system: each is faulted in anew when it is used again.
 void trim();
 
 // Such memory, given back by whoever holds it last.

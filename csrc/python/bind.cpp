@@ -261,6 +261,7 @@ NB_MODULE(_native, m) {
     const ArenaUse use = arena_use();
     return nb::make_tuple(use.used, use.peak);
   });
+  m.def("arena_trim", &trim);
   m.def("counters", [] {
     const Counters c = counters();
     nb::dict d;

@@ -20,6 +20,8 @@ from sparcl.learner import Learner as Learner
 from sparcl.learner.accuracy import Accuracy as Accuracy
 from sparcl.learner.online import Anytime as Anytime
 from sparcl.learner.online import online as online
+from sparcl.run.fit import Fit as Fit
+from sparcl.run.fit import fit as fit
 from sparcl.sparsity import DDR as DDR
 from sparcl.sparsity import DGM as DGM
 from sparcl.sparsity import TDM as TDM

@@ -89,6 +89,7 @@ def run(
     backend: Annotated[str | None, typer.Option(help="auto (default), native or reference")] = None,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: PyTorch's")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="of the process, e.g. 400MB; picks what fits")] = None,
     seed: Annotated[int | None, typer.Option(help="of every random draw; default 0")] = None,
     data: Annotated[str | None, typer.Option(help="folder or archive with the stream's data")] = None,
     limit_per_class: Annotated[int | None, typer.Option(help="use only so many images a class")] = None,
@@ -129,8 +130,15 @@ def run(
         if pairs:
             asked = _options(pairs, "option" if of == "method" else f"{of}-option")
             values = {**values, f"{of}_options": {**values.get(f"{of}_options", {}), **asked}}
-    experiment = Experiment.from_dict(overridden(values, given), str(config) if config else "options")
-    execute(experiment, out, resume=resume, checkpoint_every=checkpoint_every, console=_console(), track=track or ())
+    values = overridden(values, given)
+    experiment = Experiment.from_dict(values, str(config) if config else "options")
+    how: dict[str, Any] = {
+        "resume": resume,
+        "checkpoint_every": checkpoint_every,
+        "track": track or (),
+        "named": set(values),
+    }
+    execute(experiment, out, console=_console(), **how)
 
 
 @app.command()

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from sparcl import kernels
+from sparcl.cost.memory import resident_bytes
 from sparcl.kernels import ops
+from sparcl.kernels.allocator import return_all_freed_memory
 from sparcl.kernels.layout import is_batch_last
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason=kernels.why_unavailable())
@@ -43,6 +45,20 @@ def test_freed_memory_is_used_again_in_the_same_place() -> None:
     assert made((32, 8, 16, 16)).data_ptr() == place
     del second
     assert used() == before
+
+
+def test_pages_that_nothing_lies_in_go_back_to_the_system() -> None:
+    kept, large = made((4, 8, 16, 16)), ops.max_pool(torch.ones((64, 32, 64, 64)), (1, 1))
+    values = kept.clone()
+    del large
+    before = resident_bytes()
+    return_all_freed_memory()
+    after = resident_bytes()
+    assert before is not None
+    assert after is not None
+    assert before - after >= 64 * 32 * 64 * 64 * 4
+    assert torch.equal(kept, values)
+    assert torch.equal(ops.max_pool(torch.ones((64, 32, 64, 64)), (1, 1)).contiguous(), torch.ones((64, 32, 64, 64)))
 
 
 STARVED = """

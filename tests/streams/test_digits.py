@@ -1,10 +1,14 @@
+import importlib.util
+import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from sparcl.errors import DataError
 from sparcl.streams import seq_digits
+from sparcl.streams.digits import read_digits
 
 
 def test_five_tasks_of_two_digits_four_fifths_for_training():
@@ -34,6 +38,15 @@ def test_no_image_is_in_both_splits_and_every_load_is_the_same():
 
 
 def test_missing_scikit_learn_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(DataError, match=r"pip install \"sparcl-edge\[demo\]\""):
         seq_digits()
+
+
+def test_they_are_scikit_learns_own_which_is_not_imported(monkeypatch):
+    asked = "import sys; from sparcl import streams; streams.seq_digits(); sys.exit('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", asked], check=False).returncode == 0
+    own = read_digits()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # it lies elsewhere: it is asked itself
+    for mine, theirs in zip(vars(own).values(), vars(read_digits()).values(), strict=True):
+        assert np.array_equal(mine, theirs)

@@ -55,20 +55,44 @@ def memory(
     }
 
 
-def peak_rss_bytes() -> int | None:
-    """The largest resident set of this process so far; None where the platform does not say.
+_before = 0
+"""Of the peaks that were set back, the largest."""
 
-    Linux is asked for VmHWM first: `ru_maxrss` of a process starts at the size of the process that started it.
-    """
+
+def peak_rss_bytes() -> int | None:
+    """The largest resident set of this process so far; None where the platform does not say."""
+    now = _peak()
+    return None if now is None else max(now, _before)
+
+
+def set_back_peak() -> bool:
+    """Let the system count its peak from now on; `peak_rss_bytes` still knows the one before. False: it cannot."""
+    global _before
+    before = peak_rss_bytes()
     try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
-        pass
+        return False
+    _before = before or 0
+    return True
+
+
+def resident_bytes(field: str = "VmRSS") -> int | None:
+    """VmRSS, what is resident now, or VmHWM, the most since the peak was set back; None where the system is silent."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def _peak() -> int | None:
+    """Linux is asked for VmHWM first: `ru_maxrss` of a process starts at the size of the process that started it."""
+    if (peak := resident_bytes("VmHWM")) is not None:
+        return peak
     try:
         import resource
     except ImportError:  # Windows
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -7,6 +7,8 @@ import functools
 import sys
 from collections.abc import Callable
 
+from sparcl import kernels
+
 
 def return_freed_memory() -> None:
     """Give what has been freed back to the system: the memory of a dense model that has become compact, and of plans.
@@ -16,6 +18,13 @@ def return_freed_memory() -> None:
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
+
+
+def return_all_freed_memory() -> None:
+    """The same, and the pages of the engine's arena that no tensor lies in: they are faulted in anew when it grows."""
+    return_freed_memory()
+    if kernels._native is not None:
+        kernels._native.arena_trim()
 
 
 @functools.cache

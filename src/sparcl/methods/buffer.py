@@ -245,18 +245,16 @@ def widened(held: Held, offered: Held) -> Held:
     return torch.nn.functional.pad(held, (0, offered.shape[1] - held.shape[1]), value=float("nan"))
 
 
-def parse_bytes(value: int | str) -> int:
-    """Bytes of a number, or of a text as "2MB" (10^6) and "2MiB" (2^20).
+def parse_bytes(value: int | str, what: str = "buffer bytes") -> int:
+    """Bytes of a number, or of a text as "2MB" (10^6) and "2MiB" (2^20); `what` they are of, for messages.
 
     Raises:
         ConfigError: it is neither, or less than 1.
     """
     found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMG]?I?B)?\s*", str(value).upper(), re.ASCII)
     if isinstance(value, bool) or found is None:
-        raise ConfigError(
-            f"buffer bytes {value!r:.40} are not allowed; use a number of bytes or such as 500kB, 2MB, 1GiB"
-        )
+        raise ConfigError(f"{what} {value!r:.40} are not allowed; use a number of bytes or such as 500kB, 2MB, 1GiB")
     whole = int(float(found[1]) * UNITS[found[2] or "B"])
     if not 1 <= whole < UNLIMITED:
-        raise ConfigError(f"buffer bytes {value!r:.40} are not allowed; use 1 or more")
+        raise ConfigError(f"{what} {value!r:.40} are not allowed; use 1 or more")
     return whole

@@ -18,6 +18,7 @@ from sparcl.errors import LARGEST, ConfigError, unknown
 from sparcl.learner.budget import check_pace
 from sparcl.learner.latents import KINDS
 from sparcl.learner.schedule import CONSTANT, check_clip, check_warmup, parse
+from sparcl.methods.buffer import parse_bytes
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
 from sparcl.nn import AUTO, DEFAULT_WIDTH, MODELS
@@ -107,6 +108,10 @@ class Experiment:
     importance: str | None = None
     ranking: str | None = None
     # with what
+    max_memory: int | str | None = None
+    """Of the whole process, its imports counted: bytes, or such as 256MB."""
+    fitted: dict[str, float] = field(default_factory=dict)
+    """What was expected, in bytes by part, when the settings were chosen to fit `max_memory`: they are not again."""
     seed: int = 0
     threads: int | None = None
     layer_choice: dict[str, str] = field(default_factory=dict)
@@ -157,6 +162,8 @@ class Experiment:
         if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
             raise ConfigError(f"max seconds {self.max_seconds} is not allowed; use a number above 0")
         check_pace(self.pace)
+        if self.max_memory is not None:
+            parse_bytes(self.max_memory, "max memory")
         if self.lr is not None and not 0 < self.lr <= LARGEST:
             raise ConfigError(
                 f"learning rate {self.lr:.6g} is not allowed; use a number above 0, at most {LARGEST:.2g}"
@@ -201,6 +208,10 @@ class Experiment:
             raise ConfigError(f"lazy goes with a stream of files: {able}, not {self.stream}")
         if self.pace and self.max_seconds is None:
             raise ConfigError("a pace goes with max seconds")
+        if self.fitted and self.max_memory is None:
+            raise ConfigError("fitted goes with max memory")
+        if self.max_memory is not None and self.device == "cuda":
+            raise ConfigError("max memory is of a process on the CPU, not of cuda; use device cpu")
         method = methods.find(self.method)
         if self.scenario is not None and self.scenario not in method.scenarios:
             raise ConfigError(

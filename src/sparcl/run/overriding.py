@@ -16,12 +16,13 @@ OF_LAYER_CHOICE = (
 def overridden(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The values of a file with those `given` in their place.
 
-    A layer choice or a pace that was timed for others is dropped, and a budget given instead of the file's replaces it.
+    A layer choice, a pace or a fit of other settings is dropped, and a budget given instead of the file's replaces it.
     """
     changed = [k for k in OF_LAYER_CHOICE if k in given and given[k] != values.get(k)]
     kept = {k: v for k, v in values.items() if not (changed and k == "layer_choice")}
     if any(k != "data" and given[k] != values.get(k) for k in given):
         kept.pop("pace", None)
+        kept.pop("fitted", None)
     if "init" in given:
         kept.pop("init_sha256", None)
     if any(k in given for k in BUDGETS):

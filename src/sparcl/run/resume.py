@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ BEFORE: dict[str, Any] = {
     **dict.fromkeys(("init", "init_sha256", "augment", "optimizer", "momentum")),
     **dict.fromkeys(("lr_schedule", "warmup", "clip_grad_norm")),
     **dict.fromkeys(("freeze", "latents", "buffer_bytes", "buffer_policy", "buffer_storage")),
-    **dict.fromkeys(("class_order", "lazy")),
+    **dict.fromkeys(("class_order", "lazy", "max_memory")),
+    "fitted": {},
     "optimizer_options": {},
     "sparsifier_options": {},
 }
@@ -136,6 +137,29 @@ def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> 
                 f"cannot resume with a changed configuration: {name} is {value!r:.80} here, but {saved[name]!r:.80}"
                 f" in {where}"
             )
+
+
+CHOSEN = ("batch_size", "sparsity", "buffer_size", "buffer_storage", "fitted")
+"""Settings that a budget of memory decides, where they are not named."""
+
+
+def as_fitted(experiment: Experiment, saved: Any, named: Collection[str]) -> Experiment:
+    """The experiment with what was chosen for its budget of memory when the run began; it is not chosen again.
+
+    Raises:
+        CheckpointError: what is saved is not allowed.
+    """
+    if experiment.max_memory is None or experiment.fitted or not isinstance(saved, Mapping):
+        return experiment
+    if not saved.get("fitted") or saved.get("max_memory") != experiment.max_memory:
+        return experiment
+    chosen = {name: saved[name] for name in CHOSEN if name in saved and name not in named}
+    try:
+        own = {"stream": experiment.stream, "method": experiment.method, "max_memory": experiment.max_memory}
+        Experiment.from_dict({**own, **{k: v for k, v in chosen.items() if v is not None}})
+        return dataclasses.replace(experiment, **chosen)
+    except SparclError as error:
+        raise CheckpointError(f"what was chosen for max memory is not allowed: {error}") from None
 
 
 def resumed(experiment: Experiment, part: Mapping[str, Any]) -> Experiment:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,20 @@ from sparcl.checkpoint import Checkpointer, Interval, Loaded, Store, checks
 from sparcl.cost.clock import Clock
 from sparcl.cost.flops import Ledger
 from sparcl.cost.memory import memory, peak_rss_bytes
-from sparcl.errors import CheckpointError, ConfigError, Stopped
-from sparcl.run import build, final, pretrained, trackers
+from sparcl.errors import ConfigError, Stopped
+from sparcl.methods.buffer import parse_bytes
+from sparcl.run import build, final, fit, pretrained, trackers
 from sparcl.run.console import deserted
 from sparcl.run.evaluate import AccuracyMatrix
 from sparcl.run.experiment import Experiment
+from sparcl.run.leftover import nothing_left_behind
 from sparcl.run.lock import locked
 from sparcl.run.measured import backend_used, environment, model_sha256, sparsity
 from sparcl.run.observers import LossCurve, MaskTrace, SampleTrace
 from sparcl.run.progress import Measuring, Progress, summary
 from sparcl.run.record import EventLog, RunDirectory, as_json, write_atomically
 from sparcl.run.resume import (
+    as_fitted,
     changes,
     check_data,
     check_labels,
@@ -55,8 +56,11 @@ def execute(
     checkpoint_every: str,
     console: Console,
     track: Sequence[str] = (),
+    named: Collection[str] = (),
 ) -> dict[str, Any]:
     """Run an experiment and return its result.json; the trackers `track` are told of its metrics.
+
+    Where it has a `max_memory`, what is not `named` of its settings may give way to it, see `run/fit.py`.
 
     Raises:
         SparclError: anything the user can mend; no new run directory is left behind unless it holds a checkpoint.
@@ -69,6 +73,7 @@ def execute(
     directory = RunDirectory(out or Path("runs") / experiment.name)
     if directory.finished and resume:
         ran = Experiment.from_dict(read_toml(directory.config), str(directory.config)).resolve()
+        experiment = as_fitted(experiment, settings(ran), named)
         check_same(experiment, settings(ran), str(directory.config))
         console.print(f"{directory.path} is finished; nothing to do", highlight=False)
         if not os.path.lexists(directory.page):  # it was killed before that was drawn
@@ -76,7 +81,7 @@ def execute(
         return directory.read_result()
     with (
         locked(directory.path) as made,
-        _nothing_left_behind(directory, made),
+        nothing_left_behind(directory, made),
         StopRequest(lambda: deserted(console)) as stop,
     ):
         if directory.used and not resume:
@@ -86,13 +91,16 @@ def execute(
         loaded = Store(directory.checkpoints).load() if resume else None
         part = None if loaded is None else run_part(loaded)
         if part is not None:
-            experiment = resumed(experiment, part)
+            experiment = resumed(as_fitted(experiment, part["experiment"], named), part)
         if experiment.threads is not None:
             torch.set_num_threads(experiment.threads)
         stream = build.stream(experiment, _reading(console, stop))
         stop.check()
         if part is not None:
             check_data(stream, part)
+        elif experiment.max_memory is not None and not experiment.fitted:
+            told = partial(console.print, highlight=False, soft_wrap=True)
+            experiment = fit.for_run(experiment, stream, named, told)
         run = Run(experiment, stream, directory, console, every, stop, track)
         if loaded is not None:
             run.restore(loaded)
@@ -181,6 +189,8 @@ class Run:
             self.log.close()
         write_atomically(self.directory.result, as_json(result))
         self.console.print(summary(result))
+        if (told := fit.over(result["memory"])) is not None:
+            self.console.print(told, highlight=False, soft_wrap=True)
         final.write_page(self.directory, self.console)
         self.console.print(f"records in {self.directory.path}", highlight=False)
         return result
@@ -281,6 +291,8 @@ class Run:
         """The contents of result.json (DESIGN: the contract of the run directory)."""
         learner, metrics = self.learner, self.matrix.metrics()
         held = memory(learner.model, learner.optimizer, learner.sparsifier.layers, learner.method.buffer)
+        most = self.experiment.max_memory
+        held["budget_bytes"] = None if most is None else parse_bytes(most, "max memory")
         return {
             "benchmark": self.experiment.stream,
             "method": self.experiment.method,
@@ -314,38 +326,3 @@ def _reading(console: Console, stop: StopRequest) -> Any:
             console.print(f"reading data: {share:.0%}", highlight=False)  # of files, or of an archive's bytes
 
     return show
-
-
-@contextmanager
-def _nothing_left_behind(directory: RunDirectory, made: list[Path]) -> Iterator[None]:
-    """Remove what this run made, its folders included, if it ends before there is anything worth keeping.
-
-    A folder that was there, but empty, is empty again, so that the next try may have it.
-    A full disk, or one that fails, is the user's to mend as well: one line, and the last checkpoint as it was.
-    """
-    fresh = not directory.used
-    directory.seize()
-    try:
-        yield
-    except BaseException as error:
-        if not directory.ours:
-            pass  # what lies there now is not this run's to remove
-        elif made and Store(directory.checkpoints).empty:
-            shutil.rmtree(directory.path, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another run may have moved in beside it
-                for folder in made[1:]:
-                    folder.rmdir()
-        elif fresh and Store(directory.checkpoints).empty:
-            _clear(directory.path)
-        if isinstance(error, OSError):
-            raise CheckpointError(f"run directory {directory.path}: {error.strerror or error}") from error
-        raise
-
-
-def _clear(folder: Path) -> None:
-    """Remove what is in a folder."""
-    for entry in list(folder.iterdir()):
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
