@@ -47,6 +47,6 @@ def test_they_are_scikit_learns_own_which_is_not_imported(monkeypatch):
     asked = "import sys; from sparcl import streams; streams.seq_digits(); sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", asked], check=False).returncode == 0
     own = read_digits()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # it lies elsewhere: it is asked itself
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)  # it lies elsewhere: it is asked itself
     for mine, theirs in zip(vars(own).values(), vars(read_digits()).values(), strict=True):
         assert np.array_equal(mine, theirs)
