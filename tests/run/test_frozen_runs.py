@@ -106,3 +106,11 @@ def test_older_checkpoints_know_none_of_these_settings() -> None:
     for name in ("freeze", "buffer_bytes", "buffer_policy", "buffer_storage"):
         del saved[name]
     check_same(experiment, saved, "here")
+
+
+def test_an_augmentation_that_is_asked_for_is_refused_with_latents(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "folder", "--data", "none", "--freeze", "0", "--latents", "int8", "--augment", "flip"]
+    assert _main(words) == 2
+    assert capsys.readouterr().err == (
+        "sparcl: latents int8 are computed once for each sample: leave augment out, or none\n"
+    )
