@@ -4,7 +4,7 @@
 # of both, and a failure where they differ by more than noise. ROOT is made by debootstrap (as root) where it is missing.
 # A Python of that root runs as one emulated process: nothing needs binfmt_misc, and nothing in the root is configured.
 # PyTorch's wheels on PyPI for aarch64 are those for CUDA, which load NVIDIA's libraries even where none is used; TORCH_INDEX=URL
-# names an index with the ones for the CPU, https://download.pytorch.org/whl/cpu if not given.
+# names an index with the ones for the CPU (unreachable where this was written: not yet run to its end), https://download.pytorch.org/whl/cpu if not given.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 root=$1 wheel=$2 python=$3
