@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_a_head_that_knows_classes_already_keeps_their_rows() -> None:
         (lambda: make(classes=[1.5]), r"class name 1\.5 is not allowed"),
         (lambda: make(sparsifier=Static(0.5, prunable=["classifier"])), "cannot be pruned"),
         (lambda: make(classes=None).learn(task("cat")), "'cat' is new, but the number of logits is fixed"),
-        (lambda: make().learn(blobs()[0]), "make_task"),
+        (lambda: make().learn(replace(blobs()[0], column_names=())), "make_task"),
         (lambda: make().predict(torch.rand(1, 2, 6, 6)), "learn a task first"),
     ],
 )  # fmt: skip

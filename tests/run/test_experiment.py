@@ -180,6 +180,7 @@ def test_every_setting_is_an_option_of_the_command():
         "optimizer_options",
         "layer_choice",
         "pace",
+        "fitted",
         "init_sha256",
     }  # --option, --sparsifier-option, --optimizer-option NAME=NUMBER; measured, not given
 
