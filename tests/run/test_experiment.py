@@ -195,3 +195,9 @@ def test_ranking_reaches_the_parts_that_rank():
         Experiment("seq-digits", ranking="stale")
     with pytest.raises(ConfigError, match="ranking is SparCL's alone; sparsifier rigl has none"):
         Experiment("seq-digits", sparsifier="rigl", ranking="step")
+
+
+@pytest.mark.parametrize("name", ["prunable", "class_order", "augment", "classes_per_task"])
+def test_an_empty_list_is_refused_where_a_file_would_lose_it(name):
+    with pytest.raises(ConfigError):
+        Experiment.from_dict({"stream": "seq-digits", name: []})

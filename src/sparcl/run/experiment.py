@@ -177,6 +177,9 @@ class Experiment:
                 if not abs(setting) <= LARGEST:  # NaN, infinity, and what float32 does not hold
                     raise ConfigError(f"{what} option {option} is not a finite number of at most {LARGEST:.2g}")
         self._check_steps()
+        for name in ("prunable", "class_order", "augment"):  # a file would hold it as if it were not given
+            if getattr(self, name) == () and not (name == "prunable" and self.sparsifier == "dense"):
+                raise ConfigError(f"{name.replace('_', ' ')} is empty: name one or more, or leave it out")
         self._check_combination()
 
     def _check_steps(self) -> None:
