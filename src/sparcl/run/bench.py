@@ -197,10 +197,10 @@ def _label(side: Side) -> str:
 
 
 def _check(model: str, width: int, batch: int, threads: int, sparsities: Sequence[float]) -> None:
-    if not kernels.available():
-        raise ConfigError(f"backend native is not available: {kernels.why_unavailable()}")
     if model not in INPUT_SHAPES:
         raise ConfigError(unknown("model", model, INPUT_SHAPES))
+    if not kernels.available():
+        raise ConfigError(f"backend native is not available: {kernels.why_unavailable()}")
     check_range("width", width, 1, MOST_WIDTH)
     check_range("batch size", batch, 2, MOST)
     check_range("threads", threads, 1, MOST_THREADS)
