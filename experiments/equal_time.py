@@ -49,17 +49,31 @@ PARTS = [
     {"importance": "magnitude"},
 ]
 """What each part is worth, at a budget of 2: SparCL .90 less DGM, with DDR, with magnitude for CWI."""
+PART_KEYS = [key for part in PARTS for key in part]
 
 BUDGETS = (1, 2, 4, 8)
 """In epochs of dense DER++ a task."""
+
+STAGES: tuple[tuple[int, int, list[dict[str, Any]], tuple[float, ...], int], ...] = (
+    (1, 32, MAIN, (1, 2), 5),
+    (2, 32, MORE[:3], (1, 2), 5),
+    (3, 32, [*MAIN, *MORE[:3]], (4,), 5),
+    (4, 32, MORE[3:], (1, 2, 4), 5),
+    (5, 32, [{**MAIN[1], **part} for part in PARTS], (2,), 5),
+    (6, 32, MAIN[:3], (8,), 3),
+    (7, 64, [*MAIN, MORE[2]], (1, 2), 3),
+)
+"""Stage, width, rows, budgets, seeds."""
 
 ROW = ("method", "sparsifier", "sparsity", "pattern", "single_head")
 
 
 def measure(path: Path, width: int) -> None:
     """Measure every row and write what a step costs, and what a mask update and a choice take on top."""
-    experiments = [Experiment.from_dict({**BASE, "width": width, **row}, "row") for row in [*MAIN, *MORE]]
-    rows = job.measure([e for e in experiments if not e.single_head], 60.0, SAMPLES, print)
+    rows_asked = [row for _, of, group, _, _ in STAGES if of == width for row in group]
+    wanted = {json.dumps(row): row for row in rows_asked if not {"single_head", *PART_KEYS} & set(row)}
+    experiments = [Experiment.from_dict({**BASE, "width": width, **row}, "row") for row in wanted.values()]
+    rows = job.measure(experiments, 60.0, SAMPLES, print)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -74,15 +88,7 @@ def steps(row: dict[str, Any], budget: float, costs: list[dict[str, Any]]) -> in
 
 def blocks() -> Iterator[str]:
     """The sweep's blocks: main rows and small budgets first."""
-    for stage, width, rows, budgets, seeds in (
-        (1, 32, MAIN, (1, 2), 5),
-        (2, 32, MORE[:3], (1, 2), 5),
-        (3, 32, [*MAIN, *MORE[:3]], (4,), 5),
-        (4, 32, MORE[3:], (1, 2, 4), 5),
-        (5, 32, [{**MAIN[1], **part} for part in PARTS], (2,), 5),
-        (6, 32, [MAIN[0], MAIN[1], MAIN[2]], (8,), 3),
-        (7, 64, [*MAIN, MORE[2]], (1, 2), 3),
-    ):
+    for stage, width, rows, budgets, seeds in STAGES:
         path = COSTS / f"costs-{width}.json"
         if not path.exists():
             continue
