@@ -35,6 +35,21 @@ def seed_torch(seed: int, device: torch.device | None = None) -> None:
             torch.cuda.manual_seed(seed)
 
 
+def global_state(device: torch.device) -> dict[str, Tensor]:
+    """Of PyTorch's global generators: the CPU's and, where it is a GPU, the device's; uint8 by name."""
+    state = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_global_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go on from `global_state`."""
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 class Generators:
     """A Learner's sources of randomness.
 
@@ -52,26 +67,18 @@ class Generators:
         self._lent = False
         with given_back(device):
             seed_torch(derive(seed, "torch"), device)
-            self._torch = self._global()
-
-    def _global(self) -> dict[str, Tensor]:
-        state = {"torch": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
+            self._torch = global_state(device)
 
     @contextmanager
     def lent(self) -> Iterator[None]:
         """In here PyTorch's global generators are the Learner's own."""
         with given_back(self.device):
-            torch.set_rng_state(self._torch["torch"])
-            if "cuda" in self._torch:
-                torch.cuda.set_rng_state(self._torch["cuda"], self.device)
+            set_global_state(self._torch, self.device)
             self._lent = True
             try:
                 yield
             finally:
-                self._torch, self._lent = self._global(), False
+                self._torch, self._lent = global_state(self.device), False
 
     @contextmanager
     def aside(self, seed: int) -> Iterator[None]:
@@ -83,7 +90,7 @@ class Generators:
     def state_dict(self) -> dict[str, Tensor]:
         """By name, uint8."""
         state = {name: getattr(self, name).get_state() for name in self.NAMES}
-        return {**state, **(self._global() if self._lent else self._torch)}
+        return {**state, **(global_state(self.device) if self._lent else self._torch)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from `state_dict()`."""

@@ -156,6 +156,8 @@ class Ledger:
         if event == "importance.passed":
             costs = self.main.costs
             self.phases["importance"] += figures["extra"] * costs.importance + figures["samples"] * costs.frozen
+        if event == "step.recomputed":  # micro-batches; a dense host, and the paper, know of none
+            self.phases["importance" if self._importance else "forward"] += figures["samples"] * self.main.costs.forward
         if not event.startswith(UNCHANGED):
             self.main.forget()
         match event:

@@ -25,9 +25,10 @@ def first_norm(model: nn.Module) -> str | None:
     return None
 
 
-def check_batches(model: nn.Module, batch_size: int, replay_batch_size: int | None) -> None:
+def check_batches(model: nn.Module, batch_size: int, replay_batch_size: int | None, micro_batch: int | None) -> None:
     """Raise ConfigError if steps of one sample would go through a BatchNorm."""
-    for label, value in (("batch size", batch_size), ("replay batch size", replay_batch_size)):
+    sizes = {"batch size": batch_size, "replay batch size": replay_batch_size, "micro-batch": micro_batch}
+    for label, value in sizes.items():
         if value == 1 and (norm := first_norm(model)) is not None:
             raise ConfigError(
                 f"{label} 1 is not allowed with layer {norm}: batch statistics need 2 samples or more; use 2 or more,"

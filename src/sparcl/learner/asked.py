@@ -24,6 +24,8 @@ class Asked:
         samples: of the task.
         batch_size: N.
         tell: passes an event on.
+        in_parts: passes in there are made in micro-batches, where these are asked for. (The `objective` passes whole:
+            who asks for it looks at what went through each layer.)
     """
 
     def __init__(
@@ -35,9 +37,11 @@ class Asked:
         samples: int,
         batch_size: int,
         tell: Callable[[str, dict[str, Any]], None],
+        in_parts: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.method, self.sparsifier, self.assemble = method, sparsifier, assemble
         self.generator, self.samples, self.batch_size, self.tell = generator, samples, batch_size, tell
+        self.in_parts = in_parts
 
     def losses(self) -> Losses:
         """As a sparsifier takes them."""
@@ -45,14 +49,14 @@ class Asked:
 
     def task(self) -> Tensor:
         """L~(D_t) on a fresh batch of the samples still in the task."""
-        with self._told():
+        with self._told(), self.in_parts():
             return self.method.task_importance_loss(self._fresh_batch())
 
     def replay(self) -> Tensor | None:
         """L(M) on a fresh batch of the buffer; None also where that holds one sample: it has no batch statistics."""
         if self.method.buffer is not None and len(self.method.buffer) < 2:
             return None
-        with self._told():
+        with self._told(), self.in_parts():
             return self.method.replay_importance_loss()
 
     def objective(self) -> Tensor:

@@ -62,6 +62,8 @@ class Learner(Observing):
             it: no without a sparsifier (Mammoth's hosts), yes under one (the released SparCL code, rivals included). A
             last batch of one sample is left out always: it has no batch statistics.
         replay_batch_size: samples drawn from the buffer at a time; default: `batch_size`.
+        micro_batch: samples that pass the network at a time, of the task's batch and of replay: less memory for one
+            forward pass more a step. The loss is that of the whole batches; a BatchNorm's statistics are a part's.
         seed: of every random draw that the Learner makes (the model's initial weights are the caller's).
         device: where to train.
         backend: `reference` (dense × mask, any device), `native` (compact, CPU) or `auto`: native where the model is

@@ -17,6 +17,7 @@ from sparcl.learner.budget import KINDS, check_amount
 from sparcl.learner.classes import classes_in
 from sparcl.learner.frozen import FREEZE, UNTRAINED
 from sparcl.learner.latents import LATENTS
+from sparcl.learner.micro import MICRO_BATCH
 from sparcl.learner.saving import COUNTS, KNOWN, MADE_FROM, PARTS, RUN, settings_in
 from sparcl.learner.schedule import Factor, of_checkpoint
 from sparcl.methods import Method
@@ -56,7 +57,8 @@ def make(
     frozen.freeze(dict(cast(nn.Module, made[0]).named_parameters()), settings.get(UNTRAINED, []))
     if not isinstance(drop_last := settings["drop_last"], bool):
         raise CheckpointError(f"drop_last in the checkpoint is {drop_last!r:.40}, not true or false")
-    counts = {name: checks.integer(settings[name], name) for name in COUNTS}
+    named = [*COUNTS, *(MICRO_BATCH for name in settings if name == MICRO_BATCH)]
+    counts = {name: checks.integer(settings[name], name) for name in named}
     more = {**_budget(settings["budget"]), **_growth(state), "drop_last": drop_last}
     more |= of_checkpoint(settings, schedule)
     more |= {LATENTS: settings[LATENTS]} if LATENTS in settings else {}

@@ -177,8 +177,7 @@ class Observing(Training):
         if self.stream is not None and self._bound is self.stream:
             self._asked.samples = samples
             return self.stream
-        asked = (self._assemble, self.generators.importance, samples, self.batch_size, self.tell)
-        self._asked = Present(self.method, self.sparsifier, *asked)
+        self._asked = Present(*self._lent(samples))
         if self.stream is None:
             self.method.make_room(self.trained_on, len(self.task.classes))
             self.sparsifier.begin_stream(self._asked.losses())

@@ -22,6 +22,7 @@ from sparcl.learner.budget import Budget, check_pace
 from sparcl.learner.classes import Classes, classes_in
 from sparcl.learner.frozen import FREEZE, UNTRAINED
 from sparcl.learner.latents import LATENTS
+from sparcl.learner.micro import MICRO_BATCH
 from sparcl.learner.position import Position, StreamPosition
 from sparcl.learner.schedule import USUAL
 from sparcl.methods import METHODS, Method
@@ -117,7 +118,7 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     """
     checks.keys(state, PARTS, "the state")
     settings = settings_in(state)
-    for name in (*LIMITS, *USUAL, FREEZE, LATENTS):
+    for name in (*LIMITS, *USUAL, FREEZE, LATENTS, MICRO_BATCH):
         if (saved := settings.get(name)) != (value := learner.settings.get(name)):
             raise CheckpointError(f"{name.replace('_', ' ')} is {value} here, but {saved!r:.40} in the checkpoint")
     for part in MADE_FROM:
@@ -146,7 +147,7 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
 def settings_in(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings in a state; one of an earlier version does not tell how tensors lay in memory."""
     settings = state["settings"]
-    may = (STRIDES, FREEZE, UNTRAINED, LATENTS, *USUAL)
+    may = (STRIDES, FREEZE, UNTRAINED, LATENTS, MICRO_BATCH, *USUAL)
     told = [name for name in may if isinstance(settings, Mapping) and name in settings]
     return {**USUAL, **checks.keys(settings, [*LIMITS, "made_from", *told], "settings")}
 

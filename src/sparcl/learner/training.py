@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sparcl import seeds
 from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.errors import ConfigError
-from sparcl.learner import alone, apart, refusals, saving
+from sparcl.learner import alone, apart, micro, refusals, saving
 from sparcl.learner.asked import Asked
 from sparcl.learner.backend import give_to_backend
 from sparcl.learner.budget import Budget, check_pace
@@ -27,6 +27,7 @@ from sparcl.learner.classes import Classes
 from sparcl.learner.frozen import Frozen
 from sparcl.learner.latents import LATENTS, Answering, Latents
 from sparcl.learner.loss_watch import LossWatch
+from sparcl.learner.micro import MICRO_BATCH, MicroBatches
 from sparcl.learner.position import Position, StreamPosition
 from sparcl.learner.schedule import Factor, Rate, check_clip, clip
 from sparcl.learner.telling import Observer, Telling, tell_all
@@ -67,6 +68,7 @@ class Training(Telling):
         pace: Sequence[Sequence[int]] = (),
         batch_size: int = 32,
         replay_batch_size: int | None = None,
+        micro_batch: int | None = None,
         drop_last: bool | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
@@ -85,6 +87,7 @@ class Training(Telling):
         self.rate = Rate(lr_schedule, warmup)
         refusals.check_model(model)
         self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
+        micro.check(micro_batch, batch_size, type(self.method))
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.recipes = saving.recipes(model, self.method, self.sparsifier)
         self.device = torch.device(device)
@@ -94,7 +97,7 @@ class Training(Telling):
         check_pace(pace)
         self.pace = [list(steps) for steps in pace]
         self.frozen = Frozen(self.model, freeze)
-        alone.check_batches(self.model, batch_size, replay_batch_size)  # a frozen BatchNorm takes none from the batch
+        alone.check_batches(self.model, batch_size, replay_batch_size, micro_batch)  # a frozen norm takes none from it
         self.latents = None if latents is None else Latents(self.model, self.frozen, latents, self.method)
         self.rest = self.model if self.latents is None else self.latents.rest
         """What is trained: the model, or what of it lies behind a front that gives latents."""
@@ -106,13 +109,14 @@ class Training(Telling):
             self.sparsifier,
             self.device,
             backend,
-            batch_size=batch_size,
+            batch_size=micro_batch or batch_size,
             layer_choice=layer_choice or {},
             input_shape=input_shape,
             tell=partial(tell_all, observers),
         )
         self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **self.frozen.settings}
-        self.settings |= {} if latents is None else {LATENTS: latents}
+        named = {LATENTS: latents, MICRO_BATCH: micro_batch}
+        self.settings |= {name: value for name, value in named.items() if value is not None}
         self.settings["budget"] = {self.budget.kind: self.budget.amount}
         self.settings |= {"lr_schedule": self.rate.name, "warmup": warmup, "clip_grad_norm": clip_grad_norm}
         self.settings["replay_batch_size"] = replay_batch_size or batch_size
@@ -132,6 +136,7 @@ class Training(Telling):
             self.sparsifier.trains(self.rest)
             if self.backend == "native":
                 self.latents.convert()
+        self.micro = None if micro_batch is None else MicroBatches(self.rest, micro_batch, self.tell)
         self.classes.check_dense(self.sparsifier.layers)
         self.sparsifier.notify = self.tell
         self.generators = seeds.Generators(seed, self.device)
@@ -251,8 +256,7 @@ class Training(Telling):
         self.watch_chance.begin_task(task)
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
         self.inputs, self.labels = trained.train.inputs.to(self.device), trained.train.labels.to(self.device)
-        asked = (self._assemble, self.generators.importance, len(task.train), self.batch_size, self.tell)
-        losses = Asked(self.method, self.sparsifier, *asked).losses()
+        losses = Asked(*self._lent(len(task.train))).losses()
         if self.position is not None:
             self.sparsifier.resume_task(losses)
             self.method.resume_task(trained)
@@ -330,7 +334,7 @@ class Training(Telling):
         self.tell("step.begin", {"samples": len(ids)})
         wanted = self.sparsifier.wants_gradients()
         parts = self._parts = apart.Parts(self.sparsifier.layers, self.tell) if wanted else None
-        with apart.cut(self.rest, parts):
+        with self._in_parts(), apart.cut(self.rest, parts):
             loss, logits = self.method.loss(batch)
             self.watch_loss(loss, position)
             if isinstance(position, Position):
@@ -342,6 +346,8 @@ class Training(Telling):
             else:
                 parts.backward(loss, len(ids), lambda logits: self.method.single_head_loss(logits, batch))
             self.method.after_backward(batch)
+            if self.micro is not None:
+                self.micro.check_passed()
         if parts is not None:
             parts.finish(self.sparsifier)
         self.sparsifier.after_backward()  # it has the last word on what moves
@@ -351,6 +357,15 @@ class Training(Telling):
         self.sparsifier.after_step()
         self.method.after_step(batch, logits)
         return loss
+
+    def _in_parts(self) -> contextlib.AbstractContextManager[None]:
+        """Passes in here are made in micro-batches, where these are asked for."""
+        return contextlib.nullcontext() if self.micro is None else self.micro.applied()
+
+    def _lent(self, samples: int) -> tuple[Any, ...]:
+        """What an `Asked` of so many samples is made of."""
+        drawn = (self.generators.importance, samples, self.batch_size)
+        return self.method, self.sparsifier, self._assemble, *drawn, self.tell, self._in_parts
 
     def _begin_step(self, position: Position) -> None:
         removed = self.sparsifier.removed

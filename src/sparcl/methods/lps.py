@@ -34,6 +34,7 @@ class LPS(PartitionMethod):
     """
 
     name = "lps"
+    passes_in_parts = False
 
     def __init__(self, *, pruned: float = 0.75, shared: float = 0.8, rho: float = 0.0001, mask_lr: float = 0.1) -> None:
         super().__init__(pruned=pruned)

@@ -94,6 +94,8 @@ class Method(Recorded, ABC):
     """Whether it has an answer for classes that no task has brought yet; without one there is no forward transfer."""
     by_parameter: ClassVar[bool] = False
     """Whether something is remembered of each parameter: none may then be added or exchanged."""
+    passes_in_parts: ClassVar[bool] = True
+    """Whether the model's passes may be made in micro-batches: each is of the model's own weights."""
     uses_classifier: ClassVar[bool] = False
     """Whether the method looks for the layer that makes the logits: the last one that the model defines."""
 

@@ -16,6 +16,7 @@ from sparcl.checkpoint.files import safetensors_parts
 from sparcl.checkpoint.store import Store, open_folder
 from sparcl.errors import CheckpointError, ConfigError, unknown
 from sparcl.learner import Learner
+from sparcl.learner.micro import MICRO_BATCH
 from sparcl.methods import METHODS, Method
 from sparcl.nn.graph import graph
 from sparcl.run import build
@@ -81,6 +82,8 @@ def _check_device(learner: Learner, transform: Transform) -> None:
             raise ConfigError(f"{what} {type(part).__name__} is your own: a device cannot go on with it")
     if not learner.rate.constant or learner.settings["clip_grad_norm"] is not None:
         raise ConfigError("a device has no learning-rate schedule and no clipping of gradients: it would go on without")
+    if MICRO_BATCH in learner.settings:
+        raise ConfigError("a device has no micro-batches: make the Learner with a smaller batch size")
     if transform.augment is not None:
         raise ConfigError("the augmentation is a function of your own: a device cannot go on with it")
 
