@@ -56,10 +56,10 @@ BUDGETS = (1, 2, 4, 8)
 
 STAGES: tuple[tuple[int, int, list[dict[str, Any]], tuple[float, ...], int], ...] = (
     (1, 32, MAIN, (1, 2), 5),
-    (2, 32, MORE[:3], (1, 2), 5),
-    (3, 32, [*MAIN, *MORE[:3]], (4,), 5),
-    (4, 32, MORE[3:], (1, 2, 4), 5),
-    (5, 32, [{**MAIN[1], **part} for part in PARTS], (2,), 5),
+    (2, 32, [{**MAIN[1], **part} for part in PARTS], (2,), 5),
+    (3, 32, MORE[:3], (1, 2), 5),
+    (4, 32, [*MAIN, *MORE[:3]], (4,), 5),
+    (5, 32, MORE[3:], (1, 2, 4), 5),
     (6, 32, MAIN[:3], (8,), 3),
     (7, 64, [*MAIN, MORE[2]], (1, 2), 3),
 )
