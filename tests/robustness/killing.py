@@ -46,6 +46,7 @@ VARIANTS = {
     ),
     "derpp, a frozen part": ("--freeze", "0,1"),
     "derpp, latents": ("--freeze", "0,1", "--latents", "int8"),
+    "derpp, sparcl in micro-batches": ("--micro-batch", "5"),
     "derpp, balanced over classes, of so many bytes": ("--buffer-policy", "balanced", "--buffer-bytes", "4kB"),
     "er, jpegs of so many bytes": ("--method", "er", "--buffer-storage", "jpeg", "--buffer-bytes", "30kB"),
 }

@@ -17,7 +17,7 @@ import torch
 
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.run import trial
-from sparcl.run.choosing import Choice, Costs, choices, choose
+from sparcl.run.choosing import FREE, Choice, Costs, choices, choose
 from sparcl.run.experiment import Experiment
 from sparcl.run.fit import Fit, over
 from sparcl.run.resume import as_fitted
@@ -59,23 +59,39 @@ def run(limit: int, out: Path, *options: str) -> tuple[subprocess.CompletedProce
 
 
 def order(asked: Choice, *free: str) -> list[tuple[Any, ...]]:
-    return [(c.buffer, c.batch, c.sparsity, c.packed) for c in choices(asked, free, 50)]
+    return [
+        (c.buffer, c.batch if c.micro is None else (c.batch, c.micro), c.sparsity, c.packed)
+        for c in choices(asked, free, 50)
+    ]
 
 
-def test_storage_gives_way_before_sparsity_before_the_batch_before_the_buffer() -> None:
-    asked = Choice(8, 0.9, 100)
-    assert order(asked, "buffer_storage", "sparsity", "batch_size", "buffer_size")[:6] == [
+def test_storage_gives_way_before_sparsity_before_the_batch_before_whole_passes_before_the_buffer() -> None:
+    asked = Choice(16, 0.9, 100)
+    assert order(asked, *FREE)[:6] == [
+        (100, 16, 0.9, False),
+        (100, 16, 0.9, True),
+        (100, 16, 0.95, False),
+        (100, 16, 0.95, True),
         (100, 8, 0.9, False),
         (100, 8, 0.9, True),
-        (100, 8, 0.95, False),
-        (100, 8, 0.95, True),
-        (100, 4, 0.9, False),
-        (100, 4, 0.9, True),
+    ]
+    assert [sizes for _, sizes, *_ in order(asked, "batch_size", "micro_batch", "buffer_size")] == 2 * [
+        *(16, 8, (8, 8), (8, 4), (8, 2), (4, 2), (2, 2))
     ]
     assert order(asked, "batch_size", "buffer_size") == [
-        *((100, batch, 0.9, False) for batch in (8, 4, 2)),
-        *((50, batch, 0.9, False) for batch in (8, 4, 2)),
+        *((100, batch, 0.9, False) for batch in (16, 8, 4, 2)),
+        *((50, batch, 0.9, False) for batch in (16, 8, 4, 2)),
     ]
+
+
+def test_a_batch_or_a_micro_batch_that_is_named_stays() -> None:
+    def sizes(asked: Choice, *free: str) -> list[Any]:
+        return [size for _, size, *_ in order(asked, *free)]
+
+    assert sizes(Choice(32, 0.9, 100), "micro_batch") == [32, (32, 32), (32, 16), (32, 8), (32, 4), (32, 2)]
+    assert sizes(Choice(16, 0.9, 100, micro=4), "batch_size") == [(16, 4), (8, 4), (4, 4), (2, 2)]
+    assert sizes(Choice(4, 0.9, 100), "batch_size", "micro_batch") == [4, (4, 4), (4, 2), (2, 2)]
+    assert sizes(Choice(1, 0.9, 100), "batch_size") == [1]
 
 
 def test_what_is_named_stays_as_it_is() -> None:
@@ -85,7 +101,8 @@ def test_what_is_named_stays_as_it_is() -> None:
 
 
 class Made(Costs):
-    """100 MB, and 1 MB a sample of the batch (3 MB above 16, which small batches do not show); .95 saves 5 MB."""
+    """100 MB, and 1 MB a sample at a time (3 MB above 16, which few do not show), a third of it in micro-batches; .95
+    saves 5 MB."""
 
     def __init__(self, most: float = float("inf")) -> None:
         self.most, self.asked_for = most, []  # type: ignore[var-annotated]
@@ -94,15 +111,15 @@ class Made(Costs):
         task = [type("Task", (), {"train": samples, "test": None})]
         self.stream = type("Stream", (), {"tasks": task})()
 
-    def tried(self, batch: int, sparsity: float | None) -> bool:
-        self.before = 100 * MB
-        self.asked_for.append((batch, sparsity))
-        peak = 100 * MB + (3 if batch > 16 else 1) * batch * MB - (5 * MB if sparsity == 0.95 else 0)
-        self.trials.setdefault(sparsity, {})[batch] = trial.Trial(100 * MB, peak, 0, 1, 0, 1000)
-        return True
+    def attempt(self, choice: Choice) -> trial.Trial:
+        rows, sparsity = choice.rows, choice.sparsity
+        self.asked_for.append((rows, sparsity))
+        steps = (3 if rows > 16 else 1) * rows * MB // (3 if choice.micro else 1)
+        peak = 100 * MB + steps - (5 * MB if sparsity == 0.95 else 0)
+        return trial.Trial(100 * MB, peak, 0, 1, 0, 1000)
 
 
-FREE = ("buffer_storage", "sparsity", "batch_size", "buffer_size")
+WHOLE = tuple(name for name in FREE if name != "micro_batch")
 
 
 @pytest.mark.parametrize(
@@ -111,17 +128,31 @@ FREE = ("buffer_storage", "sparsity", "batch_size", "buffer_size")
 )
 def test_what_fits_is_tried_before_it_is_chosen(budget: int, batch: int, sparsity: float) -> None:
     costs = Made()
-    found = choose(costs, Choice(32, 0.9, 200), FREE, budget * MB, 10)
-    assert (found.batch, found.sparsity, found.buffer) == (batch, sparsity, 200)
+    found = choose(costs, Choice(32, 0.9, 200), WHOLE, budget * MB, 10)
+    assert (found.batch, found.sparsity, found.buffer, found.micro) == (batch, sparsity, 200, None)
     assert (batch, sparsity) in costs.asked_for
 
 
+@pytest.mark.parametrize(
+    ("budget", "batch", "micro", "sparsity"),
+    [(112, 8, None, 0.9), (106, 8, None, 0.95), (105, 8, 8, 0.9), (98.5, 8, 4, 0.95), (97.7, 8, 2, 0.95)],
+)
+def test_passes_are_parted_where_a_small_batch_is_not_enough(
+    budget: float, batch: int, micro: int | None, sparsity: float
+) -> None:
+    costs = Made()
+    found = choose(costs, Choice(32, 0.9, 200), FREE, int(budget * MB), 10)
+    assert (found.batch, found.micro, found.sparsity) == (batch, micro, sparsity)
+    assert (found.rows, sparsity) in costs.asked_for
+
+
 def test_what_would_fit_is_named_and_does() -> None:
-    with pytest.raises(ConfigError, match=r"even batch size 2, sparsity 0\.95") as refused:
-        choose(Made(), Choice(32, 0.9, 200), FREE, 90 * MB, 10)
-    told = re.search(r"; (\d+)MB would do, all as asked about (\d+)MB", str(refused.value))
-    assert told is not None
-    assert choose(Made(), Choice(32, 0.9, 200), FREE, int(told[1]) * MB, 10).batch == 2
+    for free, told, rows in ((WHOLE, "batch size 2", [2]), (FREE, "batch size 2, micro-batches of 2", [2, 4])):
+        with pytest.raises(ConfigError, match=rf"even {told}, sparsity 0\.95") as refused:
+            choose(Made(), Choice(32, 0.9, 200), free, 90 * MB, 10)
+        enough = re.search(r"; (\d+)MB would do, all as asked about (\d+)MB", str(refused.value))
+        assert enough is not None
+        assert choose(Made(), Choice(32, 0.9, 200), free, int(enough[1]) * MB, 10).rows in rows
 
 
 def test_no_second_batch_is_tried_that_could_not_fit() -> None:
@@ -205,7 +236,7 @@ def test_fit_in_python() -> None:
     options = {"batch_size": 8, "buffer_size": 200, "sparsity": 0.9, "pattern": "unstructured", "max_seconds": 1.5}
     assert lines[3] == str(options)
     assert re.match(
-        "refused: max memory 100.0 MB is too little: even batch size 2, .* would do, all as asked", lines[4]
+        "refused: max memory 100.0 MB is too little: even batch size .* would do, all as asked", lines[4]
     )
     assert re.match("refused: fit: unknown setting 'sparsty'.*did you mean sparsity", lines[5])
     assert lines[6].startswith("refused: max memory 'lots' are not allowed; use a number of bytes")
@@ -233,10 +264,7 @@ def test_a_trial_leaves_the_generators_and_the_data_alone() -> None:
     asked = Experiment(stream="seq-digits", width=4, limit_per_class=20, steps=trial.STEPS).resolve()
     stream, state = build.stream(asked), torch.random.get_rng_state()
 
-    def make(batch: int, sparsity: float | None) -> Any:
-        return build.learner(dataclasses.replace(asked, batch_size=batch, sparsity=sparsity), stream)
-
-    found = trial.run(make, stream.tasks[:2], 4, 0.9)
+    found = trial.run(lambda: build.learner(dataclasses.replace(asked, batch_size=4), stream), stream.tasks[:2], 4)
     assert found is not None
     assert min(found.training, found.before) > 0  # the process that runs the tests may shrink meanwhile
     assert found.sample == 64 + 8 + 10 * 4  # the image, its label, ten logits
@@ -248,19 +276,20 @@ def test_a_trial_leaves_the_generators_and_the_data_alone() -> None:
 
 
 def test_memory_that_runs_out_is_no_trial() -> None:
-    def make(*asked: Any) -> Any:
-        raise MemoryError(asked)
+    def make() -> Any:
+        raise MemoryError
 
-    assert trial.run(make, [], 4, 0.9) is None
+    assert trial.run(make, [], 4) is None
 
 
 def test_a_fit_says_what_it_costs_in_three_lines() -> None:
     parts = dict.fromkeys(("import", "data", "weights", "buffer", "activations", "workspace"), 10 * MB)
-    found = Fit(100 * MB, 8, 200, None, "jpeg", 0.95, "block", None, parts, ("sparsity 0.95, not 0.9: less",))
+    found = Fit(100 * MB, 8, 4, 200, None, "jpeg", 0.95, "block", None, parts, ("sparsity 0.95, not 0.9: less",))
     assert repr(found).count("\n") == 2
     assert found.peak_bytes == 60 * MB
     assert found.options()["buffer_storage"] == "jpeg"
     assert "max_seconds" not in found.options()
+    assert found.options()["micro_batch"] == 4
 
 
 def test_a_peak_above_the_budget_is_said() -> None:

@@ -212,6 +212,7 @@ def learner(experiment: Experiment, stream: Stream, observers: Sequence[Observer
         seconds=experiment.max_seconds,
         pace=experiment.pace,
         batch_size=experiment.batch_size,
+        micro_batch=experiment.micro_batch,
         drop_last=experiment.drop_last,
         seed=experiment.seed,
         device=device(experiment.device),

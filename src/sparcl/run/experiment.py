@@ -15,6 +15,7 @@ from typing import Any
 
 from sparcl import methods, named
 from sparcl.errors import LARGEST, ConfigError, unknown
+from sparcl.learner import micro
 from sparcl.learner.budget import check_pace
 from sparcl.learner.latents import KINDS
 from sparcl.learner.schedule import CONSTANT, check_clip, check_warmup, parse
@@ -84,6 +85,8 @@ class Experiment:
     steps: int | None = None
     max_seconds: float | None = None
     batch_size: int = 32
+    micro_batch: int | None = None
+    """Samples that pass the network at a time; None: all of a batch."""
     drop_last: bool | None = None
     model: str | None = None
     width: int | None = None
@@ -143,6 +146,7 @@ class Experiment:
             ("epochs", self.epochs, 1, MOST),
             ("steps", self.steps, 1, MOST),
             ("batch size", self.batch_size, 1, MOST),
+            ("micro-batch", self.micro_batch, 1, MOST),
             ("buffer size", self.buffer_size, 1, MOST),
             ("width", self.width, 1, MOST_WIDTH),
             ("threads", self.threads, 1, MOST_THREADS),
@@ -245,6 +249,7 @@ class Experiment:
             raise ConfigError(f"{given[0].replace('_', ' ')} is SparCL's alone; sparsifier {self.sparsifier} has none")
         if self.backend == "native" and self.device == "cuda":
             raise ConfigError("backend native is for the CPU; on cuda use backend reference or auto")
+        micro.check(self.micro_batch, self.batch_size, method)
         methods.check_combination(self.method, self.sparsifier)
 
     def resolve(self) -> Experiment:

@@ -1,7 +1,8 @@
 """A memory budget: the batch, buffer and sparsity that a process of so many bytes can train with.
 
 What the user named is kept; of the rest as little as possible is given up, in this order: how the buffer holds samples,
-sparsity (up to .95), batch size (halved, down to 2), buffer (halved). See `run/choosing.py`.
+sparsity (up to .95), batch size (halved, down to 8), whole passes (micro-batches of it), batch size (down to 2), buffer
+(halved). See `run/choosing.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Fit:
 
     Attributes:
         memory: the budget, bytes.
-        batch_size, buffer_size, buffer_bytes, buffer_storage, sparsity: what to train with; None: it has none.
+        batch_size, micro_batch, buffer_size, buffer_bytes, buffer_storage, sparsity: what to train with; None: it has
+            none.
         pattern: of the sparse weights, as asked.
         seconds: of each task, as asked: with `memory` all that a device has to give.
         parts: bytes expected at the peak: `import` (all that was resident before), `data`, `weights` (with positions,
@@ -48,6 +50,7 @@ class Fit:
 
     memory: int
     batch_size: int
+    micro_batch: int | None
     buffer_size: int | None
     buffer_bytes: int | str | None
     buffer_storage: str | None
@@ -64,7 +67,7 @@ class Fit:
 
     def options(self) -> dict[str, Any]:
         """As settings of an `Experiment`, of `sparcl run --config`; what there is none of is left out."""
-        names = ("batch_size", "buffer_size", "buffer_bytes", "buffer_storage", "sparsity", "pattern")
+        names = ("batch_size", "micro_batch", "buffer_size", "buffer_bytes", "buffer_storage", "sparsity", "pattern")
         named = {name: getattr(self, name) for name in names} | {"max_seconds": self.seconds}
         return {name: value for name, value in named.items() if value is not None}
 
@@ -101,10 +104,12 @@ def of_experiment(
         stream = stream.merged()
     storage, packing = _packing(experiment, stream)
     free = {name for name in FREE if name not in named} - (set() if storage else {"buffer_storage"})
-    if "buffer_bytes" in named:
-        free.discard("buffer_size")
+    free -= {"buffer_size"} if "buffer_bytes" in named else set()
+    free -= set() if methods.find(experiment.method).passes_in_parts else {"micro_batch"}
+    free -= {"micro_batch"} if experiment.batch_size == 1 else set()
     given = experiment.buffer_bytes
-    asked = Choice(experiment.batch_size, experiment.sparsity, None if given is not None else experiment.buffer_size)
+    buffer = None if given is not None else experiment.buffer_size
+    asked = Choice(experiment.batch_size, experiment.sparsity, buffer, micro=experiment.micro_batch)
     costs = Costs(
         _maker(experiment, stream, model), stream, to_come, None if given is None else parse_bytes(given), packing
     )
@@ -112,6 +117,7 @@ def of_experiment(
     return Fit(
         memory=budget,
         batch_size=found.batch,
+        micro_batch=found.micro,
         buffer_size=found.buffer,
         buffer_bytes=given,
         buffer_storage=storage if found.packed else experiment.buffer_storage,
@@ -129,6 +135,8 @@ def _given_up(asked: Choice, found: Choice, storage: str | None) -> Iterator[str
         yield f"buffer storage {storage}, not raw: samples are remembered a little less exactly"
     if found.sparsity != asked.sparsity:
         yield f"sparsity {found.sparsity:g}, not {asked.sparsity:g}: fewer weights learn"
+    if found.micro != asked.micro:
+        yield f"micro-batches of {found.micro}, not whole passes: a step takes at least a third longer"
     if found.batch != asked.batch:
         yield f"batch size {found.batch}, not {asked.batch}: an epoch has more steps, of noisier gradients"
     if found.buffer != asked.buffer:
@@ -138,8 +146,8 @@ def _given_up(asked: Choice, found: Choice, storage: str | None) -> Iterator[str
 def _maker(experiment: Experiment, stream: Stream, model: nn.Module | None) -> trial.Make:
     base = dataclasses.replace(experiment, epochs=None, steps=trial.STEPS, max_seconds=None, pace=())
 
-    def make(batch: int, sparsity: float | None) -> Learner:
-        own = dataclasses.replace(base, batch_size=batch, sparsity=sparsity)
+    def make(batch: int, sparsity: float | None, micro: int | None) -> Learner:
+        own = dataclasses.replace(base, batch_size=batch, sparsity=sparsity, micro_batch=micro)
         if model is None:
             return build.learner(own, stream)
         return Learner(
@@ -148,6 +156,7 @@ def _maker(experiment: Experiment, stream: Stream, model: nn.Module | None) -> t
             build.sparsifier(own),
             steps=trial.STEPS,
             batch_size=batch,
+            micro_batch=micro,
             lr=own.lr or 0.03,
             backend=own.backend,
             input_shape=stream.input_shape,

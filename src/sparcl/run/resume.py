@@ -46,7 +46,7 @@ BEFORE: dict[str, Any] = {
     **dict.fromkeys(("init", "init_sha256", "augment", "optimizer", "momentum")),
     **dict.fromkeys(("lr_schedule", "warmup", "clip_grad_norm")),
     **dict.fromkeys(("freeze", "latents", "buffer_bytes", "buffer_policy", "buffer_storage")),
-    **dict.fromkeys(("class_order", "lazy", "max_memory")),
+    **dict.fromkeys(("class_order", "lazy", "max_memory", "micro_batch")),
     "fitted": {},
     "optimizer_options": {},
     "sparsifier_options": {},
@@ -139,7 +139,7 @@ def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> 
             )
 
 
-CHOSEN = ("batch_size", "sparsity", "buffer_size", "buffer_storage", "fitted")
+CHOSEN = ("batch_size", "micro_batch", "sparsity", "buffer_size", "buffer_storage", "fitted")
 """Settings that a budget of memory decides, where they are not named."""
 
 

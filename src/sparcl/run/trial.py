@@ -33,8 +33,9 @@ TASKS = 2
 TESTED = 256
 """Samples that are asked at once wherever a run asks."""
 
-Make = Callable[[int, float | None], Learner]
-"""A new learner of `STEPS` steps a task, from a batch size and a sparsity (None: as its sparsifier has it)."""
+Make = Callable[[int, float | None, int | None], Learner]
+"""A new learner of `STEPS` steps a task, from a batch size, a sparsity (None: as its sparsifier has it) and a
+micro-batch (None: passes are whole)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Trial:
     sample: int
 
 
-def run(make: Make, tasks: Sequence[Task], batch: int, sparsity: float | None) -> Trial | None:
+def run(make: Callable[[], Learner], tasks: Sequence[Task], batch: int) -> Trial | None:
     """Make it; None where memory ran out (under a limit of the system's).
 
     Raises:
@@ -66,7 +67,7 @@ def run(make: Make, tasks: Sequence[Task], batch: int, sparsity: float | None) -
     before = _resident()
     try:
         with seeds.given_back(), _quietly():
-            return _trial(make, tasks, batch, sparsity, before)
+            return _trial(make, tasks, batch, before)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -76,10 +77,10 @@ def run(make: Make, tasks: Sequence[Task], batch: int, sparsity: float | None) -
         return_all_freed_memory()
 
 
-def _trial(make: Make, tasks: Sequence[Task], batch: int, sparsity: float | None, before: int) -> Trial:
+def _trial(make: Callable[[], Learner], tasks: Sequence[Task], batch: int, before: int) -> Trial:
     gc.collect()
     _set_back()
-    learner = make(batch, sparsity)
+    learner = make()
     beside = _resident("VmHWM")
     training = buffer = 0
     for task in tasks:
