@@ -46,6 +46,7 @@ def main() -> None:
         methods.DERpp(found.buffer_size, buffer_storage=found.buffer_storage or "raw"),
         sparcl.SparCL(found.sparsity),
         batch_size=found.batch_size,
+        micro_batch=found.micro_batch,
         steps=asked.steps,
         input_shape=shape,
     )

@@ -104,15 +104,20 @@ def test_no_more_samples_pass_at_a_time_and_nothing_of_them_is_kept(backend: str
         model[0].register_forward_hook(lambda _, x, y: seen.append((len(x[0]), y.requires_grad)))
         return model
 
-    learned(4, backend, network=made, method=DERpp(buffer_size=20), sparsifier=SparCL(sparsity=0.5), epochs=1)
+    make = {"method": DERpp(buffer_size=20), "sparsifier": SparCL(sparsity=0.5), "epochs": 1}
+    learner = learned(4, backend, network=made, **make)
     steps = [(n, grad) for n, grad in seen if grad]
-    assert max(n for n, _ in steps) == 4  # answers without a graph, as of a test, may be of more
+    assert max(n for n, _ in steps) == 4  # the batch that shows that a task fits is whole
     assert len(steps) > 8
     longest = run = 0
     for _, grad in seen:
         run = run + 1 if grad else 0
         longest = max(longest, run)
     assert longest >= 3  # the parts of a pass go back one after another
+    seen.clear()
+    learner.evaluate(tasks())
+    assert len(learner.predict(tasks()[0].train.inputs[:9])) == 9
+    assert {n for n, _ in seen} == {4, 1}
 
 
 def test_batchnorm_has_the_statistics_of_a_part_and_counts_each_once() -> None:

@@ -235,9 +235,7 @@ def test_fit_in_python() -> None:
     assert lines[2] == "  given up: nothing>"
     options = {"batch_size": 8, "buffer_size": 200, "sparsity": 0.9, "pattern": "unstructured", "max_seconds": 1.5}
     assert lines[3] == str(options)
-    assert re.match(
-        "refused: max memory 100.0 MB is too little: even batch size .* would do, all as asked", lines[4]
-    )
+    assert re.match("refused: max memory 100.0 MB is too little: even batch size .* would do, all as asked", lines[4])
     assert re.match("refused: fit: unknown setting 'sparsty'.*did you mean sparsity", lines[5])
     assert lines[6].startswith("refused: max memory 'lots' are not allowed; use a number of bytes")
     assert "cuda" in lines[7]

@@ -12,7 +12,9 @@ from torch import Tensor
 from sparcl.learner.refusals import check_columns
 from sparcl.streams.task import Task
 
-BATCH = 256
+AT_ONCE = 64
+"""Samples that are asked at a time."""
+
 MOST_CONFUSED = 256
 """Classes for which a confusion matrix is kept: it grows with their square."""
 
@@ -49,9 +51,15 @@ class Answers(Protocol):
         """Logits [N, C] for normalised inputs."""
 
 
-def measure(tasks: Sequence[Task], method: Answers, device: torch.device, before_batch: Callable[[], None]) -> Accuracy:
-    """Accuracy on the test samples of tasks, at least one; the model is in eval mode."""
-    found = [_accuracy_on(task, method, device, before_batch) for task in tasks]
+def measure(
+    tasks: Sequence[Task],
+    method: Answers,
+    device: torch.device,
+    before_batch: Callable[[], None],
+    at_once: int = AT_ONCE,
+) -> Accuracy:
+    """Accuracy on the test samples of tasks, at least one, `at_once` at a time; the model is in eval mode."""
+    found = [_accuracy_on(task, method, device, before_batch, at_once) for task in tasks]
     class_il, task_il, confusions = zip(*found, strict=True)
     confusion = tuple(map(tuple, sum(confusions).tolist())) or None
     columns = [k for task in tasks for k in task.classes]  # a class of two tasks leaves Task-IL without a meaning
@@ -60,7 +68,7 @@ def measure(tasks: Sequence[Task], method: Answers, device: torch.device, before
 
 
 def _accuracy_on(
-    task: Task, method: Answers, device: torch.device, before_batch: Callable[[], None]
+    task: Task, method: Answers, device: torch.device, before_batch: Callable[[], None], at_once: int
 ) -> tuple[float, float, Tensor]:
     """Class-IL and Task-IL accuracy, percent, on a task's test samples; the model is in eval mode.
 
@@ -73,10 +81,10 @@ def _accuracy_on(
     right_class = right_task = 0
     pairs: list[Tensor] = []
     classes = 0
-    for start in range(0, len(task.test), BATCH):
+    for start in range(0, len(task.test), at_once):
         before_batch()
-        inputs = task.transform.test(task.test.inputs[start : start + BATCH].to(device))
-        labels = task.test.labels[start : start + BATCH].to(device)
+        inputs = task.transform.test(task.test.inputs[start : start + at_once].to(device))
+        labels = task.test.labels[start : start + at_once].to(device)
         logits = method.predict(inputs, task)
         check_columns(task, logits.shape[1])
         of_all, of_own = logits.argmax(1), own[logits[:, own].argmax(1)]

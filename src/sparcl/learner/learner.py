@@ -23,7 +23,7 @@ from sparcl.checkpoint import Store
 from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner import making, saving
-from sparcl.learner.accuracy import Accuracy, measure
+from sparcl.learner.accuracy import AT_ONCE, Accuracy, measure
 from sparcl.learner.classes import GrowingLinear
 from sparcl.learner.observing import Observing
 from sparcl.learner.prediction import Prediction, predict
@@ -62,8 +62,9 @@ class Learner(Observing):
             it: no without a sparsifier (Mammoth's hosts), yes under one (the released SparCL code, rivals included). A
             last batch of one sample is left out always: it has no batch statistics.
         replay_batch_size: samples drawn from the buffer at a time; default: `batch_size`.
-        micro_batch: samples that pass the network at a time, of the task's batch and of replay: less memory for one
-            forward pass more a step. The loss is that of the whole batches; a BatchNorm's statistics are a part's.
+        micro_batch: samples that pass the network at a time, of the task's batch, of replay and of a test: less memory
+            for one forward pass more a step. The loss is that of the whole batches; a BatchNorm's statistics are a
+            part's.
         seed: of every random draw that the Learner makes (the model's initial weights are the caller's).
         device: where to train.
         backend: `reference` (dense × mask, any device), `native` (compact, CPU) or `auto`: native where the model is
@@ -110,7 +111,8 @@ class Learner(Observing):
         self.model.eval()
         try:
             with self._not_counted(True), self.generators.aside(seeds.derive(self.seed, "evaluate")):
-                return measure(tasks, self.answering, self.device, partial(self.tell, "evaluate.batch", {}))
+                told = partial(self.tell, "evaluate.batch", {})
+                return measure(tasks, self.answering, self.device, told, self._at_once)
         finally:
             if self._learning:
                 self.frozen.train()
@@ -137,9 +139,13 @@ class Learner(Observing):
         columns = None if task is None else self.classes.of_tasks[task]
         index = max(self.learned - 1, 0) if task is None else task
         with evaluating(self.model):
-            return predict(
-                self.answering.predict, inputs, self.transform, self.classes.names, columns, index, self.device
-            )
+            asked = (self.answering.predict, inputs, self.transform, self.classes.names, columns, index)
+            return predict(*asked, self.device, self._at_once)
+
+    @property
+    def _at_once(self) -> int:
+        """Samples that are asked at a time."""
+        return AT_ONCE if self.micro is None else self.micro.size
 
     def answer_state(self, task: Task) -> dict[str, torch.Tensor]:
         """As `Method.answer_state`, of a task whose inputs are as they came."""

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from sparcl.errors import ConfigError, DataError, one_line
+from sparcl.learner.accuracy import AT_ONCE
 from sparcl.streams.augment import Transform
 from sparcl.streams.split import stored
 from sparcl.streams.task import Name, Samples, Task
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ def predict(
     columns: tuple[int, ...] | None,
     index: int,
     device: torch.device,
+    at_once: int = AT_ONCE,
 ) -> Prediction:
     """Answers of a network, which is evaluating, to inputs as stored: the transform of the tests goes first.
 
@@ -56,6 +56,7 @@ def predict(
         answer: `Method.predict` of a Learner, or `Method.answer` without one.
         columns: of the task that is asked about; None: all.
         index: of that task, or of the last one.
+        at_once: inputs that are asked at a time.
 
     Raises:
         DataError: the inputs are no [N, ...] of uint8 or numbers, or not those that the network takes.
@@ -64,8 +65,8 @@ def predict(
     empty = Samples(given[:0], torch.empty(0, dtype=torch.int64))
     task = Task(index, columns or (), empty, empty, transform)
     answers = []
-    for start in range(0, len(given), BATCH):
-        batch = given[start : start + BATCH].to(device)
+    for start in range(0, len(given), at_once):
+        batch = given[start : start + at_once].to(device)
         try:
             answers.append(answer(transform.test(batch), task).cpu())
         except (RuntimeError, ValueError, TypeError, IndexError, ConfigError) as error:

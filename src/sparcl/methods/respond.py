@@ -18,7 +18,7 @@ from sparcl.nn.layers import is_weighted
 from sparcl.streams.lazy import Inputs
 from sparcl.streams.task import Task
 
-RESPONSE_BATCH = 256
+RESPONSE_BATCH = 64
 
 
 @torch.no_grad()

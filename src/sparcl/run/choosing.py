@@ -221,22 +221,23 @@ def choose(costs: Costs, asked: Choice, free: Collection[str], budget: int, leas
     for choice in choices(asked, free, least_buffer):
         if choice.kind[1] not in begun:
             begun.add(choice.kind[1])
-            _begin_line(costs, choice, budget)
+            _begin_line(costs, choice, budget, last="micro_batch" not in free or choice.kind[1])
         if costs.peak(choice) * (1 + MARGIN) <= budget:
             costs.tried(choice)
             if costs.peak(choice) * (1 + MARGIN) <= budget:
                 return choice
         smallest = choice if costs.peak(choice) <= costs.peak(smallest) else smallest
     costs.tried(smallest)
+    _begin_line(costs, asked, budget, last=True)  # for what all as asked would take
     raise ConfigError(_too_little(costs, asked, smallest, budget))
 
 
-def _begin_line(costs: Costs, choice: Choice, budget: int) -> None:
-    """Try two small numbers of samples at a time, so that it is known what one takes."""
+def _begin_line(costs: Costs, choice: Choice, budget: int, *, last: bool) -> None:
+    """Try two small numbers of samples at a time, so that it is known what one takes; `last`: no smaller kind comes."""
     first = choice.with_rows(min(FIRST, choice.rows))
     if not costs.tried(first):
         return
-    hopeless = costs.peak(first) > budget  # then it is tried to tell what would do
+    hopeless = last and costs.peak(first) > budget  # then it is tried to tell what would do
     for rows in (b for b in SECOND if first.rows < b <= choice.rows):
         if hopeless or costs.peak(choice.with_rows(rows)) <= budget:
             costs.tried(choice.with_rows(rows))

@@ -20,6 +20,7 @@ from sparcl.cost.memory import memory, resident_bytes, set_back_peak
 from sparcl.errors import ConfigError, DataWarning, out_of_memory
 from sparcl.kernels.allocator import return_all_freed_memory
 from sparcl.learner import Learner
+from sparcl.learner.accuracy import AT_ONCE
 from sparcl.nn.convert import dense_state_dict
 from sparcl.streams.lazy import Inputs, Lazy, select
 from sparcl.streams.task import Samples, Stream, Task
@@ -30,8 +31,8 @@ STEPS = 8
 TASKS = 2
 """A method may keep something from the end of the first on: a teacher, importances."""
 
-TESTED = 256
-"""Samples that are asked at once wherever a run asks."""
+TESTED = 2 * AT_ONCE
+"""Test samples of a task of the trial."""
 
 Make = Callable[[int, float | None, int | None], Learner]
 """A new learner of `STEPS` steps a task, from a batch size, a sparsity (None: as its sparsifier has it) and a
