@@ -14,7 +14,7 @@ from sparcl.report.svg import HEIGHT, LEFT, WIDTH, Series, mark, plot, style_cla
 from sparcl.report.tables import Stat, stat
 
 sys.path.insert(0, str(Path(__file__).parent))
-from equal_time import A_PASS, BUDGETS, COSTS, MAIN, MORE, PARTS, ROW, steps
+from equal_time import A_PASS, BATCH, BUDGETS, COSTS, MAIN, MORE, PARTS, ROW, SMALL, cost_of, steps
 from student import welch
 
 NAMES = {
@@ -53,11 +53,12 @@ class Table:
     def __init__(self, records: Sequence[Record], width: int) -> None:
         self.costs: list[dict[str, Any]] = json.loads((COSTS / f"costs-{width}.json").read_text())
         self.width = width
-        dense = next(c for c in self.costs if c["method"] == "derpp" and c["sparsifier"] == "dense")
+        dense = cost_of(MAIN[0], self.costs)
+        assert dense is not None
         self.seconds = A_PASS * dense["step_ms"] / 1000
         """Of training a task, at a budget of 1."""
         mine = [r for r in records if r.config.get("width") == width]
-        rows = [*MAIN, *MORE, *({**MAIN[1], **part} for part in PARTS)]
+        rows = [*MAIN, *SMALL, *MORE, *({**MAIN[1], **part} for part in PARTS)]
         self.cells = {i: cells for i, row in enumerate(rows) if (cells := self._cells(row, mine))}
         self.rows = rows
 
@@ -178,13 +179,14 @@ def _name(row: Row) -> str:
     ]
     words += ["blocks of 4"] if row.get("pattern") == "block" else []
     words += ["single head"] if row.get("single_head") else []
+    words += [f"batch {row['batch_size']}"] if "batch_size" in row else []
     more = {k: v for k, v in row.items() if k not in ROW}
     return ", ".join([*words, *(f"{k.replace('_', ' ')} {v}" for k, v in more.items())])
 
 
 def _is(record: Record, row: Row) -> bool:
     """Whether a record is of a row: what the row leaves out is as usual."""
-    usual = {"pattern": "unstructured", "single_head": False, "sample_removal": 0.0}
+    usual = {"pattern": "unstructured", "single_head": False, "sample_removal": 0.0, "batch_size": BATCH}
     usual |= {"gradient_sparsity": 0.2, "importance": "cwi", "first_mask": "random"}
     of_sparcl = ("sample_removal", "gradient_sparsity", "importance")
     for key, value in {**usual, **row}.items():

@@ -3,8 +3,9 @@
     python experiments/equal_time.py costs experiments/results/equal-time/costs-32.json [--width 32]
     python experiments/equal_time.py file
 
-The first measures (`sparcl.run.job`, one thread, all rows in turn, ten minutes; keep the machine quiet), the second
-writes the sweep from what was measured. A budget of 1 is what one epoch of dense DER++ takes.
+The first measures (`sparcl.run.job`, one thread, all rows in turn, ten minutes; keep the machine quiet) what the file
+does not hold yet, the second writes the sweep from what was measured. A budget of 1 is what one epoch of dense DER++
+takes.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ MORE = [
     {"method": "derpp", "sparsifier": "sparcl", "sparsity": 0.9, "single_head": True},
     {"method": "derpp", "sparsifier": "sparcl", "sparsity": 0.95, "single_head": True},
 ]
+SMALL = [{**row, "batch_size": 16} for row in MAIN[:3]]
+"""Half the batch, replay's too: twice the steps in the same time."""
+
 PARTS = [
     {"gradient_sparsity": 0.0},
     {"sample_removal": 0.3},
@@ -58,32 +62,55 @@ STAGES: tuple[tuple[int, int, list[dict[str, Any]], tuple[float, ...], int], ...
     (1, 32, MAIN, (1, 2), 5),
     (2, 32, [{**MAIN[1], **part} for part in PARTS], (2,), 5),
     (3, 32, MORE[:3], (1, 2), 5),
-    (4, 32, [*MAIN, *MORE[:3]], (4,), 5),
-    (5, 32, MORE[3:], (1, 2, 4), 5),
-    (6, 32, MAIN[:3], (8,), 3),
-    (7, 64, [*MAIN, MORE[2]], (1, 2), 3),
+    (4, 32, SMALL, (1, 2), 3),
+    (5, 32, [*MAIN, *MORE[:3]], (4,), 5),
+    (6, 32, MORE[3:], (1, 2, 4), 5),
+    (7, 32, MAIN[:3], (8,), 3),
+    (8, 64, [*MAIN, MORE[2]], (1, 2), 3),
 )
 """Stage, width, rows, budgets, seeds."""
 
-ROW = ("method", "sparsifier", "sparsity", "pattern", "single_head")
+ROW = ("method", "sparsifier", "sparsity", "pattern", "single_head", "batch_size")
 
 
 def measure(path: Path, width: int) -> None:
-    """Measure every row and write what a step costs, and what a mask update and a choice take on top."""
-    rows_asked = [row for _, of, group, _, _ in STAGES if of == width for row in group]
+    """Write what a step of every row costs, and what a mask update and a choice take on top.
+
+    Rows that are in the file stay. Others are measured beside dense DER++, and their times brought to the machine that
+    those were measured on by its ratio.
+    """
+    known: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    rows_asked = [row for _, of, group, *_ in STAGES if of == width for row in group]
     wanted = {json.dumps(row): row for row in rows_asked if not {"single_head", *PART_KEYS} & set(row)}
-    experiments = [Experiment.from_dict({**BASE, "width": width, **row}, "row") for row in wanted.values()]
-    rows = job.measure(experiments, 60.0, SAMPLES, print)
+    missing = [row for row in wanted.values() if cost_of(row, known) is None]
+    if not missing:
+        print(f"{path} has every row")
+        return
+    rows = [MAIN[0], *(row for row in missing if row != MAIN[0])]
+    found = job.measure([_experiment(row, width) for row in rows], 60.0, SAMPLES, print)
+    if (dense := cost_of(MAIN[0], known)) is not None:
+        ratio = dense["step_ms"] / found[0]["step_ms"]
+        found = [{k: v * ratio if k.endswith("_ms") else v for k, v in row.items()} for row in found[1:]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    path.write_text(json.dumps([*known, *found], indent=1) + "\n")
+
+
+def _experiment(row: dict[str, Any], width: int) -> Experiment:
+    return Experiment.from_dict({**BASE, "width": width, **row}, "row")
+
+
+def cost_of(row: dict[str, Any], costs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What was measured of a row; None: it was not."""
+    usual: dict[str, Any] = {"sparsity": None, "pattern": "unstructured", "batch_size": BATCH}
+    keys = ("method", "sparsifier", *usual)
+    return next((c for c in costs if all(c[k] == row.get(k, usual.get(k)) for k in keys)), None)
 
 
 def steps(row: dict[str, Any], budget: float, costs: list[dict[str, Any]]) -> int | None:
     """Steps of `row` in the time of `budget` dense epochs, updates and choices charged; None: it was not measured."""
-    usual: dict[str, Any] = {"sparsity": None, "pattern": "unstructured"}
-    same = [c for c in costs if all(c[k] == row.get(k, usual.get(k)) for k in ("method", "sparsifier", *usual))]
-    dense = next(c for c in costs if c["method"] == "derpp" and c["sparsifier"] == "dense")
-    return job.steps_within(budget * A_PASS * dense["step_ms"] / 1000, same[0]) if same else None
+    own, dense = cost_of(row, costs), cost_of(MAIN[0], costs)
+    assert dense is not None
+    return None if own is None else job.steps_within(budget * A_PASS * dense["step_ms"] / 1000, own)
 
 
 def blocks() -> Iterator[str]:

@@ -5,6 +5,7 @@ import itertools
 import os
 import shlex
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from hypothesis import settings
 # A busy machine is no failure: speed is measured in benchmarks/, never in tests.
 settings.register_profile("sparcl", deadline=None)
 settings.load_profile("sparcl")
+
+# A script's background job ignores Ctrl-C, and so would the commands that a test starts and sends it to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHELL = (
     "sh",
