@@ -1,9 +1,9 @@
 """Do masks that move need their weights scaled? `python experiments/moved_masks.py OUT`.
 
 A network without any normalisation, seq-digits, DER++ with 100 samples, .90, three and ten epochs: dense, a mask that
-stays, and masks that move (SparCL's, SET's, RigL's), as they are and with what stays active scaled at each move, so that
-the layer's sum of squares is what it was before: the whole layer's, or each output's own. What a move leaves of that sum
-and of the variance of the layer's outputs (64 samples of the task) is noted, before any scaling. Runs that are done are
+stays, and masks that move (SparCL's, SET's, RigL's): as they are, and with what stays active scaled at each move, so
+that the sum of squares of the whole layer, or of each output, is what it was before. What a move leaves of the layer's
+sum and of the variance of its outputs (64 samples of the task) is noted, before any scaling. Runs that are done are
 skipped, so that it can be stopped; each is a line of OUT.
 """
 
@@ -127,7 +127,8 @@ def table(rows: list[dict[str, Any]]) -> None:
             values = of[kind, scaling] = [r["class_il"] for r in own]
             if len(values) < 2:
                 continue
-            line = f"{epochs:2} epochs {kind:7} {scaling:7} {statistics.mean(values):5.1f} ± {statistics.stdev(values):4.1f}"
+            line = f"{epochs:2} epochs {kind:7} {scaling:7}"
+            line += f" {statistics.mean(values):5.1f} ± {statistics.stdev(values):4.1f}"
             if scaling != "none":
                 plain_values = of[kind, "none"]
                 pair = (values, plain_values)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 from toys import Bag, Net, blobs, own_loop
 
 from sparcl import Learner
@@ -108,6 +109,33 @@ def test_a_trained_network_is_not_destroyed() -> None:
 
     assert accuracy(sparsity=0.0) > 95.0
     assert accuracy() > 80.0 > accuracy(first_mask="random") + 20.0
+
+
+def test_at_90_percent_a_trained_convnet_keeps_its_largest_weights_and_most_of_what_it_knows() -> None:
+    """SparCL on digits, once running statistics are measured anew; at random they cannot help."""
+    torch.manual_seed(0)
+    stream = seq_digits()
+    dense = build("convnet", 10, stream.input_shape, 32)
+    teacher = Learner(copy.deepcopy(dense), Joint(), lr=0.1, epochs=6, drop_last=True, backend="reference")
+    for task in stream.merged():
+        teacher.learn(task)
+    inputs = torch.cat([task.transform.test(task.train.inputs) for task in stream])
+    inputs = inputs[torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))]
+
+    def accuracy(learner: Learner) -> float:
+        class_il = learner.evaluate(stream.tasks).class_il
+        assert class_il is not None
+        return sum(class_il) / len(class_il)
+
+    def sparse(**options: Any) -> float:
+        model = copy.deepcopy(dense)
+        model.load_state_dict(teacher.model.state_dict())
+        learner = Learner(model, DERpp(), SparCL(0.9, **options), backend="reference")
+        update_bn(inputs.split(256), learner.model)
+        return accuracy(learner)
+
+    assert accuracy(teacher) > 95.0
+    assert sparse() > 65.0 > sparse(first_mask="random") + 25.0
 
 
 def test_every_sparsifier_is_found_by_its_name() -> None:
