@@ -21,7 +21,7 @@ def main() -> None:
     for record in records:
         config = record.config
         row = (config["stream"], config["epochs"], config["sparsifier"])
-        found[row][config["first_mask"]].append(record.class_il)
+        found[row][config["first_mask"]].append(float(record.result["class_il"]))
     for row, by_mask in sorted(found.items()):
         both = list(by_mask.values())
         if min(map(len, both)) < 2:
