@@ -40,7 +40,7 @@ VARIANTS = [("dense", "none"), ("static", "none"), *((kind, scaling) for kind in
 
 
 def plain(seed: int) -> nn.Sequential:
-    """The network of issue 14: no normalisation anywhere."""
+    """Without any normalisation."""
     torch.manual_seed(seed)
     convolutions = (nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(2048, 64), nn.ReLU(), nn.Linear(64, 10))
