@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import blobs, make_learner
+from toys import Net, blobs, make_learner
 from typer.testing import CliRunner
 
 from sparcl import DGM, Learner, SparCL, kernels
 from sparcl.cli import app
 from sparcl.methods import ER, METHODS, ICaRL
+from sparcl.methods.method import Batch
 from sparcl.sparsity import SNIP, RigL
 from sparcl.streams import Samples, Stream, Task, from_arrays
 
@@ -114,3 +115,36 @@ def test_what_a_model_without_batch_statistics_ranks_on_is_two_samples_too() -> 
     for task in blobs():
         learner.learn(task)
     assert told.count("importance.begin") == told.count("dgm.choose")  # L~(D_t) alone
+
+
+def test_fresh_batches_are_of_samples_still_in_the_task_and_each_loss_is_asked_for_its_own() -> None:
+    """What DDR has removed is not ranked by either, though a fresh batch is drawn from all of the task."""
+    asked: list[tuple[list[int], bool]] = []
+    remembered: list[Tensor | None] = []
+    objectives = 0
+    sparsifier = SparCL(0.5, samples=0.6, ranking="fresh")
+
+    class Noting(ER):
+        def task_importance_loss(self, batch: Batch) -> Tensor:
+            asked.append((batch.ids.tolist(), bool(sparsifier.ddr.kept[batch.ids].all())))
+            return super().task_importance_loss(batch)
+
+        def replay_importance_loss(self) -> Tensor | None:
+            remembered.append(super().replay_importance_loss())
+            return remembered[-1]
+
+        def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+            nonlocal objectives
+            objectives += 1
+            return super().loss(batch)
+
+    learner = Learner(Net(), Noting(20), sparsifier, epochs=20, batch_size=8, backend="reference")
+    for task in blobs():
+        del asked[:], remembered[:]
+        learner.learn(task)
+        late = asked[-1][0]
+        assert sparsifier.ddr.removed == 24
+        assert len(late) == len(set(late)) == 8  # full, of the 16 samples left
+        assert all(kept for _, kept in asked)
+        assert len([loss for loss in remembered if loss is not None]) > 0.5 * len(asked)
+    assert objectives == learner.steps  # the whole objective is for training

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from lent import lend
+from lent import batch, cross_entropy, lend
 from toys import Net, blobs
 
 from sparcl import Learner
@@ -172,6 +172,44 @@ def test_the_penalty_of_lps_is_its_formula_and_rho_grows() -> None:
             expected = expected + (method.parameters[i] - z + u)[free].square().sum()
             expected = expected + (m - y + k)[~free].square().sum()
         torch.testing.assert_close(method.penalty(), 0.01 * 10**stage / 2 * expected)
+
+
+def test_what_lps_trains_on_is_the_tasks_loss_and_the_penalty_until_it_is_packed() -> None:
+    stream, method, model = blobs(2), LPS(rho=1.0), Net()
+    lend(method, model)
+    method.begin_task(stream[0])
+    now = batch(stream[0], 0)
+    with torch.no_grad():
+        for i in method.divided:
+            method.parameters[i].add_(0.1)  # away from their projections
+    penalty = method.penalty().detach()
+    loss, logits = method.loss(now)
+    alone = cross_entropy(logits[:, :2], now.labels)
+    assert penalty > 0.1
+    torch.testing.assert_close(loss, alone + penalty)
+    method.pack()
+    loss, logits = method.loss(now)
+    torch.testing.assert_close(loss, cross_entropy(logits[:, :2], now.labels))
+
+
+def test_lps_trains_the_network_that_its_masks_make() -> None:
+    stream, method = blobs(2), LPS(shared=0.5)
+    learner = Learner(Net(), method, epochs=2, batch_size=10, backend="reference")
+    learner.learn(stream[0])
+    method.begin_task(stream[1])
+    i = method.names.index("conv.weight")
+    weight, old, inputs = method.parameters[i], method.owner[i] == 1, stream[1].train.inputs[:8]
+    with torch.no_grad():
+        method.admm["m"][str(i)].fill_(0.5)
+        found, kept = method.forward(inputs), weight.clone()
+        weight.copy_(torch.where(old, 0.5 * kept, kept))
+        torch.testing.assert_close(found, learner.model(inputs))
+        weight.copy_(kept)
+        assert not torch.allclose(found, learner.model(inputs))
+        method.pack()
+        own = method.forward(inputs)[:, 2:]
+        torch.testing.assert_close(own, method.predict(inputs, stream[1])[:, 2:])
+        assert not torch.allclose(own, learner.model(inputs)[:, 2:])
 
 
 def test_lps_pulls_weights_and_masks_towards_their_projections() -> None:

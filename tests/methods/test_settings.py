@@ -8,6 +8,7 @@ import pytest
 
 from sparcl.errors import ConfigError
 from sparcl.methods import METHODS
+from sparcl.methods.method import DEFAULT_SIZE
 from sparcl.methods.settings import PUBLISHED, published
 
 BUFFERS = (200, 500, 5120)
@@ -47,6 +48,29 @@ def test_the_nearest_buffer_and_a_related_stream_stand_in() -> None:
     assert published("holidays", "derpp", 500) == published("seq-cifar10", "derpp", 500)
     published("seq-cifar10", "er", 200)["lr"] = 7.0  # a copy
     assert published("seq-cifar10", "er", 200)["lr"] == 0.1
+
+
+def test_a_method_made_without_settings_has_these() -> None:
+    """Literals: a weight of 0 by default would be fine-tuning in disguise."""
+    wanted = {
+        "finetune": {},
+        "joint": {},
+        "er": {},
+        "er-ace": {},
+        "agem": {},
+        "icarl": {},
+        "der": {"alpha": 0.3},
+        "derpp": {"alpha": 0.1, "beta": 0.5},
+        "fdr": {"alpha": 0.3},
+        "lwf": {"alpha": 1.0, "temperature": 2.0},
+        "ewc": {"strength": 10.0, "gamma": 1.0},
+        "packnet": {"pruned": 0.75},
+        "lps": {"pruned": 0.75, "shared": 0.8, "rho": 0.0001, "mask_lr": 0.1},
+    }
+    for name, method in METHODS.items():
+        parameters = inspect.signature(method).parameters.values()
+        assert {p.name: p.default for p in parameters if isinstance(p.default, float)} == wanted[name], name
+    assert DEFAULT_SIZE == 200
 
 
 NOT_NEGATIVE = ("der.alpha", "derpp.alpha", "derpp.beta", "fdr.alpha", "ewc.strength", "lwf.alpha", "lps.rho")

@@ -144,6 +144,16 @@ def test_set_moves_after_every_epoch_but_the_last_however_few_there_are(epochs: 
 
 def test_rigl_moves_every_so_many_steps_and_not_in_the_last_quarter() -> None:
     assert moments(RigL(0.5, every=4), epochs=12) == [4, 8, 12, 16, 20, 24, 28, 32, 36]
+    assert moments(RigL(0.5, every=3), epochs=12) == list(range(3, 37, 3))  # a tenth of the 48 steps would be 4
+
+
+@pytest.mark.parametrize(("every", "total", "interval"), [(100, 15_600, 100), (100, 500, 50), (30, 500, 30), (7, 5, 1)])
+def test_rigls_interval_is_the_published_one_or_a_tenth_of_a_shorter_task(
+    every: int, total: int, interval: int
+) -> None:
+    rigl = RigL(0.5, every=every)
+    rigl.total = total
+    assert rigl.interval() == interval
 
 
 def test_rigl_moves_in_a_task_shorter_than_its_interval_too() -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from types import UnionType
 
 from sparcl.run.experiment import Experiment
-from sparcl.sparsity import DDR, DGM, SET, SNIP, TDM, RigL, SparCL
+from sparcl.sparsity import DDR, DGM, SET, SNIP, TDM, RigL, SparCL, Static
+from sparcl.sparsity.collected import MOST_SHARE
 from sparcl.sparsity.ddr import REMOVAL_MOMENTS
 from sparcl.sparsity.rigl import UPDATES_AT_LEAST
 from sparcl.sparsity.sparcl import SETTINGS
-from sparcl.sparsity.tdm import MAX_MOVED, UPDATE_MOMENTS
+from sparcl.sparsity.tdm import MAX_MOVED, STEPS_APART, UPDATE_MOMENTS, update_moments
 
 
-def defaults(kind: type) -> dict[str, object]:
+def defaults(kind: type, of: type | UnionType = int | float) -> dict[str, object]:
     parameters = inspect.signature(kind).parameters.values()
-    return {p.name: p.default for p in parameters if isinstance(p.default, int | float) and p.name != "sparsity"}
+    return {p.name: p.default for p in parameters if isinstance(p.default, of) and p.name != "sparsity"}
 
 
 def test_the_parts_and_the_rivals_have_the_published_settings() -> None:
@@ -28,6 +30,22 @@ def test_the_parts_and_the_rivals_have_the_published_settings() -> None:
     assert UPDATES_AT_LEAST == 10
     assert UPDATE_MOMENTS == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
     assert REMOVAL_MOMENTS == (0.1, 0.2, 0.3, 0.4)
+
+
+def test_what_is_ours_and_what_is_published_where_there_is_a_choice() -> None:
+    choices = {"distribution": "uniform", "first_mask": "magnitude"}
+    assert defaults(SparCL, str) == {
+        **choices,
+        "pattern": "unstructured",
+        "ddr_score": "misclassified",
+        "ranking": "step",
+    }
+    assert defaults(TDM, str) == {**choices, "ranking": "step"}
+    assert defaults(DGM, str) == {"ranking": "step"}
+    assert defaults(DDR, str) == {"score": "misclassified"}
+    assert all(defaults(kind, str) == choices for kind in (Static, SET, RigL))
+    assert (STEPS_APART, MOST_SHARE, update_moments().until) == (10, 0.02, 0.9)
+    assert SparCL().tdm.interval == 100
 
 
 def test_sparcl_gives_its_parts_the_published_settings() -> None:

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 from toys import Bag, Net, blobs, own_loop
 
 from sparcl import Learner
 from sparcl.errors import ConfigError
 from sparcl.methods import DERpp, Finetune, Joint
 from sparcl.nn import build
-from sparcl.sparsity import SET, SPARSIFIERS, TDM, Pattern, RigL, SparCL, Sparsifier, Static, find
+from sparcl.sparsity import SET, SPARSIFIERS, TDM, Losses, Pattern, RigL, SparCL, Sparsifier, Static, find
 from sparcl.sparsity.patterns import layer_densities
 from sparcl.streams import seq_digits
 
@@ -110,6 +111,33 @@ def test_a_trained_network_is_not_destroyed() -> None:
     assert accuracy() > 80.0 > accuracy(first_mask="random") + 20.0
 
 
+def test_at_90_percent_a_trained_convnet_keeps_its_largest_weights_and_most_of_what_it_knows() -> None:
+    """SparCL on digits, once running statistics are measured anew; at random they cannot help."""
+    torch.manual_seed(0)
+    stream = seq_digits()
+    dense = build("convnet", 10, stream.input_shape, 32)
+    teacher = Learner(copy.deepcopy(dense), Joint(), lr=0.1, epochs=6, drop_last=True, backend="reference")
+    for task in stream.merged():
+        teacher.learn(task)
+    inputs = torch.cat([task.transform.test(task.train.inputs) for task in stream])
+    inputs = inputs[torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))]
+
+    def accuracy(learner: Learner) -> float:
+        class_il = learner.evaluate(stream.tasks).class_il
+        assert class_il is not None
+        return sum(class_il) / len(class_il)
+
+    def sparse(**options: Any) -> float:
+        model = copy.deepcopy(dense)
+        model.load_state_dict(teacher.model.state_dict())
+        learner = Learner(model, DERpp(), SparCL(0.9, **options), backend="reference")
+        update_bn(inputs.split(256), learner.model)
+        return accuracy(learner)
+
+    assert accuracy(teacher) > 95.0
+    assert sparse() > 65.0 > sparse(first_mask="random") + 25.0
+
+
 def test_every_sparsifier_is_found_by_its_name() -> None:
     assert list(SPARSIFIERS) == ["dense", "sparcl", "static", "set", "snip", "rigl"]
     assert find("dense") is Sparsifier
@@ -153,6 +181,29 @@ def test_where_no_norm_follows_the_start_keeps_the_outputs_variance(kind: type[S
     for layer in ("2", "5"):
         a, b = (m.get_submodule(layer).weight.norm() for m in (model, dense))
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("kind", "share"), [(TDM, 0.1), (SET, 0.3), (RigL, 0.3)])
+def test_masks_that_move_keep_it_too_as_what_leaves_is_small_and_newcomers_start_at_0(
+    kind: type[TDM] | type[SET] | type[RigL], share: float
+) -> None:
+    model = plain(0)
+    sparsifier = kind(0.9, first_mask="random")
+    sparsifier.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    images = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    losses = Losses(task=lambda: model(images).square().mean())
+    sparsifier.begin_task(0, samples=32, epochs=1, losses=losses)
+    sparsifier.begin_epoch(0, 100)
+    inputs = {"2": torch.randn(64, 32, 8, 8), "5": torch.randn(4096, 2048)}
+    modules = {name: model.get_submodule(name) for name in inputs}
+    before = {layer.name: set(layer.index.tolist()) for layer in sparsifier.layers}
+    variance = {name: float(modules[name](x).var().detach()) for name, x in inputs.items()}
+    sparsifier.update()
+    for layer in sparsifier.layers:
+        moved = len(before[layer.name] - set(layer.index.tolist()))
+        assert moved == pytest.approx(share * len(layer.index), rel=0.02)
+        ratio = float(modules[layer.name](inputs[layer.name]).var().detach()) / variance[layer.name]
+        assert 0.95 < ratio < 1.005, layer.name
 
 
 def test_behind_a_norm_weights_stay_as_they_are() -> None:
