@@ -81,7 +81,8 @@ def test_bench_refuses_in_one_line(program: Path, file: Path) -> None:
     for arguments, said in [
         ((file, "--steps", 0), "--steps 0 is not allowed"),
         ((file, "--batch", 0), "--batch 0 is not allowed"),
-        ((file, "--epochs", 1), "bench counts --steps"),
+        ((file, "--epochs", 1), "bench has no option --epochs; allowed: --threads --batch --steps --json --help"),
+        ((file, "--steps", 1 << 21), "--steps of bench must be at most 1048576"),
         ((file, "--batch", 65536, "--steps", 1000000), "too large for this network"),
         ((file.with_name("s.sparcl"),), "is no sparcl model"),
     ]:
