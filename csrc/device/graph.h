@@ -27,6 +27,9 @@ struct Node {
 // Throws std::invalid_argument: an unknown node, or one that reads what is not there.
 std::vector<Node> nodes_of(const Json& graph);
 
+// Of one sample, as the file says; whether its graph reads such a one is seen when that is made. Throws std::invalid_argument.
+Extent input_of(const ModelFile& model);
+
 struct Parameter {
   std::vector<float> value, gradient;
   std::map<std::string, std::vector<float>> slots;  // the optimizer's, one number for each value
@@ -107,6 +110,7 @@ class Graph {
   std::vector<Kept> kept_;        // of each tensor
   std::vector<Block> values_;
   std::vector<Gradient> gradients_;
+  std::vector<float> part_;       // gradients of one node's parameters, to be added to those that are there
   std::vector<Block> signs_;      // of each node that is a norm with ReLU and residual: those of its result
   Extent input_;
   long classes_, macs_ = 0;
