@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import random
 import resource
 import subprocess
@@ -88,7 +87,7 @@ class Files:
         """
 
         def limit() -> None:
-            if "ASAN_OPTIONS" not in os.environ:
+            if not made.SANITIZED:
                 resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
         threads = () if "--threads" in arguments else ("--threads", 1)

@@ -20,6 +20,8 @@ from sparcl.streams.augment import Normalize
 
 SHAPE = (3, 8, 8)
 CLASSES = ("cat", 'do"g', "Wörter", "x", "new", "newer")
+SANITIZED = bool({"ASAN_OPTIONS", "TSAN_OPTIONS"} & os.environ.keys())
+"""Whether the program is built for a sanitizer: it takes more memory, and address space without end."""
 
 
 def own() -> nn.Module:
