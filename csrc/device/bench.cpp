@@ -66,7 +66,7 @@ Figures train(const std::string& place, const BenchOptions& o) {
   if (o.batch) batch = Json::of(o.batch);
   Figures figures;
   figures.batch = batch.whole("batch_size", 1, 1 << 20);
-  const Samples samples = noise(model, input_of(model), figures.batch * (kWarm + o.steps + 1));
+  const Samples samples = noise(model, Graph(model, o.threads).input(), figures.batch * (kWarm + o.steps + 1));
   Budget budget;  // so long that no mask moves in the steps that are timed
   budget.steps = 100 * (kWarm + o.steps);
   Learning learning(model, samples, o.threads, true, budget);

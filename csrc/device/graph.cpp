@@ -22,22 +22,21 @@ void set(Parameter& parameter, std::vector<float> value) {
   parameter.gradient.assign(parameter.value.size(), 0.0f);
 }
 
-}  // namespace
-
-Extent input_of(const ModelFile& model) {
-  const auto& sizes = model.input_shape.list("input_shape", 1, 3);
+Extent input_of(const Json& shape) {
+  const auto& sizes = shape.list("input_shape", 1, 3);
   if (sizes.size() == 2) refuse("input_shape must be [C, H, W] or [F]");
   Extent input{sizes[0].whole("input_shape", 1, 1L << 31), 1, 1, 1};
   if (sizes.size() == 3) {
     input.height = sizes[1].whole("input_shape", 1, 1 << 20);
     input.width = sizes[2].whole("input_shape", 1, 1 << 20);
   }
-  if (input.channels > kMostFloats / (input.height * input.width)) refuse("input_shape is of too large a sample");
   return input;
 }
 
+}  // namespace
+
 Graph::Graph(const ModelFile& model, int threads)
-    : nodes_(nodes_of(model.graph)), states_(nodes_.size()), last_use_{0}, input_(input_of(model)), threads_(threads) {
+    : nodes_(nodes_of(model.graph)), states_(nodes_.size()), last_use_{0}, input_(input_of(model.input_shape)), threads_(threads) {
   extents_.push_back(input_);
   for (size_t at = 0; at < nodes_.size(); ++at) {
     const Node& node = nodes_[at];

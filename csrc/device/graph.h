@@ -27,9 +27,6 @@ struct Node {
 // Throws std::invalid_argument: an unknown node, or one that reads what is not there.
 std::vector<Node> nodes_of(const Json& graph);
 
-// Of one sample, as the file says; whether its graph reads such a one is seen when that is made. Throws std::invalid_argument.
-Extent input_of(const ModelFile& model);
-
 struct Parameter {
   std::vector<float> value, gradient;
   std::map<std::string, std::vector<float>> slots;  // the optimizer's, one number for each value

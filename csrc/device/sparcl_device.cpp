@@ -276,7 +276,8 @@ void note_task(ModelFile& model, const Samples& samples, long steps) {
 }
 
 int learn(ModelFile& model, const Options& o, const std::string& out) {
-  const Samples samples = read_samples(o.places[1], {input_of(model), o.resize, true});
+  const Extent input = Graph(model, o.threads).input();  // checks the file as it is, before its head grows; it is not kept
+  const Samples samples = read_samples(o.places[1], {input, o.resize, true});
   Learning learning(model, samples, o.threads, o.new_task, o.budget);
   if (learning.grown()) std::printf("%ld new class(es): the head has grown\n", learning.grown());
   if (learning.removal_is_off()) std::printf("no samples are removed: DDR is for budgets of epochs\n");
