@@ -31,10 +31,10 @@ test-device-races: sparcl-device-races $(READY)  ## sparcl-device's tests under 
 	SPARCL_DEVICE=$(abspath $(PROGRAM)/races/sparcl-device) TSAN_OPTIONS=halt_on_error=1 $(BIN)/python -m pytest tests/device
 
 fuzz-device: sparcl-device $(READY)  ## five minutes of mutated files and images for sparcl-device (SECONDS=300)
-	$(BIN)/python tests/device/fuzzing_device.py $(PROGRAM)/native/sparcl-device --seconds $(or $(SECONDS),300)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/device/fuzzing_device.py $(PROGRAM)/native/sparcl-device --seconds $(or $(SECONDS),300)
 
 fault-device: sparcl-device $(READY)  ## sparcl-device killed or stopped at 200 random moments
-	$(BIN)/python tests/device/killing_device.py $(PROGRAM)/native/sparcl-device --kills 200
+	OMP_NUM_THREADS=1 $(BIN)/python tests/device/killing_device.py $(PROGRAM)/native/sparcl-device --kills 200
 
 sparcl-device-aarch64:  ## the same for a phone or a Pi
 	$(CMAKE) -S . -B $(PROGRAM)/aarch64 -DSPARCL_PROGRAM=ON $(AARCH64) > /dev/null

@@ -107,6 +107,7 @@ class Graph {
   std::vector<Kept> kept_;        // of each tensor
   std::vector<Block> values_;
   std::vector<Gradient> gradients_;
+  std::vector<float> part_;       // gradients of one node's parameters, to be added to those that are there
   std::vector<Block> signs_;      // of each node that is a norm with ReLU and residual: those of its result
   Extent input_;
   long classes_, macs_ = 0;

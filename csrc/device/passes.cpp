@@ -26,6 +26,8 @@ void add(const float* x, float* y, long count, int threads) {
 
 const float* maybe(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
 
+Block floats(long count) { return Block(static_cast<float*>(take(static_cast<size_t>(count) * sizeof(float)))); }
+
 uint8_t* bytes(const Block& signs) { return reinterpret_cast<uint8_t*>(signs.get()); }
 
 long channel(const Extent& e) { return e.count() / e.channels; }
@@ -138,7 +140,7 @@ void Graph::normalise(size_t at, bool training, float* y) {
   if (!training) return norm_forward_eval(n, state.running_mean.data(), state.running_var.data(), state.mean.data(), state.rstd.data(), y, threads_);
   if (in.count() == in.channels) throw std::invalid_argument("layer " + node.name + ": training needs more than one value in each channel");
   if (node.residual >= 0 && node.relu) {
-    signs_[at] = Block(static_cast<float*>(take(static_cast<size_t>(in.channels * sign_bytes(channel(in))))));
+    signs_[at] = floats((in.channels * sign_bytes(channel(in)) + 3) / 4);
     n.signs = bytes(signs_[at]);
   }
   norm_forward_train(n, node.momentum, state.running_mean.data(), state.running_var.data(), state.mean.data(), state.rstd.data(), y, threads_);
@@ -149,10 +151,10 @@ void Graph::run_back(size_t at, bool again) {
   const Node& node = nodes_[at];
   State& state = states_[at];
   const Extent& in = extents_[node.input];
-  std::vector<float> parts[2];  // of weight and bias, where they are added to what is there
-  if (!cleared_) parts[0].resize(state.weight.value.size()), parts[1].resize(state.bias.value.size());
-  float* weight = cleared_ ? state.weight.gradient.data() : parts[0].data();
-  float* bias = cleared_ ? state.bias.gradient.data() : parts[1].data();
+  const long weights = static_cast<long>(state.weight.value.size()), biases = static_cast<long>(state.bias.value.size());
+  if (!cleared_ && part_.size() < static_cast<size_t>(weights + biases)) part_.resize(static_cast<size_t>(weights + biases));
+  float* weight = cleared_ ? state.weight.gradient.data() : part_.data();  // every number of it is written
+  float* bias = cleared_ ? state.bias.gradient.data() : part_.data() + weights;
   if (node.op == Node::kNorm) {
     normalise_back(at, again, weight, bias);
   } else {
@@ -187,8 +189,9 @@ void Graph::run_back(size_t at, bool again) {
       collect(node.input, std::move(gx));
     }
   }
-  add(parts[0].data(), state.weight.gradient.data(), static_cast<long>(parts[0].size()), threads_);
-  add(parts[1].data(), state.bias.gradient.data(), static_cast<long>(parts[1].size()), threads_);
+  if (cleared_) return;
+  add(weight, state.weight.gradient.data(), weights, threads_);
+  add(bias, state.bias.gradient.data(), biases, threads_);
 }
 
 // The gradient of its input that others have left is added as it writes.
@@ -247,7 +250,7 @@ Window Graph::window(size_t at) const {
 }
 
 Block Graph::room(int tensor) const {
-  return Block(static_cast<float*>(take(static_cast<size_t>(extents_[tensor].count()) * sizeof(float))));
+  return floats(extents_[tensor].count());
 }
 
 // A tensor as it is there, or what a norm makes of one (scales: see norm_term).

@@ -29,6 +29,7 @@ namespace {
 
 constexpr size_t kBatch = 64;
 constexpr double kSaveSeconds = 30;
+constexpr long kMostBenchSteps = 1L << 20;
 
 const char kHelp[] =
     "sparcl-device: goes on learning where Python stopped\n"
@@ -83,7 +84,7 @@ void tell() {
 
 struct Options {
   std::string command, out;
-  std::vector<std::string> places;
+  std::vector<std::string> places, given;  // given: the names of the options
   int threads = 1;
   bool logits = false, new_task = false, help = false, resize = false, json = false;
   long batch = 0;
@@ -109,9 +110,12 @@ Options parse(int count, char** arguments) {
   for (int i = 1; i < count; ++i) {
     const std::string option = arguments[i];
     const char* next = i + 1 < count ? arguments[i + 1] : nullptr;
-    if (option.compare(0, 2, "--") != 0)
+    if (option.compare(0, 2, "--") != 0) {
       o.command.empty() ? void(o.command = option) : o.places.push_back(option);
-    else if (option == "--help")
+      continue;
+    }
+    o.given.push_back(option);
+    if (option == "--help")
       o.help = true;
     else if (option == "--logits")
       o.logits = true;
@@ -135,6 +139,8 @@ Options parse(int count, char** arguments) {
       o.save_every = number(option, next, 0, 1e12, false);
     else if (option == "--out" && next && *next)
       o.out = next;
+    else if (option == "--out")
+      refuse("--out without a value is not allowed; name a file");
     else
       refuse("unknown option " + option + "; allowed: --threads --logits --resize --batch --json --epochs --steps --max-seconds --save-every --out --new-task --help");
   }
@@ -270,7 +276,7 @@ void note_task(ModelFile& model, const Samples& samples, long steps) {
 }
 
 int learn(ModelFile& model, const Options& o, const std::string& out) {
-  const Extent input = Graph(model, o.threads).input();
+  const Extent input = Graph(model, o.threads).input();  // checks the file as it is, before its head grows; it is not kept
   const Samples samples = read_samples(o.places[1], {input, o.resize, true});
   Learning learning(model, samples, o.threads, o.new_task, o.budget);
   if (learning.grown()) std::printf("%ld new class(es): the head has grown\n", learning.grown());
@@ -333,15 +339,23 @@ int run(const Options& o) {
   struct Command {
     const char* name;
     size_t places;
+    const char* options;
   };
-  constexpr Command kCommands[] = {{"info", 1}, {"predict", 2}, {"evaluate", 2}, {"learn", 2}, {"bench", 1}, {"gradients", 3}};
+  constexpr Command kCommands[] = {{"info", 1, "--threads "},
+                                   {"predict", 2, "--threads --resize --logits "},
+                                   {"evaluate", 2, "--threads --resize "},
+                                   {"learn", 2, "--threads --resize --epochs --steps --max-seconds --save-every --out --new-task "},
+                                   {"bench", 1, "--threads --batch --steps --json "},
+                                   {"gradients", 3, "--threads --resize "}};
   const auto found = std::find_if(std::begin(kCommands), std::end(kCommands), [&](const Command& c) { return o.command == c.name; });
   if (found == std::end(kCommands)) refuse("unknown command '" + o.command + "'; allowed: info, predict, evaluate, learn, bench, gradients");
   if (o.places.size() != found->places) refuse(o.command + " needs " + std::to_string(found->places) + " file(s), " + std::to_string(o.places.size()) + " given");
+  for (const std::string& option : o.given)
+    if (std::string(found->options).find(option + " ") == std::string::npos) refuse(o.command + " has no option " + option + "; allowed: " + found->options + "--help");
   if (o.command == "bench") {
-    if (o.budget.epochs || o.budget.seconds > 0) refuse("bench counts --steps");
     BenchOptions options{o.threads, o.batch, 12, o.json};
-    if (o.budget.steps) options.steps = std::min(o.budget.steps, 1L << 20);
+    if (o.budget.steps > kMostBenchSteps) refuse("--steps of bench must be at most " + std::to_string(kMostBenchSteps));
+    if (o.budget.steps) options.steps = o.budget.steps;
     return bench(o.places[0], options, [](const std::function<void()>& work) { return guarded([&] { return work(), 0; }); });
   }
   if (o.command == "learn") {

@@ -1,10 +1,11 @@
-"""Mutated model files, packed samples and images for `sparcl-device`: refused in one line, or taken as by Python.
+"""Mutated model files, packed samples, images and arguments for `sparcl-device`: refused in one line, or taken.
 
     python tests/device/fuzzing_device.py PROGRAM --seconds 300        (`make fuzz-device`)
 
 A case fails where the program crashes, takes longer than `SECONDS`, says more than one line, changes a file that it
-refuses, leaves one that Python cannot read, or sees other pixels than Python does. It has `MEMORY` bytes of address
-space (not under a sanitizer, which needs more than there is): more is asked for in vain.
+refuses, leaves one that Python cannot read, sees other pixels than Python does, answers for more or fewer samples than
+there are, refuses an image in one command that it takes in another, or lets a wrong argument pass. It has `MEMORY`
+bytes of address space (not under a sanitizer, which needs more than there is): more is asked for in vain.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import random
 import resource
 import subprocess
@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzzed_arguments
 import made
 import numpy as np
 import torch
@@ -32,7 +33,8 @@ from PIL import Image
 from sparcl.checkpoint import model_file
 from sparcl.errors import CheckpointError, DataError
 from sparcl.methods import DERpp
-from sparcl.streams import images
+from sparcl.run.export_device import pack
+from sparcl.streams import Samples, images
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "robustness"))
 from mutated import mutate, mutate_json
@@ -52,7 +54,11 @@ class Files:
         learner.learn(first)
         self.file, self.samples = made.export(learner, root / "m.sparcl", first), root / "s.sparcl"
         made.packed(second, self.samples)
-        self.model, self.packed = self.file.read_bytes(), self.samples.read_bytes()
+        self.model = self.file.read_bytes()
+        floats = Samples(second.train.inputs.float() / 255, second.train.labels)
+        pack(floats, made.CLASSES, root / "floats.sparcl")
+        self.packed = [path.read_bytes() for path in (self.samples, root / "floats.sparcl")]
+        (root / "floats.sparcl").unlink()
         rng = np.random.default_rng(0)
         noise = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         smooth = Image.fromarray((np.mgrid[:8, :8].sum(0) * 18).astype(np.uint8)).convert("RGB")
@@ -74,21 +80,36 @@ class Files:
         image.save(file, kind, **options)
         return file.getvalue()
 
-    def run(self, *arguments: object) -> int:
-        """The program under its limits; its status, where what it said is in order."""
+    def run(self, *arguments: object, answers: int | None = None) -> int:
+        """The program under its limits; its status, where what it said is in order.
+
+        answers: lines that it has to say where it does its work; None: any number.
+        """
 
         def limit() -> None:
-            if "ASAN_OPTIONS" not in os.environ:
+            if not made.SANITIZED:
                 resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
-        command = [str(part) for part in (self.program, *arguments, "--threads", 1)]
+        threads = () if "--threads" in arguments else ("--threads", 1)
+        command = [str(part) for part in (self.program, *arguments, *threads)]
         done = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS, preexec_fn=limit)
         errors = done.stderr.decode()
         assert done.returncode in (0, 1, 2), f"status {done.returncode}: {errors[-2000:]}"
         assert errors.count("\n") == (done.returncode != 0), errors
         assert done.returncode != 1 or any(said in errors for said in HONEST), errors
         assert all(c >= 0x20 or c == 0x0A for c in done.stderr), "a file's names steer the terminal"
+        said = done.stdout.decode()
+        assert done.returncode == 0 or arguments[0] == "learn" or said == "", "something was said before the refusal"
+        assert done.returncode != 0 or said.endswith("\n"), "nothing was said"
+        assert done.returncode != 0 or answers in (None, said.count("\n")), f"{answers} answers wanted: {said}"
         return done.returncode
+
+    def reading(self, rng: random.Random, samples: Path) -> int:
+        """One of the commands that read model and samples and write nothing."""
+        before = self.file.read_bytes()
+        status = self.run(rng.choice(("predict", "evaluate")), self.file, samples)
+        assert self.file.read_bytes() == before, "a command that only reads has written"
+        return status
 
     def learn(self, samples: Path, *options: object) -> int:
         """One step; the file is as it was, or whole again."""
@@ -105,7 +126,8 @@ class Files:
 def raw(files: Files, rng: random.Random) -> int:
     """A damaged model file: the checksum is to tell, but for bytes that say nothing."""
     files.file.write_bytes(mutate(files.model, rng))
-    files.run("info", files.file)
+    files.run(*rng.choice((("info",), ("bench", "--steps", 1))), files.file)
+    files.reading(rng, files.samples)
     return files.learn(files.samples)
 
 
@@ -126,7 +148,8 @@ def signed(files: Files, rng: random.Random) -> int:
         model_file.write(files.file, model)
     except CheckpointError:  # no file can say that
         return 2
-    files.run("bench", files.file, "--steps", 1)
+    files.run(*rng.choice((("info",), ("bench", "--steps", 1))), files.file)
+    files.reading(rng, files.samples)
     return files.learn(files.samples)
 
 
@@ -137,7 +160,7 @@ def _generator(rng: random.Random) -> torch.Generator:
 def samples(files: Files, rng: random.Random) -> int:
     """Damaged samples, which have no checksum: in a value, in what the header says, or anywhere."""
     files.file.write_bytes(files.model)
-    data, kind = files.packed, rng.random()
+    data, kind = rng.choice(files.packed), rng.random()
     if kind < 0.3:  # a pixel or a label
         at = rng.randrange(8 + int.from_bytes(data[:8], "little"), len(data))
         data = data[:at] + rng.randbytes(1) + data[at + 1 :]
@@ -148,7 +171,7 @@ def samples(files: Files, rng: random.Random) -> int:
     else:
         data = mutate(data, rng)
     (files.root / "case.sparcl").write_bytes(data)
-    files.run("evaluate", files.file, files.root / "case.sparcl")
+    files.reading(rng, files.root / "case.sparcl")
     return files.learn(files.root / "case.sparcl")
 
 
@@ -159,7 +182,12 @@ def image(files: Files, rng: random.Random) -> int:
     for name in ("new", "newer"):  # training needs two
         (place := files.root / "images" / name / "x").parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
-    if status := files.learn(files.root / "images", "--resize"):
+    command, answers = rng.choice((("predict", 1), ("evaluate", 3)))  # one a class, and their mean
+    looked = files.root / "images" if command == "evaluate" else rng.choice((place, place.parent))
+    read = files.run(command, files.file, looked, "--resize", answers=answers)
+    status = files.learn(files.root / "images", "--resize")
+    assert status == read or status == 1, f"learn says {status}, {command} says {read}"
+    if status:
         return status
     buffer = model_file.read(files.file).state["learner"]["method"]["buffer"]
     seen = buffer["inputs"][buffer["labels"] >= 4].numpy()
@@ -172,7 +200,23 @@ def image(files: Files, rng: random.Random) -> int:
     return 0
 
 
-KINDS: tuple[Callable[[Files, random.Random], int], ...] = (raw, signed, samples, image)
+def arguments(files: Files, rng: random.Random) -> int:
+    """Arguments right and wrong: a wrong one is refused before anything is done, a right one is not."""
+    files.file.write_bytes(files.model)
+    call = fuzzed_arguments.call(rng, files.file, files.samples)
+    before = {place.name for place in files.root.iterdir()}
+    status = files.run(*call.words)
+    assert (status == 2) == call.wrong, f"status {status}: {call}"
+    new = {place.name for place in files.root.iterdir()} - before
+    assert new == set(() if call.wrong else call.makes), f"{new} is new: {call}"
+    for name in new:
+        (files.root / name).unlink()
+    if call.wrong or not call.changes:
+        assert files.file.read_bytes() == files.model, f"the file has changed: {call}"
+    return status
+
+
+KINDS: tuple[Callable[[Files, random.Random], int], ...] = (raw, signed, samples, image, arguments)
 
 
 def fuzz(
@@ -204,7 +248,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=made.memory()) as folder:
         found = fuzz(given.program, Path(folder), given.seed, seconds=given.seconds)
     for (kind, what), times in sorted(found.items()):
-        print(f"{kind:8} {what:22} {times}")
+        print(f"{kind:9} {what:22} {times}")
     print(f"{found.total()} cases, none failed (seed {given.seed})")
 
 

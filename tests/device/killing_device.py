@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import made
 
@@ -50,7 +51,8 @@ def kill_until_done(
     """
     happened: Counter[str] = Counter()
     while True:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, preexec_fn=made.hears_hangups, **pipes)
         how = rng.choice(list(ends))
         try:
             process.wait(rng.uniform(0, longest * 1.03 ** happened.total()))

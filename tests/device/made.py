@@ -20,6 +20,8 @@ from sparcl.streams.augment import Normalize
 
 SHAPE = (3, 8, 8)
 CLASSES = ("cat", 'do"g', "Wörter", "x", "new", "newer")
+SANITIZED = bool({"ASAN_OPTIONS", "TSAN_OPTIONS"} & os.environ.keys())
+"""Whether the program is built for a sanitizer: it takes more memory, and address space without end."""
 
 
 def own() -> nn.Module:
@@ -94,6 +96,11 @@ def run(program: Path, *arguments: object, isa: str = "") -> subprocess.Complete
     environment = os.environ | {"SPARCL_ISA": isa}
     command = [str(program), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+def hears_hangups() -> None:
+    """For a child: SIGHUP is not ignored, as it is where these tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def stopped_inside(program: Path, *arguments: object) -> None:

