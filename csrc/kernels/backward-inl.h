@@ -59,7 +59,10 @@ SPARCL_INLINE void spread_and_dot(const float* g, long row, long channel, const 
         vec v = load(g + d * channel + c * V);
         SPARCL_KEEP(v);  // GCC would load it twice
         sums[0][t] += w[d] * v;
-        dot[d][t % U] += xt * v;
+        if (kNeon && t < U)
+          dot[d][t] = xt * v;
+        else
+          dot[d][t % U] += xt * v;
       }
     }
     g += row;

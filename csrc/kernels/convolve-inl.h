@@ -21,7 +21,14 @@ SPARCL_INLINE Existing existing(int first, int step, int width, int columns) {
 // Rows are fetched this many channels ahead: they lie far apart, which no prefetcher of a processor foresees.
 constexpr int kAhead = SPARCL_AHEAD;
 
-SPARCL_INLINE vec at_least(float floor, vec v) { return v < floor ? fill(floor) : v; }  // NaN passes through
+// NaN passes through.
+#if defined(SPARCL_NEON)
+SPARCL_INLINE vec at_least(float floor, vec v) {
+  return reinterpret_cast<vec>(vmaxq_f32(reinterpret_cast<float32x4_t>(v), vdupq_n_f32(floor)));
+}
+#else
+SPARCL_INLINE vec at_least(float floor, vec v) { return v < floor ? fill(floor) : v; }
+#endif
 
 // What goes into the tile for the vector at x.
 struct AsItIs {
@@ -61,6 +68,23 @@ SPARCL_INLINE void pack_row(const Pack& p, const float* source, int first, Exist
   const long stride = p.column_step * p.column_stride;
   const float* from = source + first * p.column_stride;
   if (p.lanes == V && p.tail_column < 0) {
+    if constexpr (kNeon) {
+      // A line of memory serves several chunks of samples: the first of them fetches it.
+      if (ahead && reinterpret_cast<uintptr_t>(from) % 64 < sizeof(vec))
+        for (int q = e.begin; q < e.end; ++q) make.fetch(from + q * stride + kAhead * p.channel_stride);
+      from += e.begin * stride;
+      to += e.begin * V;
+      int left = e.end - e.begin;
+      for (; left >= 4; left -= 4, from += 4 * stride, to += 4 * V) {
+        vec v[4];
+        SPARCL_UNROLL
+        for (int u = 0; u < 4; ++u) v[u] = make(from + u * stride, V);
+        SPARCL_UNROLL
+        for (int u = 0; u < 4; ++u) store(to + u * V, v[u]);
+      }
+      for (; left > 0; --left, from += stride, to += V) store(to, make(from, V));
+      return;
+    }
     if (ahead)
       for (int q = e.begin; q < e.end; ++q) make.fetch(from + q * stride + kAhead * p.channel_stride);
     for (int q = e.begin; q < e.end; ++q) store(to + q * V, make(from + q * stride, V));
@@ -74,13 +98,15 @@ SPARCL_INLINE void pack_row(const Pack& p, const float* source, int first, Exist
 
 // make(c): what is made of channel c.
 template <class Make>
-SPARCL_INLINE void pack_as(const Pack& p, Make make) {
+SPARCL_INLINE void pack_as(const Pack& given, Make make) {
+  const Pack p = given;  // for the compiler each store may change a field
   constexpr int kPhases = 8;  // the usual strides have their edges worked out once
   Existing edges[kPhases];
   for (int px = 0; px < smaller(p.column_phases, kPhases); ++px)
     edges[px] = existing(p.column + px, p.column_step, p.width, p.columns);
   float* phase = p.packed;
-  for (int c = 0; c < p.channels; ++c)
+  for (int c = 0; c < p.channels; ++c) {
+    const auto channel = make(c);
     for (int py = 0; py < p.row_phases; ++py)
       for (int px = 0; px < p.column_phases; ++px, phase += p.packed_phase) {
         const Existing e = px < kPhases ? edges[px] : existing(p.column + px, p.column_step, p.width, p.columns);
@@ -90,9 +116,10 @@ SPARCL_INLINE void pack_as(const Pack& p, Make make) {
           if (y < 0 || y >= p.height)
             for (int q = 0; q < p.columns; ++q) store(to + q * V, vec{});
           else
-            pack_row(p, p.source.x + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels, make(c), to);
+            pack_row(p, p.source.x + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels, channel, to);
         }
       }
+  }
 }
 
 void pack(const Pack& p) {
@@ -143,7 +170,11 @@ struct Next {
     return first;
   }
 };
-constexpr int kNextForward = 6, kNextBackward = 4;  // as many as leave a register for the rest
+#ifndef SPARCL_NEXT_FORWARD
+#define SPARCL_NEXT_FORWARD 6
+#define SPARCL_NEXT_BACKWARD 4
+#endif
+constexpr int kNextForward = SPARCL_NEXT_FORWARD, kNextBackward = SPARCL_NEXT_BACKWARD;  // as many as leave a register for the rest
 
 // The inner loop, over the nonzeros of a list. U of them are in flight where the tile alone would leave the multipliers
 // waiting for each other.

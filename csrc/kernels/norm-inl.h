@@ -107,7 +107,8 @@ SPARCL_INLINE vec behind_relu(const NormBackward& a, long i, int lanes, vec x) {
 }
 
 template <Relu R>
-void norm_sums_as(const NormBackward& a, double* gradient, double* product) {
+void norm_sums_as(const NormBackward& given, double* gradient, double* product) {
+  const NormBackward a = given;  // for the compiler each store may change a field
   double s = 0, p = 0;
   for (long from = 0; from < a.count; from += kChunk) {
     const long n = smaller(kChunk, a.count - from);
@@ -131,7 +132,8 @@ void norm_sums_as(const NormBackward& a, double* gradient, double* product) {
 }
 
 template <Relu R, bool Input, bool Residual>
-void norm_backward_as(const NormBackward& a) {
+void norm_backward_as(const NormBackward& given) {
+  const NormBackward a = given;  // for the compiler each store may change a field
   const float slope = a.a, level = a.b, tilt = a.c, mean = a.mean;
   each_vector(a.count, [&](long i, int lanes) SPARCL_INLINED {
     const vec x = get(a.x + i, lanes);

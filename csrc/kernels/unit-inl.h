@@ -4,6 +4,9 @@
 #if defined(__AVX__)
 #include <immintrin.h>
 #endif
+#if defined(SPARCL_NEON)
+#include <arm_neon.h>
+#endif
 #include <string.h>
 
 #include <utility>
@@ -47,6 +50,11 @@ SPARCL_INLINE void stream(float* p, vec v) { store(p, v); }
 SPARCL_INLINE void streamed() {}
 #endif
 SPARCL_INLINE vec fill(float x) { return x - vec{}; }
+#if defined(SPARCL_NEON)
+constexpr bool kNeon = true;
+#else
+constexpr bool kNeon = false;
+#endif
 
 // The first `lanes` of a vector, the others zero and left alone: one masked instruction where there is one. A batch of 8 on 16
 // lanes took twice as long as a batch of 16 without it.
@@ -83,6 +91,13 @@ SPARCL_INLINE void put(float* p, vec v, int lanes) {
 SPARCL_INLINE uint32_t signs_of(vec v) { return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_setzero_ps(), _CMP_GT_OQ); }
 SPARCL_INLINE vec keep(vec v, uint32_t signs) {
   return reinterpret_cast<vec>(_mm512_maskz_mov_ps(static_cast<__mmask16>(signs), reinterpret_cast<__m512>(v)));
+}
+#elif defined(SPARCL_NEON)
+constexpr mask kBits = {1, 2, 4, 8};
+SPARCL_INLINE uint32_t signs_of(vec v) { return static_cast<uint32_t>(vaddvq_s32(reinterpret_cast<int32x4_t>((v > 0.0f) & kBits))); }
+SPARCL_INLINE vec keep(vec v, uint32_t signs) {
+  const uint32x4_t kept = vtstq_s32(vdupq_n_s32(static_cast<int32_t>(signs)), reinterpret_cast<int32x4_t>(kBits));
+  return reinterpret_cast<vec>(vandq_u32(kept, reinterpret_cast<uint32x4_t>(v)));
 }
 #else
 SPARCL_INLINE uint32_t signs_of(vec v) {
