@@ -68,23 +68,6 @@ SPARCL_INLINE void pack_row(const Pack& p, const float* source, int first, Exist
   const long stride = p.column_step * p.column_stride;
   const float* from = source + first * p.column_stride;
   if (p.lanes == V && p.tail_column < 0) {
-    if constexpr (kNeon) {
-      // A line of memory serves several chunks of samples: the first of them fetches it.
-      if (ahead && reinterpret_cast<uintptr_t>(from) % 64 < sizeof(vec))
-        for (int q = e.begin; q < e.end; ++q) make.fetch(from + q * stride + kAhead * p.channel_stride);
-      from += e.begin * stride;
-      to += e.begin * V;
-      int left = e.end - e.begin;
-      for (; left >= 4; left -= 4, from += 4 * stride, to += 4 * V) {
-        vec v[4];
-        SPARCL_UNROLL
-        for (int u = 0; u < 4; ++u) v[u] = make(from + u * stride, V);
-        SPARCL_UNROLL
-        for (int u = 0; u < 4; ++u) store(to + u * V, v[u]);
-      }
-      for (; left > 0; --left, from += stride, to += V) store(to, make(from, V));
-      return;
-    }
     if (ahead)
       for (int q = e.begin; q < e.end; ++q) make.fetch(from + q * stride + kAhead * p.channel_stride);
     for (int q = e.begin; q < e.end; ++q) store(to + q * V, make(from + q * stride, V));
@@ -94,6 +77,40 @@ SPARCL_INLINE void pack_row(const Pack& p, const float* source, int first, Exist
     const int lanes = first + q * p.column_step == p.tail_column ? p.tail_lanes : p.lanes;
     store(to + q * V, keep(make(from + q * stride, lanes), (1u << lanes) - 1));  // lanes that do not exist are zero
   }
+}
+
+// All rows of a phase where every lane exists. `rows` of them, and columns `e` of each, exist in the source; from: the first of
+// those. Rows are short: what is done for each row and not for each vector counts.
+template <class Make>
+SPARCL_INLINE void pack_whole(const Pack& p, const float* from, Existing rows, Existing e, bool ahead, Make make, float* to) {
+  const long stride = p.column_step * p.column_stride, next = p.row_step * p.row_stride, further = kAhead * p.channel_stride;
+  const int columns = p.columns, inside = e.end - e.begin, left = e.begin;
+  const auto nothing = [=](float* at, float* end) SPARCL_INLINED {
+    for (; at < end; at += V) store(at, vec{});
+  };
+  // A line of memory serves several chunks of samples: the first of them fetches it.
+  ahead = ahead && reinterpret_cast<uintptr_t>(from) % 64 < sizeof(vec);
+  int r = 0;
+  for (; r < rows.begin; ++r, to += p.packed_row) nothing(to, to + columns * V);
+  for (; r < rows.end; ++r, to += p.packed_row, from += next) {
+    if (ahead)
+      for (int q = 0; q < inside; ++q) make.fetch(from + q * stride + further);
+    float* at = to;
+    const float* x = from;
+    nothing(at, at + left * V);
+    at += left * V;
+    int q = inside;
+    for (; q >= 4; q -= 4, x += 4 * stride, at += 4 * V) {
+      vec v[4];
+      SPARCL_UNROLL
+      for (int u = 0; u < 4; ++u) v[u] = make(x + u * stride, V);
+      SPARCL_UNROLL
+      for (int u = 0; u < 4; ++u) store(at + u * V, v[u]);
+    }
+    for (; q > 0; --q, x += stride, at += V) store(at, make(x, V));
+    nothing(at, to + columns * V);
+  }
+  for (; r < p.rows; ++r, to += p.packed_row) nothing(to, to + columns * V);
 }
 
 // make(c): what is made of channel c.
@@ -110,6 +127,13 @@ SPARCL_INLINE void pack_as(const Pack& given, Make make) {
     for (int py = 0; py < p.row_phases; ++py)
       for (int px = 0; px < p.column_phases; ++px, phase += p.packed_phase) {
         const Existing e = px < kPhases ? edges[px] : existing(p.column + px, p.column_step, p.width, p.columns);
+        if (kNeon && p.lanes == V && p.tail_column < 0) {
+          const Existing rows = existing(p.row + py, p.row_step, p.height, p.rows);
+          const long y = p.row + py + rows.begin * p.row_step, x = p.column + px + e.begin * p.column_step;
+          const float* from = p.source.x + c * p.channel_stride + y * p.row_stride + x * p.column_stride;
+          pack_whole(p, from, rows, e, c + kAhead < p.channels, channel, phase);
+          continue;
+        }
         for (int r = 0; r < p.rows; ++r) {
           const int y = p.row + py + r * p.row_step;
           float* to = phase + r * p.packed_row;
@@ -130,9 +154,39 @@ void pack(const Pack& p) {
   pack_as(p, [&](int c) SPARCL_INLINED { return AsItIs(s, c); });
 }
 
+// The F-th four vectors of a tile of C columns. The next four are loaded meanwhile.
+template <int R, int C, int G, int F>
+SPARCL_INLINE void multiply_four(const float* x, const Four& four, long row, const vec (&w)[G], vec (&sums)[G][R * C]) {
+  constexpr bool kLast = F + 1 == R * C / 4;
+  Four next = four;
+  if constexpr (!kLast) next = (F + 2) * 4 % C ? load_four(x, 4 * V) : load_four(x, row - (C - 4) * V);
+  SPARCL_UNROLL
+  for (int i = 0; i < 4; ++i)
+    SPARCL_UNROLL
+    for (int g = 0; g < G; ++g) sums[g][F * 4 + i] += w[g] * part(four, i);
+  if constexpr (!kLast) multiply_four<R, C, G, F + 1>(x, next, row, w, sums);
+}
+
+// `multiply`, by fours: of R rows of C columns, a multiple of four.
+template <int R, int C, int G>
+SPARCL_INLINE void multiply_fours(const float* x, long row, const float* values, vec (&sums)[G][R * C]) {
+  vec w[G];
+  if constexpr (G == 4) {
+    const vec all = load(values);
+    SPARCL_UNROLL
+    for (int g = 0; g < G; ++g) w[g] = fill(all[g]);
+  } else {
+    SPARCL_UNROLL
+    for (int g = 0; g < G; ++g) w[g] = fill(values[g]);
+  }
+  const Four first = C > 4 ? load_four(x, 4 * V) : load_four(x, row);
+  multiply_four<R, C, G, 0>(x, first, row, w, sums);
+}
+
 // One nonzero of G channels multiplies every position of the tile.
 template <int R, int C, int G>
 SPARCL_INLINE void multiply(const float* x, long row, const float* values, vec (&sums)[G][R * C]) {
+  if constexpr (kNeon && C % 4 == 0) return multiply_fours<R, C, G>(x, row, values, sums);
   vec w[G];
   SPARCL_UNROLL
   for (int g = 0; g < G; ++g) w[g] = fill(values[g]);
@@ -166,7 +220,7 @@ struct Next {
     SPARCL_UNROLL
     for (int a = 0; a + 1 < N; ++a) at[a] = at[a + 1];
     at[N - 1] = x + offsets[N];
-    asm("" : "+r"(at[N - 1]));  // now, and not when it is needed
+    if constexpr (N > 1) asm("" : "+r"(at[N - 1]));  // now, and not when it is needed
     return first;
   }
 };

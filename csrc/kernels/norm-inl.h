@@ -8,6 +8,7 @@ namespace {
 template <class F>
 SPARCL_INLINE void each_vector(long count, F&& f) {
   long i = 0;
+  SPARCL_UNROLL_VECTORS
   for (; i + V <= count; i += V) f(i, V);
   if (i < count) f(i, static_cast<int>(count - i));
 }

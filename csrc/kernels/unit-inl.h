@@ -28,6 +28,11 @@
 #define SPARCL_KEEP(v) asm("" : "+x"(v))
 #endif
 #define SPARCL_UNROLL _Pragma("GCC unroll 32")
+#if defined(SPARCL_NEON)
+#define SPARCL_UNROLL_VECTORS _Pragma("GCC unroll 4")
+#else
+#define SPARCL_UNROLL_VECTORS
+#endif
 
 namespace sparcl {
 namespace {
@@ -50,10 +55,37 @@ SPARCL_INLINE void stream(float* p, vec v) { store(p, v); }
 SPARCL_INLINE void streamed() {}
 #endif
 SPARCL_INLINE vec fill(float x) { return x - vec{}; }
+// Four vectors that follow each other, by one instruction where there is one that does it.
 #if defined(SPARCL_NEON)
 constexpr bool kNeon = true;
+using Four = float32x4x4_t;
+SPARCL_INLINE Four load_four(const float* p) { return vld1q_f32_x4(p); }
+// The same, and p moves on. GCC knows no such step but of 64 bytes.
+SPARCL_INLINE Four load_four(const float*& p, long step) {
+#if defined(__clang__)
+  const Four four = vld1q_f32_x4(p);
+  p += step;
+#else
+  Four four;
+  asm("ld1 {%S0.4s - %V0.4s}, [%1], %2"
+      : "=w"(four), "+r"(p)
+      : "r"(step * static_cast<long>(sizeof(float))), "m"(*reinterpret_cast<const float(*)[16]>(p)));
+#endif
+  return four;
+}
+SPARCL_INLINE vec part(const Four& four, int i) { return reinterpret_cast<vec>(four.val[i]); }
 #else
 constexpr bool kNeon = false;
+struct Four {
+  vec val[4];
+};
+SPARCL_INLINE Four load_four(const float* p) { return {{load(p), load(p + V), load(p + 2 * V), load(p + 3 * V)}}; }
+SPARCL_INLINE Four load_four(const float*& p, long step) {
+  const Four four = load_four(p);
+  p += step;
+  return four;
+}
+SPARCL_INLINE vec part(const Four& four, int i) { return four.val[i]; }
 #endif
 
 // The first `lanes` of a vector, the others zero and left alone: one masked instruction where there is one. A batch of 8 on 16
