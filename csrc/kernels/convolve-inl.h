@@ -79,26 +79,24 @@ SPARCL_INLINE void pack_row(const Pack& p, const float* source, int first, Exist
   }
 }
 
+// `count` vectors of zeros.
+SPARCL_INLINE void nothing(float* to, int count) {
+  for (float* end = to + count * V; to < end; to += V) store(to, vec{});
+}
+
 // All rows of a phase where every lane exists. `rows` of them, and columns `e` of each, exist in the source; from: the first of
 // those. Rows are short: what is done for each row and not for each vector counts.
 template <class Make>
-SPARCL_INLINE void pack_whole(const Pack& p, const float* from, Existing rows, Existing e, bool ahead, Make make, float* to) {
-  const long stride = p.column_step * p.column_stride, next = p.row_step * p.row_stride, further = kAhead * p.channel_stride;
-  const int columns = p.columns, inside = e.end - e.begin, left = e.begin;
-  const auto nothing = [=](float* at, float* end) SPARCL_INLINED {
-    for (; at < end; at += V) store(at, vec{});
-  };
-  // A line of memory serves several chunks of samples: the first of them fetches it.
-  ahead = ahead && reinterpret_cast<uintptr_t>(from) % 64 < sizeof(vec);
-  int r = 0;
-  for (; r < rows.begin; ++r, to += p.packed_row) nothing(to, to + columns * V);
-  for (; r < rows.end; ++r, to += p.packed_row, from += next) {
+SPARCL_INLINE void pack_whole(const Pack& p, const float* from, Existing rows, Existing e, bool ahead, const Make& make, float* to) {
+  const long stride = p.column_step * p.column_stride, next = p.row_step * p.row_stride;
+  const int inside = e.end - e.begin;
+  for (int r = 0; r < rows.begin; ++r, to += p.packed_row) nothing(to, p.columns);
+  for (int r = rows.begin; r < rows.end; ++r, to += p.packed_row, from += next) {
     if (ahead)
-      for (int q = 0; q < inside; ++q) make.fetch(from + q * stride + further);
-    float* at = to;
+      for (int q = 0; q < inside; ++q) make.fetch(from + q * stride + kAhead * p.channel_stride);
+    nothing(to, e.begin);
     const float* x = from;
-    nothing(at, at + left * V);
-    at += left * V;
+    float* at = to + e.begin * V;
     int q = inside;
     for (; q >= 4; q -= 4, x += 4 * stride, at += 4 * V) {
       vec v[4];
@@ -108,14 +106,33 @@ SPARCL_INLINE void pack_whole(const Pack& p, const float* from, Existing rows, E
       for (int u = 0; u < 4; ++u) store(at + u * V, v[u]);
     }
     for (; q > 0; --q, x += stride, at += V) store(at, make(x, V));
-    nothing(at, to + columns * V);
+    nothing(at, p.columns - e.end);
   }
-  for (; r < p.rows; ++r, to += p.packed_row) nothing(to, to + columns * V);
+  for (int r = rows.end; r < p.rows; ++r, to += p.packed_row) nothing(to, p.columns);
+}
+
+// `pack_as` where every lane exists. A function of its own, as its loops need all registers.
+template <class Make>
+__attribute__((noinline)) void pack_phases(const Pack& given, Make make) {
+  const Pack p = given;
+  for (int py = 0; py < p.row_phases; ++py)
+    for (int px = 0; px < p.column_phases; ++px) {
+      const Existing rows = existing(p.row + py, p.row_step, p.height, p.rows);
+      const Existing e = existing(p.column + px, p.column_step, p.width, p.columns);
+      const long y = p.row + py + rows.begin * p.row_step, x = p.column + px + e.begin * p.column_step;
+      const float* from = p.source.x + y * p.row_stride + x * p.column_stride;
+      float* to = p.packed + (py * p.column_phases + px) * p.packed_phase;
+      // A line of memory serves several chunks of samples: the first of them fetches it.
+      const bool fetches = reinterpret_cast<uintptr_t>(from) % 64 < sizeof(vec);
+      for (int c = 0; c < p.channels; ++c, from += p.channel_stride, to += p.row_phases * p.column_phases * p.packed_phase)
+        pack_whole(p, from, rows, e, fetches && c + kAhead < p.channels, make(c), to);
+    }
 }
 
 // make(c): what is made of channel c.
 template <class Make>
 SPARCL_INLINE void pack_as(const Pack& given, Make make) {
+  if (kNeon && given.lanes == V && given.tail_column < 0) return pack_phases(given, make);
   const Pack p = given;  // for the compiler each store may change a field
   constexpr int kPhases = 8;  // the usual strides have their edges worked out once
   Existing edges[kPhases];
@@ -127,13 +144,6 @@ SPARCL_INLINE void pack_as(const Pack& given, Make make) {
     for (int py = 0; py < p.row_phases; ++py)
       for (int px = 0; px < p.column_phases; ++px, phase += p.packed_phase) {
         const Existing e = px < kPhases ? edges[px] : existing(p.column + px, p.column_step, p.width, p.columns);
-        if (kNeon && p.lanes == V && p.tail_column < 0) {
-          const Existing rows = existing(p.row + py, p.row_step, p.height, p.rows);
-          const long y = p.row + py + rows.begin * p.row_step, x = p.column + px + e.begin * p.column_step;
-          const float* from = p.source.x + c * p.channel_stride + y * p.row_stride + x * p.column_stride;
-          pack_whole(p, from, rows, e, c + kAhead < p.channels, channel, phase);
-          continue;
-        }
         for (int r = 0; r < p.rows; ++r) {
           const int y = p.row + py + r * p.row_step;
           float* to = phase + r * p.packed_row;
