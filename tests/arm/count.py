@@ -1,4 +1,4 @@
-"""Instructions of a training step of sparcl-device on an emulated ARM, by kernel and by function; `make count-neon` runs it.
+"""Instructions of a training step of sparcl-device on an emulated ARM, by kernel and function (`make count-neon`).
 
 A step is what a run of some steps executes more than a run of fewer, so that starting and saving cost nothing. The
 file's own account has the multiply-adds of a step. The estimate of boards and phones at the end is from these counts
@@ -64,25 +64,10 @@ def run(given: argparse.Namespace, program: Path, isa: str, folder: Path, steps:
     shutil.copy(folder / "m.sparcl", file)
     counts.unlink(missing_ok=True)
     before = executed(file)
-    emulator = [
-        given.qemu,
-        "-cpu",
-        "max",
-        "-plugin",
-        f"file={given.plugin},out={counts},blocks={int(given.functions > 0)}",
-    ]
-    learn = [
-        program,
-        "learn",
-        file,
-        folder / "s.sparcl",
-        "--steps",
-        str(steps),
-        "--threads",
-        "1",
-        "--save-every",
-        "1e6",
-    ]
+    plugin = f"file={given.plugin},out={counts},blocks={int(given.functions > 0)}"
+    emulator = [given.qemu, "-cpu", "max", "-plugin", plugin]
+    samples, once = folder / "s.sparcl", ["--save-every", "1000000"]  # at the end only, however slow it is
+    learn = [program, "learn", file, samples, "--steps", str(steps), "--threads", "1", *once]
     subprocess.run([*emulator, *learn], check=True, stdout=subprocess.DEVNULL, env=os.environ | {"SPARCL_ISA": isa})
     text = counts.read_text()
     found = re.findall(r"instructions (\d+) fmla (\d+)", text)
@@ -157,10 +142,8 @@ def main() -> None:
             for cycles in (fused / 2, max(one.instructions / decoded, one.fmla / pipes), one.instructions):
                 cells.append(f"{cycles / ghz / 1e6:,.2f} ms")
         print(f"| {core} | " + " | ".join(cells) + " |")
-    print(
-        json.dumps({n: {k: v for k, v in vars(one).items() if k != "blocks"} for n, one in neon.items()}),
-        file=sys.stderr,
-    )
+    counts = {name: {"instructions": one.instructions, "fmla": one.fmla} for name, one in neon.items()}
+    print(json.dumps(counts), file=sys.stderr)
 
 
 if __name__ == "__main__":
