@@ -194,7 +194,7 @@ void add_scaled(const float* x, float* y, long count, float scale) {
 void maximum(const float* x, float* y, long count) {
   each_vector(count, [&](long i, int lanes) SPARCL_INLINED {
     const vec a = get(x + i, lanes), b = get(y + i, lanes);
-    put(y + i, (a > b) | (a != a) ? a : b, lanes);
+    put(y + i, ((a > b) | (a != a)) ? a : b, lanes);
   });
 }
 

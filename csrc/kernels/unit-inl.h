@@ -47,7 +47,7 @@ SPARCL_INLINE void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
 // stay pushes nothing out. Only where a vector is a whole line. `streamed` makes such stores visible to other threads.
 #if defined(__AVX512F__)
 constexpr bool kStreams = true;
-SPARCL_INLINE void stream(float* p, vec v) { __builtin_ia32_movntps512(p, v); }
+SPARCL_INLINE void stream(float* p, vec v) { _mm512_stream_ps(p, reinterpret_cast<__m512>(v)); }
 SPARCL_INLINE void streamed() { __builtin_ia32_sfence(); }
 #else
 constexpr bool kStreams = false;
