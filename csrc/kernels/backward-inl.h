@@ -38,10 +38,33 @@ SPARCL_INLINE void spread(const float* g, long row, long channel, const float* v
   for (int d = 0; d < D; ++d) multiply<R, C, 1>(g + d * channel, row, values + d, sums);
 }
 
+// `spread_and_dot` of one nonzero by fours: of R rows of C columns, a multiple of four.
+template <int R, int C, int H>
+SPARCL_INLINE void spread_and_dot_fours(const float* g, long row, float value, const vec (&held)[H], const float* x,
+                                        vec (&sums)[1][R * C], float* dot) {
+  constexpr int T = R * C;
+  const vec w = fill(value);
+  vec even, odd;
+  x += H * V;
+  SPARCL_UNROLL
+  for (int t = 0; t < T; t += 4) {
+    const Four four = load_four(g, (t + 4) % C ? 4 * V : row - (C - 4) * V), beside = t < H ? four : load_four(x, 4 * V);
+    SPARCL_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const vec v = part(four, i), xt = t < H ? held[t < H ? t + i : 0] : part(beside, i);
+      vec& own = i % 2 ? odd : even;
+      own = t + i < 2 ? xt * v : own + xt * v;
+      sums[0][t + i] += w * v;
+    }
+  }
+  store(dot, even + odd);
+}
+
 // The same for both gradients: sums[t] += w[d] * g[d][t], dots[d] += x[t] * g[d][t]. H of the x are held in registers.
 template <int R, int C, int D, int H>
 SPARCL_INLINE void spread_and_dot(const float* g, long row, long channel, const float* values, const vec (&held)[H], const float* x,
                                   vec (&sums)[1][R * C], float* dots) {
+  if constexpr (kNeon && D == 1 && C % 4 == 0 && H % 4 == 0) return spread_and_dot_fours<R, C>(g, row, *values, held, x, sums, dots);
   constexpr int U = D == 1 && R * C > 1 ? 2 : 1;
   vec w[D], dot[D][U] = {};
   SPARCL_UNROLL

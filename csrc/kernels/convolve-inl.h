@@ -21,7 +21,14 @@ SPARCL_INLINE Existing existing(int first, int step, int width, int columns) {
 // Rows are fetched this many channels ahead: they lie far apart, which no prefetcher of a processor foresees.
 constexpr int kAhead = SPARCL_AHEAD;
 
-SPARCL_INLINE vec at_least(float floor, vec v) { return v < floor ? fill(floor) : v; }  // NaN passes through
+// NaN passes through.
+#if defined(SPARCL_NEON)
+SPARCL_INLINE vec at_least(float floor, vec v) {
+  return reinterpret_cast<vec>(vmaxq_f32(reinterpret_cast<float32x4_t>(v), vdupq_n_f32(floor)));
+}
+#else
+SPARCL_INLINE vec at_least(float floor, vec v) { return v < floor ? fill(floor) : v; }
+#endif
 
 // What goes into the tile for the vector at x.
 struct AsItIs {
@@ -72,15 +79,68 @@ SPARCL_INLINE void pack_row(const Pack& p, const float* source, int first, Exist
   }
 }
 
+// `count` vectors of zeros.
+SPARCL_INLINE void nothing(float* to, int count) {
+  for (float* end = to + count * V; to < end; to += V) store(to, vec{});
+}
+
+// All rows of a phase where every lane exists. `rows` of them, and columns `e` of each, exist in the source; from: the first of
+// those. Rows are short: what is done for each row and not for each vector counts.
+template <class Make>
+SPARCL_INLINE void pack_whole(const Pack& p, const float* from, Existing rows, Existing e, bool ahead, const Make& make, float* to) {
+  const long stride = p.column_step * p.column_stride, next = p.row_step * p.row_stride;
+  const int inside = e.end - e.begin;
+  for (int r = 0; r < rows.begin; ++r, to += p.packed_row) nothing(to, p.columns);
+  for (int r = rows.begin; r < rows.end; ++r, to += p.packed_row, from += next) {
+    if (ahead)
+      for (int q = 0; q < inside; ++q) make.fetch(from + q * stride + kAhead * p.channel_stride);
+    nothing(to, e.begin);
+    const float* x = from;
+    float* at = to + e.begin * V;
+    int q = inside;
+    for (; q >= 4; q -= 4, x += 4 * stride, at += 4 * V) {
+      vec v[4];
+      SPARCL_UNROLL
+      for (int u = 0; u < 4; ++u) v[u] = make(x + u * stride, V);
+      SPARCL_UNROLL
+      for (int u = 0; u < 4; ++u) store(at + u * V, v[u]);
+    }
+    for (; q > 0; --q, x += stride, at += V) store(at, make(x, V));
+    nothing(at, p.columns - e.end);
+  }
+  for (int r = rows.end; r < p.rows; ++r, to += p.packed_row) nothing(to, p.columns);
+}
+
+// `pack_as` where every lane exists. A function of its own, as its loops need all registers.
+template <class Make>
+__attribute__((noinline)) void pack_phases(const Pack& given, Make make) {
+  const Pack p = given;
+  for (int py = 0; py < p.row_phases; ++py)
+    for (int px = 0; px < p.column_phases; ++px) {
+      const Existing rows = existing(p.row + py, p.row_step, p.height, p.rows);
+      const Existing e = existing(p.column + px, p.column_step, p.width, p.columns);
+      const long y = p.row + py + rows.begin * p.row_step, x = p.column + px + e.begin * p.column_step;
+      const float* from = p.source.x + y * p.row_stride + x * p.column_stride;
+      float* to = p.packed + (py * p.column_phases + px) * p.packed_phase;
+      // A line of memory serves several chunks of samples: the first of them fetches it.
+      const bool fetches = reinterpret_cast<uintptr_t>(from) % 64 < sizeof(vec);
+      for (int c = 0; c < p.channels; ++c, from += p.channel_stride, to += p.row_phases * p.column_phases * p.packed_phase)
+        pack_whole(p, from, rows, e, fetches && c + kAhead < p.channels, make(c), to);
+    }
+}
+
 // make(c): what is made of channel c.
 template <class Make>
-SPARCL_INLINE void pack_as(const Pack& p, Make make) {
+SPARCL_INLINE void pack_as(const Pack& given, Make make) {
+  if (kNeon && given.lanes == V && given.tail_column < 0) return pack_phases(given, make);
+  const Pack p = given;  // for the compiler each store may change a field
   constexpr int kPhases = 8;  // the usual strides have their edges worked out once
   Existing edges[kPhases];
   for (int px = 0; px < smaller(p.column_phases, kPhases); ++px)
     edges[px] = existing(p.column + px, p.column_step, p.width, p.columns);
   float* phase = p.packed;
-  for (int c = 0; c < p.channels; ++c)
+  for (int c = 0; c < p.channels; ++c) {
+    const auto channel = make(c);
     for (int py = 0; py < p.row_phases; ++py)
       for (int px = 0; px < p.column_phases; ++px, phase += p.packed_phase) {
         const Existing e = px < kPhases ? edges[px] : existing(p.column + px, p.column_step, p.width, p.columns);
@@ -90,9 +150,10 @@ SPARCL_INLINE void pack_as(const Pack& p, Make make) {
           if (y < 0 || y >= p.height)
             for (int q = 0; q < p.columns; ++q) store(to + q * V, vec{});
           else
-            pack_row(p, p.source.x + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels, make(c), to);
+            pack_row(p, p.source.x + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels, channel, to);
         }
       }
+  }
 }
 
 void pack(const Pack& p) {
@@ -103,9 +164,39 @@ void pack(const Pack& p) {
   pack_as(p, [&](int c) SPARCL_INLINED { return AsItIs(s, c); });
 }
 
+// The F-th four vectors of a tile of C columns. The next four are loaded meanwhile.
+template <int R, int C, int G, int F>
+SPARCL_INLINE void multiply_four(const float* x, const Four& four, long row, const vec (&w)[G], vec (&sums)[G][R * C]) {
+  constexpr bool kLast = F + 1 == R * C / 4;
+  Four next = four;
+  if constexpr (!kLast) next = (F + 2) * 4 % C ? load_four(x, 4 * V) : load_four(x, row - (C - 4) * V);
+  SPARCL_UNROLL
+  for (int i = 0; i < 4; ++i)
+    SPARCL_UNROLL
+    for (int g = 0; g < G; ++g) sums[g][F * 4 + i] += w[g] * part(four, i);
+  if constexpr (!kLast) multiply_four<R, C, G, F + 1>(x, next, row, w, sums);
+}
+
+// `multiply`, by fours: of R rows of C columns, a multiple of four.
+template <int R, int C, int G>
+SPARCL_INLINE void multiply_fours(const float* x, long row, const float* values, vec (&sums)[G][R * C]) {
+  vec w[G];
+  if constexpr (G == 4) {
+    const vec all = load(values);
+    SPARCL_UNROLL
+    for (int g = 0; g < G; ++g) w[g] = fill(all[g]);
+  } else {
+    SPARCL_UNROLL
+    for (int g = 0; g < G; ++g) w[g] = fill(values[g]);
+  }
+  const Four first = C > 4 ? load_four(x, 4 * V) : load_four(x, row);
+  multiply_four<R, C, G, 0>(x, first, row, w, sums);
+}
+
 // One nonzero of G channels multiplies every position of the tile.
 template <int R, int C, int G>
 SPARCL_INLINE void multiply(const float* x, long row, const float* values, vec (&sums)[G][R * C]) {
+  if constexpr (kNeon && C % 4 == 0) return multiply_fours<R, C, G>(x, row, values, sums);
   vec w[G];
   SPARCL_UNROLL
   for (int g = 0; g < G; ++g) w[g] = fill(values[g]);
@@ -139,11 +230,15 @@ struct Next {
     SPARCL_UNROLL
     for (int a = 0; a + 1 < N; ++a) at[a] = at[a + 1];
     at[N - 1] = x + offsets[N];
-    asm("" : "+r"(at[N - 1]));  // now, and not when it is needed
+    if constexpr (N > 1) asm("" : "+r"(at[N - 1]));  // now, and not when it is needed
     return first;
   }
 };
-constexpr int kNextForward = 6, kNextBackward = 4;  // as many as leave a register for the rest
+#ifndef SPARCL_NEXT_FORWARD
+#define SPARCL_NEXT_FORWARD 6
+#define SPARCL_NEXT_BACKWARD 4
+#endif
+constexpr int kNextForward = SPARCL_NEXT_FORWARD, kNextBackward = SPARCL_NEXT_BACKWARD;  // as many as leave a register for the rest
 
 // The inner loop, over the nonzeros of a list. U of them are in flight where the tile alone would leave the multipliers
 // waiting for each other.

@@ -8,6 +8,7 @@ namespace {
 template <class F>
 SPARCL_INLINE void each_vector(long count, F&& f) {
   long i = 0;
+  SPARCL_UNROLL_VECTORS
   for (; i + V <= count; i += V) f(i, V);
   if (i < count) f(i, static_cast<int>(count - i));
 }
@@ -25,9 +26,11 @@ constexpr long kChunk = 4096;  // floats: 16 KB, which stay in the first cache b
 SPARCL_INLINE float chunk_sum(const float* x, long n) {
   vec s[4] = {};
   long i = 0;
-  for (; i + 4 * V <= n; i += 4 * V)
+  for (; i + 4 * V <= n; i += 4 * V) {
+    const Four four = load_four(x + i);
     SPARCL_UNROLL
-    for (int u = 0; u < 4; ++u) s[u] += load(x + i + u * V);
+    for (int u = 0; u < 4; ++u) s[u] += part(four, u);
+  }
   each_vector(n - i, [&](long j, int lanes) SPARCL_INLINED { s[0] += get(x + i + j, lanes); });
   return static_cast<float>(lane_sum((s[0] + s[1]) + (s[2] + s[3])));
 }
@@ -48,12 +51,14 @@ void moments(const float* x, long count, double* mean, double* squares) {
     const float centre = static_cast<float>(chunk_mean);
     vec s[4] = {};
     long j = 0;
-    for (; j + 4 * V <= n; j += 4 * V)
+    for (; j + 4 * V <= n; j += 4 * V) {
+      const Four four = load_four(x + i + j);
       SPARCL_UNROLL
       for (int u = 0; u < 4; ++u) {
-        const vec d = load(x + i + j + u * V) - centre;
+        const vec d = part(four, u) - centre;
         s[u] += d * d;
       }
+    }
     for (; j < n; ++j) {
       const float d = x[i + j] - centre;
       s[0][0] += d * d;
@@ -80,10 +85,18 @@ SPARCL_INLINE void norm_forward_as(const NormForward& a, Make make) {
     put(y + i, v, lanes);
     return v;
   };
-  if (signs)
-    each_vector(count, [=](long i, int lanes) SPARCL_INLINED { put_signs(signs, i, signs_of(write(i, lanes))); });
-  else
-    each_vector(count, write);
+  if (!signs) return each_vector(count, write);
+  long i = 0;
+#if defined(SPARCL_NEON)
+  for (; i + 4 * V <= count; i += 4 * V) {  // the signs of four vectors at a time
+    mask all = {};
+    SPARCL_UNROLL
+    for (int u = 0; u < 4; ++u) all |= (write(i + u * V, V) > 0.0f) & kBits << 4 * u;
+    const auto bits = static_cast<uint16_t>(vaddvq_s32(reinterpret_cast<int32x4_t>(all)));
+    memcpy(signs + (i >> 3), &bits, sizeof bits);
+  }
+#endif
+  each_vector(count - i, [=](long j, int lanes) SPARCL_INLINED { put_signs(signs, i + j, signs_of(write(i + j, lanes))); });
 }
 
 void norm_forward(const NormForward& a) {
@@ -98,8 +111,7 @@ void norm_forward(const NormForward& a) {
 enum class Relu { kNone, kAgain, kResult, kSigns };
 
 template <Relu R>
-SPARCL_INLINE vec behind_relu(const NormBackward& a, long i, int lanes, vec x) {
-  const vec g = get(a.gradient + i, lanes);
+SPARCL_INLINE vec behind_relu(const NormBackward& a, long i, int lanes, vec x, vec g) {
   if constexpr (R == Relu::kNone) return g;
   if constexpr (R == Relu::kSigns) return keep(g, signs_at(a.signs, i));
   const vec y = R == Relu::kResult ? get(a.y + i, lanes) : x * a.scale + a.shift;
@@ -107,22 +119,26 @@ SPARCL_INLINE vec behind_relu(const NormBackward& a, long i, int lanes, vec x) {
 }
 
 template <Relu R>
-void norm_sums_as(const NormBackward& a, double* gradient, double* product) {
+void norm_sums_as(const NormBackward& given, double* gradient, double* product) {
+  const NormBackward a = given;  // for the compiler each store may change a field
   double s = 0, p = 0;
   for (long from = 0; from < a.count; from += kChunk) {
     const long n = smaller(kChunk, a.count - from);
     vec sums[4] = {}, products[4] = {};
-    const auto add = [&](long i, int lanes, int u) SPARCL_INLINED {
-      const vec x = get(a.x + from + i, lanes);
-      const vec g = behind_relu<R>(a, from + i, lanes, x);
+    const auto add = [&](long i, int lanes, int u, vec x, vec gradient) SPARCL_INLINED {
+      const vec g = behind_relu<R>(a, from + i, lanes, x, gradient);
       sums[u] += g;
       products[u] += g * (x - a.mean);  // lanes that do not exist have g = 0
     };
     long i = 0;
-    for (; i + 4 * V <= n; i += 4 * V)
+    for (; i + 4 * V <= n; i += 4 * V) {
+      const Four x = load_four(a.x + from + i), g = load_four(a.gradient + from + i);
       SPARCL_UNROLL
-      for (int u = 0; u < 4; ++u) add(i + u * V, V, u);
-    each_vector(n - i, [&](long j, int lanes) SPARCL_INLINED { add(i + j, lanes, 0); });
+      for (int u = 0; u < 4; ++u) add(i + u * V, V, u, part(x, u), part(g, u));
+    }
+    each_vector(n - i, [&](long j, int lanes) SPARCL_INLINED {
+      add(i + j, lanes, 0, get(a.x + from + i + j, lanes), get(a.gradient + from + i + j, lanes));
+    });
     s += lane_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
     p += lane_sum((products[0] + products[1]) + (products[2] + products[3]));
   }
@@ -131,13 +147,22 @@ void norm_sums_as(const NormBackward& a, double* gradient, double* product) {
 }
 
 template <Relu R, bool Input, bool Residual>
-void norm_backward_as(const NormBackward& a) {
+void norm_backward_as(const NormBackward& given) {
+  const NormBackward a = given;  // for the compiler each store may change a field
   const float slope = a.a, level = a.b, tilt = a.c, mean = a.mean;
-  each_vector(a.count, [&](long i, int lanes) SPARCL_INLINED {
-    const vec x = get(a.x + i, lanes);
-    const vec g = behind_relu<R>(a, i, lanes, x);
+  const auto write = [&](long i, int lanes, vec x, vec gradient) SPARCL_INLINED {
+    const vec g = behind_relu<R>(a, i, lanes, x, gradient);
     if constexpr (Residual) put(a.gresidual + i, g, lanes);
     if constexpr (Input) put(a.gx + i, (g * slope + level) + (x - mean) * tilt, lanes);
+  };
+  long i = 0;
+  for (; kNeon && i + 4 * V <= a.count; i += 4 * V) {
+    const Four x = load_four(a.x + i), g = load_four(a.gradient + i);
+    SPARCL_UNROLL
+    for (int u = 0; u < 4; ++u) write(i + u * V, V, part(x, u), part(g, u));
+  }
+  each_vector(a.count - i, [&](long j, int lanes) SPARCL_INLINED {
+    write(i + j, lanes, get(a.x + i + j, lanes), get(a.gradient + i + j, lanes));
   });
 }
 
@@ -169,7 +194,7 @@ void add_scaled(const float* x, float* y, long count, float scale) {
 void maximum(const float* x, float* y, long count) {
   each_vector(count, [&](long i, int lanes) SPARCL_INLINED {
     const vec a = get(x + i, lanes), b = get(y + i, lanes);
-    put(y + i, (a > b) | (a != a) ? a : b, lanes);
+    put(y + i, ((a > b) | (a != a)) ? a : b, lanes);
   });
 }
 

@@ -4,6 +4,9 @@
 #if defined(__AVX__)
 #include <immintrin.h>
 #endif
+#if defined(SPARCL_NEON)
+#include <arm_neon.h>
+#endif
 #include <string.h>
 
 #include <utility>
@@ -25,6 +28,11 @@
 #define SPARCL_KEEP(v) asm("" : "+x"(v))
 #endif
 #define SPARCL_UNROLL _Pragma("GCC unroll 32")
+#if defined(SPARCL_NEON)
+#define SPARCL_UNROLL_VECTORS _Pragma("GCC unroll 4")
+#else
+#define SPARCL_UNROLL_VECTORS
+#endif
 
 namespace sparcl {
 namespace {
@@ -39,7 +47,7 @@ SPARCL_INLINE void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
 // stay pushes nothing out. Only where a vector is a whole line. `streamed` makes such stores visible to other threads.
 #if defined(__AVX512F__)
 constexpr bool kStreams = true;
-SPARCL_INLINE void stream(float* p, vec v) { __builtin_ia32_movntps512(p, v); }
+SPARCL_INLINE void stream(float* p, vec v) { _mm512_stream_ps(p, reinterpret_cast<__m512>(v)); }
 SPARCL_INLINE void streamed() { __builtin_ia32_sfence(); }
 #else
 constexpr bool kStreams = false;
@@ -47,6 +55,38 @@ SPARCL_INLINE void stream(float* p, vec v) { store(p, v); }
 SPARCL_INLINE void streamed() {}
 #endif
 SPARCL_INLINE vec fill(float x) { return x - vec{}; }
+// Four vectors that follow each other, by one instruction where there is one that does it.
+#if defined(SPARCL_NEON)
+constexpr bool kNeon = true;
+using Four = float32x4x4_t;
+SPARCL_INLINE Four load_four(const float* p) { return vld1q_f32_x4(p); }
+// The same, and p moves on. GCC knows no such step but of 64 bytes.
+SPARCL_INLINE Four load_four(const float*& p, long step) {
+#if defined(__clang__)
+  const Four four = vld1q_f32_x4(p);
+  p += step;
+#else
+  Four four;
+  asm("ld1 {%S0.4s - %V0.4s}, [%1], %2"
+      : "=w"(four), "+r"(p)
+      : "r"(step * static_cast<long>(sizeof(float))), "m"(*reinterpret_cast<const float(*)[16]>(p)));
+#endif
+  return four;
+}
+SPARCL_INLINE vec part(const Four& four, int i) { return reinterpret_cast<vec>(four.val[i]); }
+#else
+constexpr bool kNeon = false;
+struct Four {
+  vec val[4];
+};
+SPARCL_INLINE Four load_four(const float* p) { return {{load(p), load(p + V), load(p + 2 * V), load(p + 3 * V)}}; }
+SPARCL_INLINE Four load_four(const float*& p, long step) {
+  const Four four = load_four(p);
+  p += step;
+  return four;
+}
+SPARCL_INLINE vec part(const Four& four, int i) { return four.val[i]; }
+#endif
 
 // The first `lanes` of a vector, the others zero and left alone: one masked instruction where there is one. A batch of 8 on 16
 // lanes took twice as long as a batch of 16 without it.
@@ -83,6 +123,13 @@ SPARCL_INLINE void put(float* p, vec v, int lanes) {
 SPARCL_INLINE uint32_t signs_of(vec v) { return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_setzero_ps(), _CMP_GT_OQ); }
 SPARCL_INLINE vec keep(vec v, uint32_t signs) {
   return reinterpret_cast<vec>(_mm512_maskz_mov_ps(static_cast<__mmask16>(signs), reinterpret_cast<__m512>(v)));
+}
+#elif defined(SPARCL_NEON)
+constexpr mask kBits = {1, 2, 4, 8};
+SPARCL_INLINE uint32_t signs_of(vec v) { return static_cast<uint32_t>(vaddvq_s32(reinterpret_cast<int32x4_t>((v > 0.0f) & kBits))); }
+SPARCL_INLINE vec keep(vec v, uint32_t signs) {
+  const uint32x4_t kept = vtstq_s32(vdupq_n_s32(static_cast<int32_t>(signs)), reinterpret_cast<int32x4_t>(kBits));
+  return reinterpret_cast<vec>(vandq_u32(kept, reinterpret_cast<uint32x4_t>(v)));
 }
 #else
 SPARCL_INLINE uint32_t signs_of(vec v) {

@@ -6,7 +6,8 @@ ARM := build/arm
 ARM_ROOT ?= $(ARM)/root
 ARM_DEVICE := $(ARM)/sparcl-device
 EMPTY :=
-.PHONY: sparcl-device-musl sparcl-device-aarch64-musl sparcl-device-aarch64-scalar test-arm test-arm-device test-arm-python count-neon
+.PHONY: sparcl-device-musl sparcl-device-aarch64-musl sparcl-device-aarch64-counted sparcl-device-aarch64-scalar
+.PHONY: test-arm test-arm-device test-arm-python count-neon
 
 # $(call musl,NAME,ARCHITECTURE)
 define musl
@@ -21,6 +22,11 @@ sparcl-device-musl:  ## sparcl-device for this machine with musl in place of gli
 
 sparcl-device-aarch64-musl:  ## the same for a phone or a Pi
 	$(call musl,aarch64-musl,aarch64)
+
+# For count-neon: with the names of functions.
+sparcl-device-aarch64-counted:
+	$(CMAKE) -S . -B $(PROGRAM)/aarch64-counted -DSPARCL_PROGRAM=ON -DSPARCL_SYMBOLS=ON $(AARCH64) > /dev/null
+	$(CMAKE) --build $(PROGRAM)/aarch64-counted --target sparcl-device --parallel
 
 # The plain kernels are vectors of four lanes, too, which the compiler makes NEON of; without SIMD they are scalars. For count-neon.
 sparcl-device-aarch64-scalar:
@@ -39,9 +45,10 @@ $(ARM)/insn.so: tests/arm/insn.c
 	mkdir -p $(ARM)
 	$(CC) -O2 -Wall -Wextra -shared -fPIC -fvisibility=hidden $< -o $@
 
-count-neon: sparcl-device-aarch64 sparcl-device-aarch64-scalar $(ARM)/insn.so $(READY)  ## instructions of a training step on an emulated ARM, NEON against plain (docs/device.md)
+count-neon: sparcl-device-aarch64-counted sparcl-device-aarch64-scalar $(ARM)/insn.so $(READY)  ## instructions of a training step on an emulated ARM, NEON against plain (docs/device.md)
 	$(BIN)/python tests/arm/count.py --qemu $(QEMU_AARCH64) --plugin $(abspath $(ARM)/insn.so) \
-		--program $(PROGRAM)/aarch64/sparcl-device --scalar $(PROGRAM)/aarch64-scalar/sparcl-device
+		--program $(PROGRAM)/aarch64-counted/sparcl-device --scalar $(PROGRAM)/aarch64-scalar/sparcl-device \
+		--functions $(or $(FUNCTIONS),12) --nm $(subst g++,nm,$(CXX_AARCH64))
 
 test-arm: test-arm-device test-arm-python  ## digits by sparcl-device and by Python on an emulated 64-bit ARM; an hour (docs/device.md)
 
