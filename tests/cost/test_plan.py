@@ -82,7 +82,7 @@ def test_a_forecast_equals_the_run(sparsifier: Make, method: Callable[[], Method
 def test_every_methods_passes_are_foreseen(name: str) -> None:
     """Those of teachers, Fisher matrices, exemplars, projections and retraining, too."""
     kind = METHODS[name]
-    options = {"buffer_size": 20} if "buffer_size" in inspect.signature(kind).parameters else {}
+    options = {"buffer_size": 20} if "buffer_size" in inspect.signature(kind.__init__).parameters else {}
     run = trained(Net(), kind(**options), Sparsifier(), blobs(), 2, batch_size=6)
     assert plan(Net(), kind(**options), Sparsifier(), [40, 40], (2, 6, 6), epochs=2, batch_size=6) == run
 

@@ -68,7 +68,7 @@ def test_a_method_made_without_settings_has_these() -> None:
         "lps": {"pruned": 0.75, "shared": 0.8, "rho": 0.0001, "mask_lr": 0.1},
     }
     for name, method in METHODS.items():
-        parameters = inspect.signature(method).parameters.values()
+        parameters = inspect.signature(method.__init__).parameters.values()
         assert {p.name: p.default for p in parameters if isinstance(p.default, float)} == wanted[name], name
     assert DEFAULT_SIZE == 200
 
@@ -98,7 +98,7 @@ def test_the_ends_of_a_range_are_in_it_or_not() -> None:
 def test_every_method_has_settings_and_each_is_an_argument_of_it() -> None:
     for name, method in METHODS.items():
         assert published("seq-cifar10", name, 200)["lr"] > 0
-        arguments = {*inspect.signature(method).parameters, "lr", "weight_decay", "source"}
+        arguments = {*inspect.signature(method.__init__).parameters, "lr", "weight_decay", "source"}
         for (_, of, _), row in PUBLISHED.items():
             if of == name:
                 assert row.keys() <= arguments

@@ -15,7 +15,7 @@ from sparcl.sparsity.tdm import MAX_MOVED, STEPS_APART, UPDATE_MOMENTS, update_m
 
 
 def defaults(kind: type, of: type | UnionType = int | float) -> dict[str, object]:
-    parameters = inspect.signature(kind).parameters.values()
+    parameters = inspect.signature(kind.__init__).parameters.values()
     return {p.name: p.default for p in parameters if isinstance(p.default, of) and p.name != "sparsity"}
 
 
