@@ -138,9 +138,15 @@ def line(record: Record) -> str:
 def compared(method: str, records: Sequence[Record]) -> str:
     """Student's t of the differences of the pairs."""
     differences = [device - python for python, device in (r["accuracy"] for r in records if r["method"] == method)]
+    mean, spread, p = paired(differences)
+    return f"{method}: device less Python {mean:+.2f} ± {spread:.2f} points, p = {p:.2f}"
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and standard deviation of the differences of two or more pairs, and Student's p of the mean."""
     mean, spread = statistics.mean(differences), statistics.stdev(differences)
     p = student(mean / (spread / math.sqrt(len(differences))), len(differences) - 1) if spread else float(mean == 0.0)
-    return f"{method}: device less Python {mean:+.2f} ± {spread:.2f} points, p = {p:.2f}"
+    return mean, spread, p
 
 
 def main() -> None:
