@@ -174,6 +174,24 @@ def test_a_dropout_draws_the_same_on_the_way_back() -> None:
     assert torch.allclose(x.grad, found, atol=1e-6)
 
 
+def test_weights_that_share_the_tensor_of_their_gradients_get_each_their_own() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ (self.one + self.other).T
+
+    model, x = Added(), torch.randn(7, 3, generator=torch.Generator().manual_seed(2))
+    wanted = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    with MicroBatches(model, 2, lambda *_: None).applied():
+        model(x).square().sum().backward()
+    for p, gradient in zip(model.parameters(), wanted, strict=True):
+        assert p.grad is not None
+        assert torch.allclose(p.grad, gradient, atol=1e-4)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_extra_pass_is_counted_as_executed_and_in_no_other_convention(backend: str) -> None:
     def counted(micro: int | None) -> Ledger:

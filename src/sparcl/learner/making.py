@@ -57,10 +57,10 @@ def make(
     frozen.freeze(dict(cast(nn.Module, made[0]).named_parameters()), settings.get(UNTRAINED, []))
     if not isinstance(drop_last := settings["drop_last"], bool):
         raise CheckpointError(f"drop_last in the checkpoint is {drop_last!r:.40}, not true or false")
-    named = [*COUNTS, *(MICRO_BATCH for name in settings if name == MICRO_BATCH)]
-    counts = {name: checks.integer(settings[name], name) for name in named}
+    counts = {name: checks.integer(settings[name], name) for name in COUNTS}
     more = {**_budget(settings["budget"]), **_growth(state), "drop_last": drop_last}
     more |= of_checkpoint(settings, schedule)
+    more |= {MICRO_BATCH: checks.integer(settings[MICRO_BATCH], MICRO_BATCH)} if MICRO_BATCH in settings else {}
     more |= {LATENTS: settings[LATENTS]} if LATENTS in settings else {}
     more |= {FREEZE: frozen.names_in(settings[FREEZE])} if FREEZE in settings else {}
     return cast(Any, made), {**counts, **more}

@@ -21,7 +21,7 @@ from sparcl import seeds
 from sparcl.errors import ConfigError
 from sparcl.learner.alone import first_norm
 from sparcl.methods.method import Method
-from sparcl.nn.compact import CompactLayer
+from sparcl.sparsity.importance import preserved_buffers
 
 Run = Callable[[Tensor], Tensor]
 
@@ -86,17 +86,6 @@ class MicroBatches:
         count = max(1, min(-(-samples // self.size), samples // self.least))
         return [slice(first, None, count) for first in range(count)]
 
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """What a second pass changes in the model (running statistics) is put back: the first has done so."""
-        positions = {id(m.weight_index) for m in self.model.modules() if isinstance(m, CompactLayer)}
-        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers() if id(buffer) not in positions]
-        try:
-            yield
-        finally:
-            for buffer, value in kept:
-                buffer.copy_(value)
-
 
 class _InParts(torch.autograd.Function):
     """The logits [N, C] of inputs [N, ...], a function of the weights as well."""
@@ -121,7 +110,7 @@ class _InParts(torch.autograd.Function):
         wanted = [w for w, asked in zip(weights, ctx.needs_input_grad[3:], strict=True) if asked]
         total: list[Tensor | None] = [None] * len(wanted)
         of_inputs = torch.zeros_like(inputs) if ctx.needs_input_grad[2] else None
-        with micro.again(), seeds.given_back(inputs.device), torch.enable_grad():
+        with preserved_buffers(micro.model), seeds.given_back(inputs.device), torch.enable_grad():
             for part, drawn in zip(micro.parts(len(inputs)), ctx.drawn, strict=True):
                 seeds.set_global_state(drawn, inputs.device)
                 own = inputs[part].detach().requires_grad_(of_inputs is not None)
@@ -138,4 +127,4 @@ class _InParts(torch.autograd.Function):
 def _sum(total: Tensor | None, more: Tensor | None) -> Tensor | None:
     if total is None or more is None:
         return more if total is None else total
-    return total.add_(more)
+    return total + more  # not in place: two weights that are added have one tensor for their gradients

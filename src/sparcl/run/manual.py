@@ -40,19 +40,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("resize", "scenario"),
     ),
     "How it is learned": (
-        *(
-            "method",
-            "preset",
-            "option",
-            "buffer_size",
-            "epochs",
-            "steps",
-            "max_seconds",
-            "batch_size",
-            "micro_batch",
-            "lr",
-        ),
-        *("weight_decay", "model", "width", "init", "seed"),
+        *("method", "preset", "option", "buffer_size", "epochs", "steps", "max_seconds"),
+        *("batch_size", "micro_batch", "lr", "weight_decay", "model", "width", "init", "seed"),
     ),
     "What is computed": (
         *("sparsifier", "sparsity", "pattern", "block_size", "distribution", "prunable", "first_mask"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparcl.nn.compact import CompactLayer
 from sparcl.nn.layers import SparseLayer
 from sparcl.nn.positions import kth_lowest
 
@@ -72,8 +73,9 @@ def importance_gradients(
 
 @contextmanager
 def preserved_buffers(model: nn.Module) -> Iterator[None]:
-    """Give the model's buffers (running statistics) back as they were."""
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    """Give the model's buffers (running statistics) back as they were; no pass changes a compact layer's positions."""
+    positions = {id(module.weight_index) for module in model.modules() if isinstance(module, CompactLayer)}
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers() if id(buffer) not in positions]
     try:
         yield
     finally:
