@@ -9,11 +9,11 @@ Split CIFAR-10 as in equal-time.toml at a budget of one dense epoch (three minut
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
+import lines
 import torch
 
 from sparcl.run import build, job
@@ -57,11 +57,10 @@ def main() -> None:
     parser.add_argument("--data")
     asked = parser.parse_args()
     settings = DIGITS if asked.data is None else {**CIFAR, "data": asked.data}
-    lines = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
-    if not lines:
-        lines = [{"step_ms": costs(settings)}]
-        asked.out.write_text(json.dumps(lines[0]) + "\n")
-    first, *rows = lines
+    if not (known := lines.read(asked.out)):
+        known = [{"step_ms": costs(settings)}]
+        lines.add(asked.out, known[0])
+    first, *rows = known
     steps = [max(1, int(settings["steps"] * first["step_ms"][0] / ms)) for ms in first["step_ms"]]
     done = {(row["batch"], row["micro"], row["seed"]) for row in rows}
     for seed in SEEDS:
@@ -70,8 +69,7 @@ def main() -> None:
                 continue
             accuracy = run(experiment(settings, row, steps=count, seed=seed))
             rows.append({"batch": row[0], "micro": row[1], "steps": count, "seed": seed, "class_il": accuracy})
-            with asked.out.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            lines.add(asked.out, rows[-1])
     for row, count, ms in zip(ROWS, steps, first["step_ms"], strict=True):
         values = [r["class_il"] for r in rows if (r["batch"], r["micro"]) == row]
         parts = "whole" if row[1] is None else f"in parts of {row[1]}"

@@ -9,11 +9,11 @@ a variant), with it Split CIFAR-10 as in equal-time.toml, at a budget of one den
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
+import lines
 import torch
 from torch import Tensor
 
@@ -114,14 +114,13 @@ def main() -> None:
     parser.add_argument("--data")
     asked = parser.parse_args()
     settings = DIGITS if asked.data is None else {**CIFAR, "data": asked.data}
-    rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    rows = lines.read(asked.out)
     done = {(row["variant"], row["seed"]) for row in rows}
     for seed in SEEDS:
         for name in VARIANTS:
             if (name, seed) not in done:
                 rows.append(run(settings, name, seed))
-                with asked.out.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+                lines.add(asked.out, rows[-1])
     for name in VARIANTS:
         values = [row["class_il"] for row in rows if row["variant"] == name]
         print(f"{name:17} {statistics.mean(values):5.1f} ± {statistics.stdev(values):.1f}")

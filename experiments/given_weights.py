@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 from pathlib import Path
 
+import lines
 import torch
 from torch.optim.swa_utils import update_bn
 
@@ -63,12 +63,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    rows = lines.read(out)
     for seed in SEEDS:
         if seed not in [row["seed"] for row in rows]:
             rows.append(run(seed))
-            with out.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            lines.add(out, rows[-1])
     for name in list(rows[0])[1:]:
         values = [row[name] for row in rows]
         print(f"{name:25} {statistics.mean(values):5.1f} ± {statistics.stdev(values):.1f}")

@@ -10,12 +10,12 @@ skipped, so that it can be stopped; each is a line of OUT.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lines
 import torch
 from student import welch
 from torch import Tensor, nn
@@ -148,15 +148,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    rows = lines.read(out)
     done = {(row["kind"], row["scaling"], row["epochs"], row["seed"]) for row in rows}
     for seed in SEEDS:
         for epochs in (3, 10):
             for kind, scaling in VARIANTS:
                 if (kind, scaling, epochs, seed) not in done:
                     rows.append(run(kind, scaling, epochs, seed))
-                    with out.open("a") as file:
-                        file.write(json.dumps(rows[-1]) + "\n")
+                    lines.add(out, rows[-1])
     table(rows)
 
 
