@@ -107,13 +107,11 @@ Extent Graph::extent_behind(size_t at, const Extent& in) const {
   if (node.op == Node::kGlobalAverage) out = {in.channels, 1, 1, in.batch};
   if (node.op == Node::kAverage || node.op == Node::kMaximum) out = pooled_extent(in, node.window);
   if (node.op == Node::kAverage && (node.window.row_padding || node.window.column_padding)) refuse("layer " + node.name + ": an average has no padding");
-  if (node.op == Node::kNorm) {
-    if (node.channels != in.channels) refuse("layer " + node.name + " does not fit what it reads");
-    if (node.residual >= 0) {
-      const Extent& other = extents_[node.residual];
-      if (other.channels != in.channels || other.height != in.height || other.width != in.width)
-        refuse("layer " + node.name + " adds what has another shape");
-    }
+  if (node.op == Node::kNorm && node.channels != in.channels) refuse("layer " + node.name + " does not fit what it reads");
+  if (node.residual >= 0) {
+    const Extent& other = extents_[node.residual];
+    if (other.channels != in.channels || other.height != in.height || other.width != in.width)
+      refuse("layer " + node.name + " adds what has another shape");
   }
   if (out.channels < 1 || out.channels > kMostFloats / (out.height * out.width)) refuse("layer " + node.name + " makes too large a tensor");
   return out;

@@ -15,9 +15,9 @@
 namespace sparcl {
 
 struct Node {
-  enum Op { kConvolution, kNorm, kRelu, kFlatten, kGlobalAverage, kAverage, kMaximum } op;
+  enum Op { kConvolution, kNorm, kRelu, kFlatten, kGlobalAverage, kAverage, kMaximum, kAdd } op;
   std::string name;
-  int input, output, residual = -1;  // tensors
+  int input, output, residual = -1;  // tensors; residual is what a norm adds, or an add beside its input
   ConvShape shape{};                 // of a convolution
   bool bias = false, relu = false, linear = false;
   long channels = 0;  // of a norm
@@ -81,6 +81,7 @@ class Graph {
   void run(size_t at, bool training);
   void normalise(size_t at, bool training, float* y);
   void run_back(size_t at, bool again);
+  void add_back(size_t at);
   void convolve_back(size_t at, float* weight);
   void normalise_back(size_t at, bool again, float* weight, float* bias);
   Norm norm(size_t at) const;

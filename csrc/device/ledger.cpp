@@ -10,10 +10,11 @@ Ledger::Ledger(const Graph& graph, const std::vector<size_t>& layers) {
   for (size_t at = 0; at < graph.nodes().size(); ++at) {
     const Node& node = graph.nodes()[at];
     const size_t in = static_cast<size_t>(node.input), out = static_cast<size_t>(node.output);
+    const size_t beside = node.residual < 0 ? in : static_cast<size_t>(node.residual);
     const bool pruned = std::find(layers.begin(), layers.end(), at) != layers.end();
     if (node.op == Node::kConvolution) calls_.push_back({at, graph.positions(at), trained[in] != 0, pruned, prunable[in] != 0});
-    trained[out] = node.op == Node::kConvolution || node.op == Node::kNorm || trained[in];
-    prunable[out] = pruned || prunable[in] || (node.residual >= 0 && prunable[static_cast<size_t>(node.residual)]);
+    trained[out] = node.op == Node::kConvolution || node.op == Node::kNorm || trained[in] || trained[beside];
+    prunable[out] = pruned || prunable[in] || prunable[beside];
   }
 }
 

@@ -16,9 +16,9 @@ std::array<int, 2> pair(const Json& node, const char* key, const std::string& wh
 }
 
 Node::Op op_of(const std::string& name, const std::string& what) {
-  static const char* const kNames[] = {"convolution", "norm", "relu", "flatten", "global_average", "average_pool", "max_pool"};
+  static const char* const kNames[] = {"convolution", "norm", "relu", "flatten", "global_average", "average_pool", "max_pool", "add"};
   std::string allowed;
-  for (int op = 0; op < 7; ++op) {
+  for (int op = 0; op < 8; ++op) {
     if (name == kNames[op]) return static_cast<Node::Op>(op);
     allowed += (op ? ", " : "") + std::string(kNames[op]);
   }
@@ -50,6 +50,8 @@ Node node_of(const Json& value, int number) {
     node.momentum = static_cast<float>(value.at("momentum", what).number(what + ": momentum", 0, 1));
     node.residual = static_cast<int>(value.at("residual", what).whole(what + ": residual", -1, number));
     node.relu = value.at("relu", what).truth(what + ": relu");
+  } else if (node.op == Node::kAdd) {
+    node.residual = static_cast<int>(value.at("residual", what).whole(what + ": residual", 0, number));
   } else if (node.op == Node::kAverage || node.op == Node::kMaximum) {
     const auto size = pair(value, "size", what, 1), stride = pair(value, "stride", what, 1), padding = pair(value, "padding", what, 0);
     node.window = {size[0], size[1], stride[0], stride[1], padding[0], padding[1]};

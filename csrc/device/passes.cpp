@@ -57,19 +57,20 @@ void Graph::choose_kept() {
   kept_.assign(extents_.size(), Kept::kBack);
   for (int tensor = 1; tensor + 1 < static_cast<int>(extents_.size()); ++tensor) {
     const Node& maker = nodes_[static_cast<size_t>(tensor) - 1];
-    bool by_value = false, by_convolution = false, by_pool = false;
+    bool by_value = false, by_convolution = false, in_passing = false;
     for (const Node& node : nodes_) {
+      in_passing = in_passing || (node.op == Node::kAdd && node.residual == tensor);
       if (node.input != tensor) continue;
       by_convolution = by_convolution || node.op == Node::kConvolution;
       by_value = by_value || node.op == Node::kNorm || node.op == Node::kRelu || node.op == Node::kMaximum;
-      by_pool = by_pool || node.op == Node::kFlatten || node.op == Node::kGlobalAverage || node.op == Node::kAverage;
+      in_passing = in_passing || node.op == Node::kFlatten || node.op == Node::kGlobalAverage || node.op == Node::kAverage || node.op == Node::kAdd;
     }
     if (by_value) continue;
     const int other = maker.op == Node::kNorm ? maker.residual : -1;
     const bool made_again = other >= 0 && (other == 0 || is_plain_norm(other) || kept_[static_cast<size_t>(other)] == Kept::kBack);
     Kept& kept = kept_[static_cast<size_t>(tensor)];
     if (is_plain_norm(tensor))
-      kept = by_pool ? Kept::kForward : Kept::kNever;
+      kept = in_passing ? Kept::kForward : Kept::kNever;
     else if (!by_convolution || made_again)
       kept = Kept::kForward;
     if (kept == Kept::kNever) last_use_[maker.input] = std::max(last_use_[maker.input], last_use_[static_cast<size_t>(tensor)]);
@@ -120,8 +121,9 @@ void Graph::run(size_t at, bool training) {
     spans(in.count(), threads_, [&](long first, long count) {
       kernels().norm_forward({x + first, Scaled{nullptr, nullptr, nullptr, 0.0f}, y + first, nullptr, count, 1.0f, 0.0f, true});
     });
-  } else if (node.op == Node::kFlatten) {
+  } else if (node.op == Node::kFlatten || node.op == Node::kAdd) {
     std::memcpy(y, x, static_cast<size_t>(in.count()) * sizeof(float));
+    if (node.op == Node::kAdd) add(value(node.residual), y, in.count(), threads_);
   } else if (node.op == Node::kMaximum) {
     max_pool(x, in, window(at), y, threads_);
   } else {
@@ -165,6 +167,8 @@ void Graph::run_back(size_t at, bool again) {
     if (node.op == Node::kConvolution) {
       convolve_back(at, weight);
       if (node.bias) bias_gradient(gy.get(), out.channels, channel(out), bias, threads_);
+    } else if (node.op == Node::kAdd) {
+      add_back(at);
     } else if (node.input == 0) {
       return;  // nobody asks for the gradient of the input
     } else if (node.op == Node::kRelu) {
@@ -192,6 +196,18 @@ void Graph::run_back(size_t at, bool again) {
   if (cleared_) return;
   add(weight, state.weight.gradient.data(), weights, threads_);
   add(bias, state.bias.gradient.data(), biases, threads_);
+}
+
+// Both summands have the gradient of the sum; nobody asks for that of the input.
+void Graph::add_back(size_t at) {
+  const Node& node = nodes_[at];
+  Block& gy = gradients_[node.output].sum;
+  if (node.input && node.residual) {
+    Block copy = room(node.input);
+    std::memcpy(copy.get(), gy.get(), static_cast<size_t>(extents_[node.output].count()) * sizeof(float));
+    collect(node.residual, std::move(copy));
+  }
+  if (const int last = node.input ? node.input : node.residual) collect(last, std::move(gy));
 }
 
 // The gradient of its input that others have left is added as it writes.

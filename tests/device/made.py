@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from forwards import LeNetLike, Tangled, TorchvisionLike, WideResNetLike
 from torch import nn
 
 from sparcl import Learner
@@ -42,11 +44,15 @@ def own() -> nn.Module:
     )
 
 
-MODELS = {
+MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet": lambda: ResNet((2, 1, 1, 1), 3, 4, 8),
     "convnet": lambda: ConvNet(4, 3, 8),
     "mlp": lambda: MLP(4, SHAPE, 20),
     "own": own,
+    "torchvision": TorchvisionLike,
+    "before": WideResNetLike,
+    "functions": LeNetLike,
+    "tangled": Tangled,
 }
 
 

@@ -82,6 +82,8 @@ def test_what_the_checksum_vouches_for_is_checked_all_the_same(program: Path, fi
         ("graph", lambda g: g[0].update(input=5), "input must be a whole number"),
         ("graph", lambda g: g[0].update(input=-1), "input must be a whole number"),
         ("graph", lambda g: g[1].update(residual=99), "residual must be a whole number"),
+        ("graph", lambda g: g[2].update(op="add", residual=-1), "residual must be a whole number from 0"),
+        ("graph", lambda g: g[2].update(op="add", residual=0), "adds what has another shape"),
         ("graph", lambda g: g[0].update(weight=[1 << 20, 1 << 20, 1, 1]), "too large"),
         ("graph", lambda g: g[0].update(weight=[16, 3, 3, 3]), "elements, it must have"),
         ("graph", lambda g: g[0].update(padding=[1 << 20, 1]), "padding and dilation must be at most"),

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 
 from sparcl import Learner, kernels
 from sparcl.checkpoint import model_file, tree
-from sparcl.errors import CheckpointError, ConfigError
-from sparcl.nn.graph import graph
+from sparcl.errors import CheckpointError
 from sparcl.run.export_device import import_device
 
 CASES = [(m, "static") for m in made.MODELS] + [("resnet", "dense"), ("resnet", "blocks"), ("convnet", "blocks")]
@@ -82,25 +81,6 @@ def test_a_file_is_a_learner_to_the_last_bit(tmp_path: Path, backend: str) -> No
     assert again.learned == 2
     with pytest.raises(CheckpointError, match="no sparcl model"):
         Learner.load(made.packed(first, tmp_path / "s.sparcl"))
-
-
-def test_a_graph_names_the_layer_that_no_device_computes() -> None:
-    nn = torch.nn
-    shared = nn.Linear(4, 4)
-    for model, said in [
-        (nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1)), "layer 1 is a Dropout"),
-        (nn.Sequential(shared, nn.ReLU(), shared), "layer 2 shares its weights with layer 0"),
-        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Linear(4, 2)), "layer 1 is a Linear on images"),
-        (nn.Sequential(nn.Conv2d(1, 4, 3, padding="same")), "layer 0 has padding"),
-        (nn.Sequential(nn.AvgPool2d(3, padding=1)), "layer 0 is an average with padding"),
-        (nn.Sequential(nn.BatchNorm2d(3, affine=False)), "layer 0 is a norm without weights"),
-    ]:
-        with pytest.raises(ConfigError, match=said):
-            graph(model)
-    relu = nn.ReLU()
-    assert [n["op"] for n in graph(nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu))] == [
-        *("convolution", "relu", "convolution", "relu")
-    ]
 
 
 def test_the_file_says_its_checksum(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ class GraphNetwork(nn.Module):
                 x = F.batch_norm(x, means, variances, norm.weight, norm.bias, False, 0.0, norm.eps)
                 x = x if node["residual"] < 0 else x + values[node["residual"]]
                 x = F.relu(x) if node["relu"] else x
+            elif op == "add":
+                x = x + values[node["residual"]]
             elif op == "relu":
                 x = F.relu(x)
             elif op == "flatten":
@@ -72,6 +74,7 @@ class GraphNetwork(nn.Module):
 FIELDS: dict[str, tuple[str, ...]] = {
     "convolution": ("weight", "stride", "padding", "dilation", "groups", "linear", "bias"),
     "norm": ("channels", "eps", "momentum", "residual", "relu"),
+    "add": ("residual",),
     "relu": (),
     "flatten": (),
     "global_average": (),
@@ -142,7 +145,8 @@ def _node(node: Any, at: int) -> Node:
             if not 0 <= made[field] <= 1:
                 raise ValueError(f"{field} of layer {name!r:.80} is not from 0 to 1")
         else:
-            made[field] = _whole(value, -1, at) if field == "residual" else _whole(value, 1, MOST_SIZE)
+            least, most = (-1 if op == "norm" else 0, at) if field == "residual" else (1, MOST_SIZE)
+            made[field] = _whole(value, least, most)
     if op == "convolution" and math.prod(made["weight"]) > MOST_WEIGHTS:
         raise ValueError(f"layer {name!r:.80} is too large")
     return made

@@ -9,85 +9,168 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparcl.errors import ConfigError
-from sparcl.nn.block import BasicBlock
-from sparcl.nn.compact import BatchLastConv1d, BatchLastConv2d, CompactConv1d, CompactConv2d, CompactLinear
-from sparcl.nn.convert import is_converted
-from sparcl.nn.layers import is_watched
-from sparcl.nn.norm import BatchLastNorm1d, BatchLastNorm2d, MergingSequential
-from sparcl.nn.resnet import ResNet
+from sparcl.nn.dense import dense_model
+from sparcl.nn.from_graph import GraphNetwork
+from sparcl.nn.norm import is_norm_act
+from sparcl.nn.trace import called, layers, place, result, summands, trace
 
 Node = dict[str, Any]
-LAYERS = "Conv2d, Linear, BatchNorm, ReLU, AvgPool2d, MaxPool2d, AdaptiveAvgPool2d(1), Flatten, Sequential, ResNet"
+LAYERS = "Conv2d, Linear, BatchNorm, ReLU, AvgPool2d, MaxPool2d, AdaptiveAvgPool2d(1), Flatten, sums of two"
 
 
-def graph(model: nn.Module) -> list[Node]:
-    """The layers of a ResNet, ConvNet, MLP or any `nn.Sequential` of what `LAYERS` names, dense or converted.
+def graph(model: nn.Module, input_shape: Sequence[int] | None = None) -> list[Node]:
+    """The layers of any network whose `forward` calls what `LAYERS` names, in whatever order; dense or converted.
 
     Nodes have `op`, `name`, `input` and `output` (numbers of tensors), and by op:
     convolution: `weight` [O, I/groups, kh, kw], `stride`, `padding`, `dilation`, `groups`, `bias`; a linear layer is
     one of 1×1, `linear`, behind a flatten. norm: `channels`, `eps`, `momentum`, `residual` (a tensor that is added, or
-    -1), `relu`. relu, flatten, global_average: nothing more. average_pool, max_pool: `size`, `stride`, `padding`.
+    -1), `relu`. add: `residual`, the other summand. relu, flatten, global_average: nothing more. average_pool,
+    max_pool: `size`, `stride`, `padding`.
+
+    Args:
+        model: it stays as it is.
+        input_shape: of one sample, [C, H, W] or [F]: the list's logits of some are compared with the model's.
 
     Raises:
-        ConfigError: a layer that is none of these, by its name.
+        ConfigError: a layer that is none of these, by its name; a `forward` that cannot be traced; another answer.
     """
-    nodes = _Nodes()
-    nodes.walk(model, "", 0)
+    dense = dense_model(model)
+    calls = trace(dense)
+    nodes = _Nodes(dense)
+    nodes.emit(result(calls))
+    if input_shape is not None:
+        _check(nodes.made, dense, input_shape)
     return nodes.made
 
 
+def _check(nodes: list[Node], dense: nn.Module, input_shape: Sequence[int]) -> None:
+    """Refuse a list of layers that computes something else: a `forward` may do what a trace does not show."""
+    listed = GraphNetwork(nodes)
+    names = listed.state_dict().keys()
+    listed.load_state_dict({name: tensor for name, tensor in dense.state_dict().items() if name in names})
+    samples = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want, found = dense.eval()(samples), listed.eval()(samples)
+    near = 1e-3 * float(want.abs().max().nan_to_num(posinf=0.0))
+    if want.shape != found.shape or not torch.allclose(found, want, rtol=1e-3, atol=near, equal_nan=True):
+        raise ConfigError("the network computes something else than the layers that its forward calls: not exported")
+
+
 class _Nodes:
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.made: list[Node] = []
+        self.numbers: dict[fx.Node, int] = {}
+        self.read_again: set[int] = set()
+        """Tensors that more than one call reads: nothing may be merged into them."""
         self.owners: dict[int, str] = {}
         self.named: set[str] = set()
 
-    def _own(self, module: nn.Module, name: str) -> None:
-        """Refuse weights that have been met before: a device would train a copy."""
-        for parameter in module.parameters():
-            if self.owners.setdefault(id(parameter), name) != name or name in self.named:
-                raise ConfigError(
-                    f"layer {name} shares its weights with layer {self.owners[id(parameter)]}: not exported"
-                )
-        self.named.add(name)
+    def emit(self, last: fx.Node) -> None:
+        """Append what `last` needs and itself, each call behind what it reads."""
+        waiting = [last]
+        while waiting:
+            call = waiting[-1]
+            missing = [read for read in self._reads(call) if read not in self.numbers]
+            if missing:
+                waiting.append(missing[0])
+                continue
+            waiting.pop()
+            if call not in self.numbers:
+                self.numbers[call] = self._compute(call)
+                if len(call.users) > 1:
+                    self.read_again.add(self.numbers[call])
+
+    def _reads(self, call: fx.Node) -> list[fx.Node]:
+        """The tensors that it reads, in the order in which they are made."""
+        if call.op == "placeholder":
+            return []
+        pair = summands(call)
+        if pair is None:
+            return [arg for arg in call.args[:1] if isinstance(arg, fx.Node)]
+        host, beside = self._host(*pair)
+        return list(pair) if host is None else [cast(fx.Node, host.args[0]), beside]
+
+    def _host(self, one: fx.Node, other: fx.Node) -> tuple[fx.Node | None, fx.Node]:
+        """Of two summands the norm that can add the other one on its way, or None; and the other one."""
+        for host, beside in ((one, other), (other, one)):
+            if host is not beside and len(host.users) == 1 and self._is_norm(host):
+                return host, beside
+        return None, other
+
+    def _is_norm(self, call: fx.Node) -> bool:
+        return call.op == "call_module" and type(self._module(call)).forward is _BatchNorm.forward and bool(call.args)
+
+    def _module(self, call: fx.Node) -> nn.Module:
+        return self.model.get_submodule(str(call.target))
+
+    def _compute(self, call: fx.Node) -> int:
+        """Append what one call computes; returns the number of its result."""
+        if call.op == "placeholder":
+            return 0
+        if (pair := summands(call)) is not None:
+            return self._sum(call, *pair)
+        if call.op == "call_module" and len(call.args) == 1 and not call.kwargs:
+            return self._layer(self._module(call), str(call.target), self._number(call))
+        steps = layers(call)
+        if steps is None:
+            where = place(call) or "(the model)"
+            raise ConfigError(f"layer {where} computes {called(call)}, which no device can; allowed: {LAYERS}")
+        x = self._number(call)
+        for step in steps:
+            x = self._layer(step, place(call), x)
+        return x
+
+    def _number(self, call: fx.Node) -> int:
+        return self.numbers[cast(fx.Node, call.args[0])]
+
+    def _sum(self, call: fx.Node, one: fx.Node, other: fx.Node) -> int:
+        host, beside = self._host(one, other)
+        if host is None:
+            return self.add("add", place(call), self.numbers[one], residual=self.numbers[other])
+        return self._norm(self._module(host), str(host.target), self._number(host), residual=self.numbers[beside])
 
     def add(self, op: str, name: str, source: int, **figures: Any) -> int:
         output = len(self.made) + 1
         self.made.append({"op": op, "name": name, "input": source, "output": output, **figures})
         return output
 
-    def walk(self, module: nn.Module, name: str, x: int) -> int:
-        """Append what `module` computes of tensor x; returns the number of its result."""
-        if is_watched(module) and not (name == "" and is_converted(module)):
-            raise ConfigError(f"layer {name or '(the model)'} has hooks or a forward of its own: it cannot be exported")
-        if isinstance(module, ResNet):
-            return self._resnet(module, x)
-        if isinstance(module, BasicBlock):
-            return self._block(module, name, x)
-        if isinstance(module, nn.Sequential) and type(module).forward in SEQUENCES:
-            children = [(child, inner) for child, inner in module._modules.items()]
-            return self._sequence(children, name, x)
-        if isinstance(module, nn.Linear) or type(module).forward in WEIGHTED:
+    def _own(self, module: nn.Module, name: str) -> None:
+        """Refuse weights that have been met before: a device would train a copy."""
+        if name in self.named:
+            raise ConfigError(f"layer {name} is computed twice, and a device would train a copy: not exported")
+        self.named.add(name)
+        for parameter in module.parameters():
+            if (owner := self.owners.setdefault(id(parameter), name)) != name:
+                raise ConfigError(f"layer {name} shares its weights with layer {owner}: not exported")
+
+    def _layer(self, module: nn.Module, name: str, x: int) -> int:
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
             return self._weighted(module, name, x)
-        if type(module).forward in NORMS:
-            return self.norm(module, name, x)
+        if is_norm_act(module):
+            parts = cast(Any, module)
+            return self._layer(parts.act, f"{name}.act", self._layer(parts.drop, name, self._norm(module, name, x)))
+        if isinstance(module, _BatchNorm):
+            return self._norm(module, name, x)
         return self._plain(module, name, x)
 
     def _plain(self, module: nn.Module, name: str, x: int) -> int:
         if isinstance(module, nn.ReLU):
-            if self.made and x == len(self.made) and self.made[-1]["op"] == "norm" and not self.made[-1]["relu"]:
-                self.made[-1]["relu"] = True  # one pass over memory instead of two
+            before: Node = self.made[x - 1] if x else {"op": "input"}
+            if before["op"] == "norm" and not before["relu"] and x not in self.read_again:
+                before["relu"] = True  # one pass over memory instead of two
                 return x
             return self.add("relu", name, x)
         if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
             return self.add("flatten", name, x)
         if isinstance(module, nn.Identity):
             return x
-        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
+        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1), [1, 1]):
             return self.add("global_average", name, x)
         if (
             isinstance(module, nn.MaxPool2d)
@@ -108,61 +191,38 @@ class _Nodes:
         stride = size if module.stride is None else _pair(module.stride)
         return self.add(op, name, x, size=size, stride=stride, padding=_pair(module.padding))
 
-    def _sequence(self, children: Sequence[tuple[str, nn.Module]], name: str, x: int) -> int:
-        for child, module in children:
-            x = self.walk(module, f"{name}.{child}" if name else child, x)
-        return x
-
-    def _weighted(self, module: nn.Module, name: str, x: int) -> int:
+    def _weighted(self, module: nn.Linear | nn.Conv1d | nn.Conv2d, name: str, x: int) -> int:
         self._own(module, name)
-        layer = cast(Any, module)
-        shape = list(getattr(layer, "shape", None) or layer.weight.shape)
-        if len(shape) == 3:
+        shape = list(module.weight.shape)
+        if isinstance(module, nn.Conv1d):
             raise ConfigError(f"layer {name} is a Conv1d that no device can compute; allowed: {LAYERS}")
-        if getattr(layer, "padding_mode", "zeros") != "zeros" or isinstance(getattr(layer, "padding", 0), str):
+        if getattr(module, "padding_mode", "zeros") != "zeros" or isinstance(getattr(module, "padding", 0), str):
             raise ConfigError(f"layer {name} has padding that a device cannot compute; allowed: numbers, with zeros")
-        geometry = {key: _pair(getattr(layer, key, default)) for key, default in GEOMETRY.items()}
-        groups = getattr(layer, "groups", 1)
-        linear = len(shape) == 2
-        if linear and x and not self._is_flat(x):
+        geometry = {key: _pair(getattr(module, key, default)) for key, default in GEOMETRY.items()}
+        linear = isinstance(module, nn.Linear)
+        if linear and not self._is_flat(x):
             raise ConfigError(f"layer {name} is a Linear on images: it cannot be exported without a Flatten before it")
-        figures = {"weight": shape + [1] * (4 - len(shape)), "groups": groups, "linear": linear}
-        return self.add("convolution", name, x, **figures, **geometry, bias=layer.bias is not None)
+        figures = {"weight": shape + [1] * (4 - len(shape)), "groups": getattr(module, "groups", 1), "linear": linear}
+        return self.add("convolution", name, x, **figures, **geometry, bias=module.bias is not None)
 
     def _is_flat(self, x: int) -> bool:
-        """Whether tensor x is [N, F] for sure."""
-        node: Node = self.made[x - 1] if x else {"op": "input"}
-        if node["op"] in ("relu", "norm"):
+        """Whether tensor x may be [N, F]; of the input nothing is known."""
+        if not x:
+            return True
+        node = self.made[x - 1]
+        if node["op"] in ("relu", "norm", "add"):
             return self._is_flat(node["input"])
         return node["op"] == "flatten" or bool(node.get("linear"))
 
-    def norm(self, module: nn.Module, name: str, x: int, relu: bool = False, residual: int = -1) -> int:
+    def _norm(self, module: nn.Module, name: str, x: int, residual: int = -1) -> int:
         self._own(module, name)
         layer = cast(Any, module)
         if layer.weight is None or layer.running_mean is None or layer.momentum is None:
             raise ConfigError(f"layer {name} is a norm without weights, statistics or momentum: it cannot be exported")
         figures = {"eps": float(layer.eps), "momentum": float(layer.momentum), "channels": layer.num_features}
-        return self.add("norm", name, x, **figures, residual=residual, relu=relu)
-
-    def _resnet(self, model: ResNet, x: int) -> int:
-        x = self.norm(model.bn1, "bn1", self._weighted(model.conv1, "conv1", x), relu=True)
-        for stage in range(1, 5):
-            x = self.walk(cast(nn.Module, model._modules[f"layer{stage}"]), f"layer{stage}", x)
-        x = self.walk(model.avgpool, "avgpool", x)
-        return self._weighted(model.fc, "fc", self.add("flatten", "", x))
-
-    def _block(self, block: BasicBlock, name: str, x: int) -> int:
-        y = self.norm(block.bn1, f"{name}.bn1", self._weighted(block.conv1, f"{name}.conv1", x), relu=True)
-        y = self._weighted(block.conv2, f"{name}.conv2", y)
-        beside = self.walk(block.shortcut, f"{name}.shortcut", x)
-        return self.norm(block.bn2, f"{name}.bn2", y, relu=True, residual=beside)
+        return self.add("norm", name, x, **figures, residual=residual, relu=False)
 
 
-NATIVE = (BatchLastConv1d, BatchLastConv2d, CompactConv1d, CompactConv2d, CompactLinear)
-SEQUENCES = (nn.Sequential.forward, MergingSequential.forward)
-WEIGHTED = tuple(kind.forward for kind in (nn.Conv1d, nn.Conv2d, *NATIVE))
-NORMS = tuple(kind.forward for kind in (_BatchNorm, BatchLastNorm1d, BatchLastNorm2d))
-"""Known by what they compute: a subclass with a forward of its own may compute anything."""
 GEOMETRY = {"stride": 1, "padding": 0, "dilation": 1}
 
 

@@ -113,7 +113,7 @@ class BatchLastNormAct(nn.Module):
         return _unfilled, (BatchLastNormAct, type(self).__bases__[1]), vars(self)
 
 
-def _is_norm_act(module: nn.Module) -> bool:
+def is_norm_act(module: nn.Module) -> bool:
     """Whether it is timm's, told by its name: timm is not asked for."""
     kind = type(module)
     return (kind.__module__, kind.__name__) == ("timm.layers.norm_act", "BatchNormAct2d") and (
@@ -219,7 +219,7 @@ def batch_last(module: nn.Module) -> nn.Module | None:
         return BatchLastNorm2d.of(module)
     if type(module) is nn.BatchNorm1d:
         return BatchLastNorm1d.of(module)
-    if _is_norm_act(module):
+    if is_norm_act(module):
         made = _unfilled(BatchLastNormAct, type(module))
         vars(made).update(vars(module))
         return cast(nn.Module, made)

@@ -66,7 +66,7 @@ def export_device(
         "crop_padding": transform.crop_padding,
         "flip": transform.flip,
     }
-    nodes, state = graph(learner.model), learner.checkpoint_state()
+    nodes, state = graph(learner.model, input_shape), learner.checkpoint_state()
     method, sparsifier = method_figures(learner.method), sparsifier_figures(learner)
     device = {"method": method, "sparsifier": sparsifier, **_stored_as(learner)}
     model_file.write(path, model_file.ModelFile(state, nodes, list(input_shape), list(classes), figures, device))
