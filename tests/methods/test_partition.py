@@ -273,3 +273,25 @@ def test_masks_of_lps_are_trained() -> None:
 def test_a_share_that_leaves_nothing_is_refused(make: Make, pruned: float) -> None:
     with pytest.raises(ConfigError, match=f"pruned share {pruned} is not allowed"):
         make(pruned=pruned)
+
+
+@pytest.mark.parametrize("make", [PackNet, LPS])
+def test_gradients_of_what_may_not_move_are_cleared_before_they_are_counted(make: Make) -> None:
+    """A norm of all gradients, which clipping takes, is that of what moves; the optimizer's state stays empty there."""
+    seen: list[int] = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            method, held = learner.method, 0
+            assert isinstance(method, PartitionMethod)
+            for i, parameter in enumerate(method.parameters):
+                fixed = ~method.trainable(i)
+                held += int(fixed.sum())
+                assert parameter.grad is None or not parameter.grad[fixed].any(), i
+            seen.append(held)
+            super().step(closure)
+
+    learner = Learner(Net(), make(pruned=0.5), optimizer=lambda p: Watched(p, lr=0.1), epochs=2, batch_size=10)
+    for task in blobs():
+        learner.learn(task)
+    assert min(seen[len(seen) // 2 :]) > 0, "nothing was fixed: nothing was tested"
