@@ -61,18 +61,19 @@ FREE = ("gradient_sparsity", "sample_removal", "importance", "first_mask", "sing
 
 CANDIDATE = {**MAIN[1], **PARTS[0]}
 """The best of the parts on the seeds 0 to 2, to be confirmed on seeds that did not choose it."""
+SEEDS, CONFIRMING = range(5), range(10, 15)
 
 BUDGETS = (1, 2, 4, 8)
 """In epochs of dense DER++ a task."""
 
 STAGES: tuple[tuple[int, int, list[dict[str, Any]], tuple[float, ...], range], ...] = (
-    (1, 32, MAIN, (1, 2), range(5)),
-    (2, 32, [CANDIDATE, *MAIN[2:]], (2,), range(10, 15)),
-    (3, 32, [{**MAIN[1], **part} for part in PARTS], (2,), range(5)),
-    (4, 32, MORE[:3], (1, 2), range(5)),
+    (1, 32, MAIN, (1, 2), SEEDS),
+    (2, 32, [CANDIDATE, *MAIN[2:]], (2,), CONFIRMING),
+    (3, 32, [{**MAIN[1], **part} for part in PARTS], (2,), SEEDS),
+    (4, 32, MORE[:3], (1, 2), SEEDS),
     (5, 32, SMALL, (1, 2), range(3)),
-    (6, 32, [*MAIN, *MORE[:3]], (4,), range(5)),
-    (7, 32, MORE[3:], (1, 2, 4), range(5)),
+    (6, 32, [*MAIN, *MORE[:3]], (4,), SEEDS),
+    (7, 32, MORE[3:], (1, 2, 4), SEEDS),
     (8, 32, MAIN[:3], (8,), range(3)),
     (9, 64, [*MAIN, MORE[2]], (1, 2), range(3)),
 )
