@@ -39,9 +39,9 @@ std::pair<long, long> tell_layers(const Graph& graph) {
   return {all, active};
 }
 
-void tell_buffer(const ModelFile& model) {
+std::string buffer_line(const ModelFile& model) {
   const Json* capacity = model.device.at("method", "device").find("buffer_size");
-  if (!capacity) return;
+  if (!capacity) return "";
   size_t bytes = 0;
   long held = 0;
   for (const auto& tensor : model.file.tensors) {
@@ -49,13 +49,18 @@ void tell_buffer(const ModelFile& model) {
     bytes += tensor.second.bytes.size();
     if (tensor.first == std::string(kBuffer) + "labels") held = tensor.second.count();
   }
-  std::printf("buffer       %ld of %s samples, %zu bytes\n", held, to_text(*capacity).c_str(), bytes);
+  return "buffer       " + std::to_string(held) + " of " + to_text(*capacity) + " samples, " + std::to_string(bytes) + " bytes\n";
 }
 
 }  // namespace
 
 void info(const ModelFile& model, int threads) {
   const Graph graph(model, threads);
+  // What may be missing is asked for before the first line.
+  const std::string method = to_text(model.device.at("method", "device")), buffer = buffer_line(model);
+  const Json& learner = model.state.at("learner", "the state");
+  const std::string learned = to_text(learner.at("learned", "the state")), steps = to_text(learner.at("steps", "the state"));
+  const bool inside = learner.at("position", "the state").kind != Json::kNull;
   long parameters = 0;
   for (const Graph::State& state : graph.states()) parameters += static_cast<long>(state.weight.value.size() + state.bias.value.size());
   std::printf("classes      %ld:", graph.classes());
@@ -66,11 +71,9 @@ void info(const ModelFile& model, int threads) {
   std::printf("parameters   %ld active\n", parameters);
   if (all) std::printf("sparsity     %.4f of %ld prunable weights\n", 1.0 - static_cast<double>(active) / static_cast<double>(all), all);
   std::printf("multiply-adds of a sample, forward   %ld\n", graph.macs());
-  const Json& learner = model.state.at("learner", "the state");
-  std::printf("method       %s\n", to_text(model.device.at("method", "device")).c_str());
-  tell_buffer(model);
-  std::printf("tasks        %s learned, %s steps\n", to_text(learner.at("learned", "the state")).c_str(), to_text(learner.at("steps", "the state")).c_str());
-  if (learner.at("position", "the state").kind != Json::kNull) std::printf("             stopped inside a task: learn it again to go on\n");
+  std::printf("method       %s\n%s", method.c_str(), buffer.c_str());
+  std::printf("tasks        %s learned, %s steps\n", learned.c_str(), steps.c_str());
+  if (inside) std::printf("             stopped inside a task: learn it again to go on\n");
   std::printf("images       this build reads %s\n", image_formats());
   if (missing_formats()) std::printf("             not %s\n", missing_formats());
   std::printf("computes     by %s\n", kernels().name);

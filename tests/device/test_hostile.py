@@ -214,3 +214,23 @@ def test_a_disk_that_is_full_leaves_the_old_file(program: Path, file: Path) -> N
     assert "cannot be written: File too large" in done.stderr
     assert file.read_bytes() == whole
     assert not list(file.parent.glob(".*"))
+
+
+def test_what_is_missing_is_told_before_the_first_line(program: Path, file: Path) -> None:
+    whole = file.read_bytes()
+    cases: list[tuple[str, Any, str]] = [
+        ("device", lambda d: d.pop("method"), "device lacks method"),
+        ("device", lambda d: d.update(method=3), ""),
+        ("state", lambda s: s.pop("learner"), "lacks learner"),
+        *(("state", lambda s, key=key: s["learner"].pop(key), key) for key in ("learned", "steps", "position")),
+        ("state", lambda s: s["learner"].update(position={}), ""),
+    ]
+    for part, change, said in cases:
+        file.write_bytes(whole)
+        changed(file, part, change)
+        done = made.run(program, "info", file)
+        if said:
+            assert (done.returncode, done.stdout) == (2, ""), (part, said)
+            assert said in done.stderr
+        assert done.returncode in (0, 2)
+        assert (done.stdout == "") == (done.returncode == 2)
