@@ -17,9 +17,11 @@ from hypothesis import settings
 settings.register_profile("sparcl", deadline=None)
 settings.load_profile("sparcl")
 
-# A script's background job ignores Ctrl-C, and so would the commands that a test starts and sends it to.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A script's background job ignores Ctrl-C, one under nohup a closed terminal, and so would the commands that a test
+# starts and ends by them.
+for ignored, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, usual)
 
 SHELL = (
     "sh",
