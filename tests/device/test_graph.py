@@ -159,6 +159,25 @@ def test_the_ways_to_write_an_average_over_an_image(forward: Callable[[Own, Tens
     assert [node["op"] for node in graph(Own(forward), (3, 6, 6))] == ["convolution", "global_average", "flatten"]
 
 
+class Two(nn.Module):
+    """Takes more than samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor, also: Tensor) -> Tensor:
+        y: Tensor = self.conv(x) + self.conv(also)
+        return y
+
+
+def test_inputs_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ConfigError, match="needs also beside samples"):
+        graph(Two(), (3, 6, 6))
+    with pytest.raises(ConfigError, match=r"does not take samples \[1, 6, 6\]"):
+        graph(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), (1, 6, 6))
+
+
 def test_a_model_is_left_as_it_was() -> None:
     model = made.MODELS["torchvision"]().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

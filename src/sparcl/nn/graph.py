@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, one_line, out_of_memory
 from sparcl.nn.dense import dense_model
 from sparcl.nn.from_graph import GraphNetwork
 from sparcl.nn.norm import is_norm_act
@@ -54,8 +54,14 @@ def _check(nodes: list[Node], dense: nn.Module, input_shape: Sequence[int]) -> N
     names = listed.state_dict().keys()
     listed.load_state_dict({name: tensor for name, tensor in dense.state_dict().items() if name in names})
     samples = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        want, found = dense.eval()(samples), listed.eval()(samples)
+    try:
+        with torch.no_grad():
+            want, found = dense.eval()(samples), listed.eval()(samples)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        shape = list(input_shape)
+        raise ConfigError(f"the network does not take samples {shape}: not exported ({one_line(error)})") from error
     near = 1e-3 * float(want.abs().max().nan_to_num(posinf=0.0))
     if want.shape != found.shape or not torch.allclose(found, want, rtol=1e-3, atol=near, equal_nan=True):
         raise ConfigError("the network computes something else than the layers that its forward calls: not exported")

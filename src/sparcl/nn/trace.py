@@ -63,7 +63,12 @@ def _check_watched(module: nn.Module, name: str) -> None:
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
+    """What `forward` takes beside samples, as it is where nobody gives it."""
     parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    if needed := [
+        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]:
+        raise ConfigError(f"the network's forward needs {needed[0]} beside samples: it cannot be exported")
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
