@@ -33,18 +33,21 @@ void append_columns(Tensor& tensor, long columns) {
   tensor = tensor_of("F32", {rows, before + columns}, wider);
 }
 
-// A head that grows in Python has its columns' names in the state; another is made again with more classes.
+// Where the state names all columns, it names the new ones. A head that does not grow in Python is made again with more classes: by Python
+// where the network is of sparcl.nn, else by whoever hands it to Learner.load.
 void add_names(ModelFile& model, const std::vector<std::string>& names) {
   Json& classes = model.state.at("learner", "the state").at("classes", "the state");
-  if (classes.at("grows", "the classes").truth("grows")) {
-    Json& known = classes.at("names", "the classes");
-    known.list("the classes' names", 0, 1 << 20);
+  Json& known = classes.at("names", "the classes");
+  const bool grows = classes.at("grows", "the classes").truth("grows");
+  const size_t named = known.list("the classes' names", 0, 1 << 20).size();
+  if (grows || named == model.classes.items.size())
     for (const std::string& name : names) known.items.push_back(Json::of(name));
-  } else {
-    Json& arguments = model.state.at("settings", "the state").at("made_from", "the state").at("model", "the state");
-    if (arguments.kind == Json::kNull) refuse("the head cannot grow: the network is none of sparcl.nn, so Python could not make it again");
-    Json& count = arguments.at("arguments", "the state").at("classes", "the state");
-    count = Json::of(count.whole("classes", 1, 1 << 20) + static_cast<long>(names.size()));
+  if (!grows) {
+    Json& recipe = model.state.at("settings", "the state").at("made_from", "the state").at("model", "the state");
+    if (recipe.kind != Json::kNull) {
+      Json& count = recipe.at("arguments", "the state").at("classes", "the state");
+      count = Json::of(count.whole("classes", 1, 1 << 20) + static_cast<long>(names.size()));
+    }
   }
   for (const std::string& name : names) model.classes.items.push_back(Json::of(name));
 }

@@ -37,14 +37,13 @@ def sparcl(*arguments: object) -> int:
 
 
 def of_device(program: Path, folder: Path, model: str = "own", sparsifier: str = "static") -> tuple[Path, torch.Tensor]:
-    """A file that learned two classes more on a device where its head can grow, and the test samples of all tasks."""
+    """A file that learned two classes more on a device, and the test samples of all tasks."""
     stream = made.stream()
     learner = made.learner(model, made.SPARSIFIERS[sparsifier](), ER(12))
     learner.learn(stream[0])
     file = made.export(learner, folder / "m.sparcl", stream[0])
-    if model != "own":  # which Python could not make again with a larger head
-        made.packed(stream[1], folder / "s.sparcl")
-        assert made.run(program, "learn", file, folder / "s.sparcl", "--epochs", 2).returncode == 0
+    made.packed(stream[1], folder / "s.sparcl")
+    assert made.run(program, "learn", file, folder / "s.sparcl", "--epochs", 2).returncode == 0
     return file, torch.cat([task.test.inputs for task in stream])
 
 
@@ -60,7 +59,8 @@ def logits_of(program: Path, file: Path, pixels: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("model", "sparsifier"), [("own", "static"), ("convnet", "blocks"), ("resnet", "static"), ("mlp", "dense")]
+    ("model", "sparsifier"),
+    [("own", "static"), ("before", "static"), ("convnet", "blocks"), ("resnet", "static"), ("mlp", "dense")],
 )
 def test_predict_and_export_answer_as_the_device(
     program: Path, tmp_path: Path, model: str, sparsifier: str, capsys: pytest.CaptureFixture[str]
@@ -68,7 +68,7 @@ def test_predict_and_export_answer_as_the_device(
     file, pixels = of_device(program, tmp_path, model, sparsifier)
     np.save(tmp_path / "x.npy", pixels.numpy())
     logits, names = logits_of(program, file, pixels), model_file.read(file).classes
-    assert len(names) == (4 if model == "own" else 6)
+    assert len(names) == 6
     capsys.readouterr()
     assert sparcl("predict", file, tmp_path / "x.npy", "--format", "json") == 0
     rows = json.loads(capsys.readouterr().out)

@@ -17,6 +17,7 @@ from sparcl import Learner
 from sparcl.checkpoint import model_file, tree
 from sparcl.checkpoint.tree import State
 from sparcl.cost.flops import Ledger
+from sparcl.errors import CheckpointError
 from sparcl.methods import DER, ER, DERpp, Finetune, Method
 from sparcl.run.export_device import export_device, pack
 from sparcl.sparsity import DDR, DGM, SNIP, TDM, SparCL, Sparsifier, Static
@@ -252,6 +253,29 @@ def test_a_head_grows_as_in_python(program: Path, tmp_path: Path) -> None:
         learner.learn(task)
         same(model_file.read(file).state, learner.checkpoint_state())
     assert Learner.load(file).classes.names == list("abcde")
+
+
+def test_a_network_of_one_s_own_comes_back_with_more_classes(program: Path, tmp_path: Path) -> None:
+    """Python cannot make it again: whoever loads it hands it over, with as many classes as it has now."""
+    first, second, third = made.stream()
+    learner = learner_of(Case(lambda: SparCL(0.5), lambda: ER(12), "before", {"epochs": 2}))
+    learner.classes.names = list("abcd")
+    learner.learn(first)
+    file = made.export(learner, tmp_path / "m.sparcl", first)
+    pack(second.train, ["cat", 'do"g', "p", "q"], tmp_path / "s.sparcl")
+    assert made.run(program, "learn", file, tmp_path / "s.sparcl").returncode == 0
+    narrow, wide = made.MODELS["before"](), made.MODELS["before"]()
+    wide.classifier = torch.nn.Linear(12, 6)
+    with pytest.raises(CheckpointError, match=r"pass Learner\.load"):
+        Learner.load(file)
+    with pytest.raises(CheckpointError, match=r"classifier.weight in the checkpoint is .* \[6, 12\]"):
+        Learner.load(file, narrow)
+    again = Learner.load(file, wide, backend="reference")
+    assert again.classes.names == ["a", "b", "c", "d", "p", "q"]
+    assert again.classes.of_tasks[-1] == (4, 5)
+    again.learn(third)
+    assert again.learned == 3
+    assert again.predict(third.test.inputs).names == ("a", "b", "c", "d", "p", "q")
 
 
 def test_removal_is_for_budgets_of_epochs(program: Path, tmp_path: Path) -> None:
