@@ -28,7 +28,9 @@ class _Tracer(fx.Tracer):
         return plain or isinstance(m, nn.Linear) or is_norm_act(m)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        _check_watched(m, self.path_of_module(m))
+        name = self.path_of_module(m)
+        for part in ("", ".drop", ".act") if is_norm_act(m) else ("",):  # of which no call is seen
+            _check_watched(m.get_submodule(part[1:]), name + part)
         return super().call_module(m, forward, args, kwargs)
 
 
