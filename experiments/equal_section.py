@@ -134,7 +134,7 @@ def _confirmation(table: Table) -> list[str]:
         beside = [(NAMES[name], cells[budget]) for name, cells in rivals if budget in cells]
         lines.append(
             f"- Budget {budget}: {_name(CANDIDATE)} {_figure(cell.class_il)} % Class-IL. "
-            + " ".join(f"Above {n}, {_figure(c.class_il)} %: {_verdict(cell, c, 0.0)}." for n, c in beside)
+            + " ".join(f"Against {n}, {_figure(c.class_il)} %: {_verdict(cell, c, 0.0)}." for n, c in beside)
         )
     first, last = CONFIRMING[0], CONFIRMING[-1]
     return ["", f"The best of the parts, on seeds that did not choose it ({first} to {last}):", "", *lines]
