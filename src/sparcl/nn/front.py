@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparcl.errors import ConfigError, one_line
 from sparcl.nn.layers import is_watched
+from sparcl.nn.trace import traced
 
 PLAIN = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh),
@@ -73,19 +74,12 @@ class _Tracer(fx.Tracer):
 
 def _traced(model: nn.Module, frozen: Collection[int]) -> list[fx.Node]:
     """The operations of a forward pass, in order."""
-    modes = [(module, module.training) for module in model.modules()]
-    graphs = []
     try:
-        for training in (True, False):
-            model.train(training)
-            graphs.append(_Tracer(frozen).trace(model))
-    except Exception as error:  # a user's forward pass may raise anything on symbols
+        graph, same = traced(model, _Tracer(frozen))
+    except Exception as error:
         raise ConfigError(f"{ALLOWED}, found by tracing, and the model cannot be traced: {one_line(error)}") from None
-    finally:
-        for module, was in modes:
-            module.training = was
-    nodes = list(graphs[0].nodes)
-    if str(graphs[0]) != str(graphs[1]):
+    nodes = list(graph.nodes)
+    if not same:
         raise ConfigError(f"{ALLOWED}: the model's forward pass is another one in training than in evaluation")
     if sum(node.op == "placeholder" for node in nodes) != 1:
         raise ConfigError(f"{ALLOWED}: the model takes more than one input")

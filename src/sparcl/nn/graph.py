@@ -17,7 +17,7 @@ from sparcl.errors import ConfigError, one_line, out_of_memory
 from sparcl.nn.dense import dense_model
 from sparcl.nn.from_graph import GraphNetwork
 from sparcl.nn.norm import is_norm_act
-from sparcl.nn.trace import called, layers, place, result, summands, trace
+from sparcl.nn.trace import called, layers, place, summands, trace
 
 Node = dict[str, Any]
 LAYERS = "Conv2d, Linear, BatchNorm, ReLU, AvgPool2d, MaxPool2d, AdaptiveAvgPool2d(1), Flatten, sums of two"
@@ -40,9 +40,8 @@ def graph(model: nn.Module, input_shape: Sequence[int] | None = None) -> list[No
         ConfigError: a layer that is none of these, by its name; a `forward` that cannot be traced; another answer.
     """
     dense = dense_model(model)
-    calls = trace(dense)
     nodes = _Nodes(dense)
-    nodes.emit(result(calls))
+    nodes.emit(trace(dense))
     if input_shape is not None:
         _check(nodes.made, dense, input_shape)
     return nodes.made

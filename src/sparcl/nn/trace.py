@@ -29,34 +29,47 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         name = self.path_of_module(m)
-        for part in ("", ".drop", ".act") if is_norm_act(m) else ("",):  # of which no call is seen
-            _check_watched(m.get_submodule(part[1:]), name + part)
+        parts = m.named_modules(prefix=name) if self.is_leaf_module(m, name) else [(name, m)]
+        for part, module in parts:
+            _check_watched(module, part)
         return super().call_module(m, forward, args, kwargs)
 
 
-def trace(model: nn.Module) -> fx.Graph:
-    """The calls of `model(x)`, of a dense model; `x` is the one input, what else `forward` takes has its default.
+def traced(model: nn.Module, tracer: fx.Tracer, given: dict[str, Any] | None = None) -> tuple[fx.Graph, bool]:
+    """What a forward pass calls in training, and whether it calls the same in evaluation.
+
+    Modes and generators stay as they are. A user's forward pass may raise anything on symbols.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            training, evaluating = (tracer.trace(model.train(mode), given) for mode in (True, False))
+    finally:
+        for module, was in modes:
+            module.training = was
+    return training, str(training) == str(evaluating)
+
+
+def trace(model: nn.Module) -> fx.Node:
+    """The last call of `model(x)`, of a dense model; `x` is the one input, what else `forward` takes has its default.
 
     Raises:
-        ConfigError: a `forward` that goes by values, needs more than one input, or differs between training and
-            evaluation; hooks.
+        ConfigError: a `forward` that goes by values, needs more than one input, differs between training and
+            evaluation, or returns more than one tensor, or none; hooks.
     """
     _check_watched(model, "(the model)")
-    training = model.training
-    graphs = []
     try:
-        for mode in (False, True):
-            model.train(mode)
-            graphs.append(_Tracer().trace(model, _defaults(model)))
+        graph, same = traced(model, _Tracer(), _defaults(model))
     except ConfigError:
         raise
-    except Exception as error:  # a forward may raise anything when it is given no tensor
+    except Exception as error:
         raise ConfigError(f"the network's forward cannot be exported as a list of layers: {one_line(error)}") from error
-    finally:
-        model.train(training)
-    if str(graphs[0]) != str(graphs[1]):
+    if not same:
         raise ConfigError("the network's forward calls other layers in training than in evaluation: not exported")
-    return graphs[0]
+    found = next(node for node in graph.nodes if node.op == "output").args[0]
+    if not isinstance(found, fx.Node):
+        raise ConfigError(f"the network's forward returns a {type(found).__name__}: one tensor of logits is exported")
+    return found
 
 
 def _check_watched(module: nn.Module, name: str) -> None:
@@ -72,18 +85,6 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
     ]:
         raise ConfigError(f"the network's forward needs {needed[0]} beside samples: it cannot be exported")
     return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-def result(graph: fx.Graph) -> fx.Node:
-    """The call whose value `forward` returns.
-
-    Raises:
-        ConfigError: it returns more than one tensor, or none.
-    """
-    found = next(node for node in graph.nodes if node.op == "output").args[0]
-    if not isinstance(found, fx.Node):
-        raise ConfigError(f"the network's forward returns a {type(found).__name__}: one tensor of logits is exported")
-    return found
 
 
 def place(node: fx.Node) -> str:
