@@ -85,8 +85,8 @@ ROW = ("method", "sparsifier", "sparsity", "pattern", "single_head", "batch_size
 def measure(path: Path, width: int) -> None:
     """Write what a step of every row costs, and what a mask update and a choice take on top.
 
-    Rows that are in the file stay. Others are measured beside dense DER++, and their times brought to the machine that
-    those were measured on by its ratio.
+    Rows that are in the file stay. Others are measured beside DER++ dense and under SparCL .90, and their times brought
+    to the machine that those were measured on by the ratio of the one that is dense, or sparse, as they are.
     """
     known: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     rows_asked = [row for _, of, group, *_ in STAGES if of == width for row in group]
@@ -95,12 +95,18 @@ def measure(path: Path, width: int) -> None:
     if not missing:
         print(f"{path} has every row")
         return
-    rows = [MAIN[0], *(row for row in missing if row != MAIN[0])]
+    rows = [*MAIN[:2], *(row for row in missing if row not in MAIN[:2])]
     found = job.measure([_experiment(row, width) for row in rows], 60.0, SAMPLES, print)
     found = [{**row, **cost} for row, cost in zip(rows, found, strict=True)]
-    if (dense := cost_of(MAIN[0], known)) is not None:
-        ratio = dense["step_ms"] / found[0]["step_ms"]
-        found = [{k: v * ratio if k.endswith("_ms") else v for k, v in row.items()} for row in found[1:]]
+    before = [cost_of(row, known) for row in MAIN[:2]]
+    ratios = [
+        1.0 if cost is None else cost["step_ms"] / now["step_ms"] for cost, now in zip(before, found, strict=False)
+    ]
+    found = [
+        {k: v * ratios[row["sparsifier"] != "dense"] if k.endswith("_ms") else v for k, v in cost.items()}
+        for row, cost in zip(rows, found, strict=True)
+        if row in missing
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([*known, *found], indent=1) + "\n")
 
