@@ -27,6 +27,11 @@ ENDS = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15), signal.SIGINT: (130, 
 HALF_WRITTEN = "half-written"
 
 
+def hears_hangups() -> None:
+    """For a child: SIGHUP is not ignored, as it is where these tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def learn(program: Path, file: Path, steps: int) -> list[str]:
     """A run that saves after every step."""
     options = ("--steps", steps, "--threads", 1, "--save-every", 0)
@@ -52,7 +57,7 @@ def kill_until_done(
     happened: Counter[str] = Counter()
     while True:
         pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen(command, preexec_fn=made.hears_hangups, **pipes)
+        process = subprocess.Popen(command, preexec_fn=hears_hangups, **pipes)
         how = rng.choice(list(ends))
         try:
             process.wait(rng.uniform(0, longest * 1.03 ** happened.total()))

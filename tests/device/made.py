@@ -104,11 +104,6 @@ def run(program: Path, *arguments: object, isa: str = "") -> subprocess.Complete
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
-def hears_hangups() -> None:
-    """For a child: SIGHUP is not ignored, as it is where these tests run under nohup."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 def stopped_inside(program: Path, *arguments: object) -> None:
     """`learn`, stopped by Ctrl-C once it has made a step."""
     command = [str(program), "learn", *map(str, arguments)]

@@ -30,9 +30,7 @@ def long_run(program: Path, file: Path, *more: object, **options: object) -> sub
     """A `learn` that would not end by itself; returns once it is under way."""
     command = [program, "learn", file, file.with_name("s.sparcl"), "--max-seconds", "60", *more]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(
-        [str(part) for part in command], **{"preexec_fn": made.hears_hangups, **pipes, **options}
-    )
+    process = subprocess.Popen([str(part) for part in command], **{**pipes, **options})
     assert process.stdout is not None
     while "epoch" not in (line := process.stdout.readline()):
         assert line, process.communicate()
