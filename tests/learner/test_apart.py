@@ -21,6 +21,7 @@ from sparcl.methods import AGEM, DER, ER, ERACE, FDR, DERpp, Finetune, ICaRL, Lw
 from sparcl.methods.method import Batch, only
 from sparcl.nn import ConvNet
 from sparcl.nn.layers import sparse_layers
+from sparcl.nn.positions import common
 from sparcl.sparsity import DGM, TDM, SparCL
 from sparcl.sparsity.collected import MOST_SHARE
 from sparcl.sparsity.tdm import updates_within
@@ -293,7 +294,7 @@ def test_what_was_collected_follows_the_mask() -> None:
     before = tdm.layers[0].index
     new = torch.tensor(sorted({*range(96)} - set(before.tolist()))[:3])
     after = torch.cat([before[:45], new]).sort().values
-    tdm.collected.move(0, before, after, 96)
+    tdm.collected.move(0, *common(before, after, 96), len(after))
     task, replay = (dict(zip(after.tolist(), g[0].tolist(), strict=True)) for g in tdm.collected.means())
     for rank, position in enumerate(before[:45].tolist()):
         assert (task[position], replay[position]) == (-rank, rank)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparcl.nn.positions import common, kth_lowest, merged, split
+from sparcl.nn.positions import carried, common, kth_lowest, merged, split
 
 SETS = st.sets(st.integers(0, 40))
 
@@ -21,6 +21,16 @@ def ascending(values: set[int]) -> torch.Tensor:
 def test_what_two_sets_have_in_common(old: set[int], new: set[int]) -> None:
     in_old, in_new = common(ascending(old), ascending(new), 41)
     assert ascending(old)[in_old].tolist() == ascending(new)[in_new].tolist() == sorted(old & new)
+
+
+@given(SETS, SETS)
+def test_values_follow_their_positions(old: set[int], new: set[int]) -> None:
+    values = ascending(old) / 8.0  # of each position an eighth
+    places = common(ascending(old), ascending(new), 41)
+    for fresh in (-1.0, torch.tensor(-1.0)):
+        follow = carried(values, *places, len(new), fresh)
+        assert follow.dtype == values.dtype
+        assert follow.tolist() == [p / 8 if p in old else -1.0 for p in sorted(new)]
 
 
 @given(SETS, st.randoms())

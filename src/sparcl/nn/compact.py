@@ -24,7 +24,7 @@ from sparcl.errors import ConfigError
 from sparcl.kernels import ops
 from sparcl.kernels.allocator import return_freed_memory
 from sparcl.nn.layers import elementwise_state, fresh_state
-from sparcl.nn.positions import common
+from sparcl.nn.positions import carried, common
 
 BLOCKS = (4, 2)
 """Output channels that the kernels take together where they share their positions, the best first."""
@@ -85,8 +85,9 @@ class CompactLayer(nn.Module, ABC):
         return like_parameter.detach().clone()
 
     @torch.no_grad()
-    def set_index(self, index: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def set_index(self, index: Tensor, optimizer: torch.optim.Optimizer | None = None) -> tuple[Tensor, Tensor]:
         """Make `index` (ascending) the active set. Survivors keep weight and optimizer state, newcomers start fresh.
+        Returned is where the survivors were, and where they are (`positions.common`).
 
         `values` stays the same Parameter, of another length; its gradient is cleared.
         """
@@ -94,19 +95,16 @@ class CompactLayer(nn.Module, ABC):
             raise ConfigError(f"layer {self.name}: active positions must lie in 0..{math.prod(self.shape) - 1}")
         in_old, in_new = common(self.index, index, math.prod(self.shape))
 
-        def moved(tensor: Tensor, fresh: float) -> Tensor:
-            result = torch.full((len(index),), fresh, dtype=tensor.dtype)
-            result[in_new] = tensor[in_old]
-            return result
-
         states = {} if optimizer is None else elementwise_state(optimizer, self.values)
         for key, state in states.items():
             assert optimizer is not None
-            optimizer.state[self.values][key] = moved(state, fresh_state(optimizer, self.values, key))
-        _replace(self.values, moved(self.values, 0.0))
+            fresh = fresh_state(optimizer, self.values, key)
+            optimizer.state[self.values][key] = carried(state, in_old, in_new, len(index), fresh)
+        _replace(self.values, carried(self.values, in_old, in_new, len(index), 0.0))
         self.weight_index = index.to(torch.int32, copy=True)
         self._plan = None
         self.set_chosen(None)
+        return in_old, in_new
 
     def set_chosen(self, chosen: Tensor | None) -> None:
         """Choose which active weights, bool [K], are updated from now on (None: all)."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparcl.errors import ConfigError
+from sparcl.nn.positions import common
 
 Prunable = Sequence[str] | Callable[[str, nn.Module], bool] | None
 """Which layers are pruned: names or shell patterns of names, a predicate, or None for the published choice."""
@@ -48,8 +49,11 @@ class SparseLayer(Protocol):
     def gather(self, like_parameter: Tensor) -> Tensor:
         """Entries [K] of a tensor laid out like `parameter` (itself, a gradient, optimizer state) at `index`."""
 
-    def set_index(self, index: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Make `index` the active set. Survivors keep weight and optimizer state, newcomers start at 0, fresh."""
+    def set_index(self, index: Tensor, optimizer: torch.optim.Optimizer | None = None) -> tuple[Tensor, Tensor]:
+        """Make `index` the active set. Survivors keep weight and optimizer state, newcomers start at 0, fresh.
+
+        Returned is where the survivors were in `index`, and where they are (`positions.common`).
+        """
 
     def set_chosen(self, chosen: Tensor | None) -> None:
         """Choose which active weights, bool [K], are updated from now on (None: all)."""
@@ -95,18 +99,19 @@ class MaskedLayer:
         return like_parameter.detach().reshape(-1)[self._index]
 
     @torch.no_grad()
-    def set_index(self, index: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def set_index(self, index: Tensor, optimizer: torch.optim.Optimizer | None = None) -> tuple[Tensor, Tensor]:
         weight = self.parameter
         survives = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
         new = index.to(weight.device)
-        survives[new] = True
-        survives &= self._active()
+        in_old, in_new = common(self._index, new, weight.numel())
+        survives[new[in_new]] = True
         weight.masked_fill_(~survives.view(weight.shape), 0.0)
         if optimizer is not None:
             for key, state in elementwise_state(optimizer, weight).items():
                 state.masked_fill_(~survives.view(weight.shape), fresh_state(optimizer, weight, key))
         self._index = new
         self.set_chosen(None)
+        return in_old, in_new
 
     def set_chosen(self, chosen: Tensor | None) -> None:
         if chosen is not None and bool(chosen.all()):

@@ -33,6 +33,17 @@ def common(old: Tensor, new: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return marked[old].nonzero().squeeze(1), in_new
 
 
+def carried(values: Tensor, in_old: Tensor, in_new: Tensor, count: int, fresh: float | Tensor) -> Tensor:
+    """[count] values of a new set: those of the old one where `common` found both, `fresh` elsewhere."""
+    if values.device.type != "cpu":
+        result = values.new_empty(count).fill_(fresh)
+        result[in_new] = values[in_old]
+        return result
+    new = np.full(count, float(fresh), dtype=values.detach().numpy().dtype)
+    new[in_new.numpy()] = values.detach().numpy()[in_old.numpy()]
+    return torch.from_numpy(new)
+
+
 def split(positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Positions [K] where `mask` (bool [K]) holds, and the others, each in their order."""
     if positions.device.type != "cpu":

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparcl.checkpoint import checks
 from sparcl.errors import CheckpointError, ConfigError, unknown
 from sparcl.nn.layers import SparseLayer
-from sparcl.nn.positions import common
+from sparcl.nn.positions import carried
 from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.sparsifier import MaskSparsifier
 
@@ -118,19 +118,16 @@ class Collected:
             raise ConfigError("nothing to rank by: a loop that says `from_steps` must call `take_gradients` when asked")
         return [g / self.batches for g in self.task], [g / self.batches for g in self.replay]
 
-    def move(self, layer: int, before: Tensor, after: Tensor, size: int) -> None:
-        """Follow the mask of a layer of `size` positions from the active ones `before` to `after`, both ascending.
+    def move(self, layer: int, in_old: Tensor, in_new: Tensor, active: int) -> None:
+        """Follow the mask of a layer to so many active weights; survivors were at `in_old` and are at `in_new`.
 
         Nothing is known of a newcomer: it is given the mean magnitude of the layer, so that its rank is its weight's.
         """
         if not self.batches:
             return
-        in_old, in_new = common(before, after, size)
         for sums in (self.task, self.replay):
             old = sums[layer]
-            new = old.abs().mean().expand(len(after)).clone() if len(old) else old.new_zeros(len(after))
-            new[in_new] = old[in_old]
-            sums[layer] = new
+            sums[layer] = carried(old, in_old, in_new, active, old.abs().mean() if len(old) else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         sums = {

@@ -227,9 +227,9 @@ class MaskSparsifier(Sparsifier):
     def active_units(self, layer: SparseLayer) -> Tensor:
         return self.pattern.of_index(layer.index, layer.shape)
 
-    def set_units(self, layer: SparseLayer, units: Tensor) -> None:
-        """Make exactly these units (ascending) active."""
-        layer.set_index(self.pattern.expand(units, layer.shape), self.optimizer)
+    def set_units(self, layer: SparseLayer, units: Tensor) -> tuple[Tensor, Tensor]:
+        """Make exactly these units (ascending) active; where the survivors were, and where they are."""
+        return layer.set_index(self.pattern.expand(units, layer.shape), self.optimizer)
 
     def draw_unused(self, layer: SparseLayer, active: Tensor, count: int, barred: Tensor | None = None) -> Tensor:
         """`count` unused units at random (fewer if there are fewer), none of them active or `barred`, ascending.
@@ -275,8 +275,9 @@ def draw_free(free: Tensor, unused: int, count: int, generator: torch.Generator)
         return candidates[torch.randperm(unused, generator=generator)[:count]].sort().values
     drawn = torch.empty(0, dtype=torch.int64)
     while (missing := count - len(drawn)) > 0:
-        more = torch.randint(len(free), (missing * len(free) // unused + count // 8 + 8,), generator=generator)
-        found = np.sort(torch.cat([drawn, more[free[more]]]).numpy())
+        asked = missing * len(free) // unused + count // 8 + 8
+        more = torch.randint(len(free), (asked,), generator=generator).numpy()
+        found = np.sort(np.concatenate([drawn.numpy(), more[free.numpy()[more]]]))
         drawn = torch.from_numpy(found[np.diff(found, prepend=-1) > 0])
     while (surplus := len(drawn) - count) > 0:
         stays = torch.ones(len(drawn), dtype=torch.bool)

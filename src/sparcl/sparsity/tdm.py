@@ -5,7 +5,6 @@ Legend: s target sparsity, p share of a layer's units moved at an update, a unit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,14 +133,13 @@ class TDM(StepRanked, Static):
         self.collected.close_window()
         removed_total = grown_total = 0
         for i, (layer, score, target) in enumerate(zip(self.layers, scores, self.target, strict=True)):
-            before = layer.index
-            active = self.pattern.of_index(before, layer.shape)
+            active = self.active_units(layer)
             unused = self.pattern.units(layer.shape) - len(active)
             moved = min(self.moved(layer, target, self.p_intra), unused)  # the removed cannot grow back at once
             removed, kept = self._remove(layer, active, score, target - moved)
             grown = self.draw_unused(layer, kept, target - len(kept), barred=removed)
-            self.set_units(layer, merged(kept, grown))
-            self.collected.move(i, before, layer.index, math.prod(layer.shape))
+            units = merged(kept, grown)
+            self.collected.move(i, *self.set_units(layer, units), len(units) * self.pattern.block)
             removed_total, grown_total = removed_total + len(removed), grown_total + len(grown)
         figures = {"removed": removed_total * self.pattern.block, "grown": grown_total * self.pattern.block}
         self.notify("tdm.update", {**figures, "active": self.active()})
