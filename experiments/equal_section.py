@@ -24,6 +24,7 @@ from equal_time import (
     MAIN,
     MORE,
     PARTS,
+    RATES,
     ROW,
     SEEDS,
     SMALL,
@@ -73,7 +74,7 @@ class Table:
         self.seconds = A_PASS * dense["step_ms"] / 1000
         """Of training a task, at a budget of 1."""
         mine = [r for r in records if r.config.get("width") == width and r.config["seed"] in seeds]
-        rows = [*MAIN, *SMALL, *MORE, *({**MAIN[1], **part} for part in PARTS)]
+        rows = [*MAIN, *RATES, *SMALL, *MORE, *({**MAIN[1], **part} for part in PARTS)]
         self.cells = {i: cells for i, row in enumerate(rows) if (cells := self._cells(row, mine))}
         self.rows = rows
 
@@ -219,7 +220,7 @@ def _name(row: Row) -> str:
 
 def _is(record: Record, row: Row) -> bool:
     """Whether a record is of a row: what the row leaves out is as usual."""
-    usual = {"pattern": "unstructured", "single_head": False, "sample_removal": 0.0, "batch_size": BATCH}
+    usual = {"pattern": "unstructured", "single_head": False, "sample_removal": 0.0, "batch_size": BATCH, "lr": 0.03}
     usual |= {"gradient_sparsity": 0.2, "importance": "cwi", "first_mask": "random", "ranking": "step"}
     of_sparcl = ("sample_removal", "gradient_sparsity", "importance", "ranking")
     for key, value in {**usual, **row}.items():

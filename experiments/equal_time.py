@@ -47,6 +47,9 @@ MORE = [
 SMALL = [{**row, "batch_size": 16} for row in MAIN[:3]]
 """Half the batch, replay's too: twice the steps in the same time."""
 
+RATES = [{**row, "lr": 0.1} for row in MAIN[:3]]
+"""Few steps ask for larger ones: whether the lead over dense is the learning rate's."""
+
 PARTS = [
     {"gradient_sparsity": 0.0},
     {"sample_removal": 0.3},
@@ -56,7 +59,7 @@ PARTS = [
 ]
 """What each part is worth, at a budget of 2: SparCL .90 less DGM, with DDR, with magnitude for CWI, its first mask of
 the largest weights, ranked by passes over fresh batches."""
-FREE = ("gradient_sparsity", "sample_removal", "importance", "first_mask", "single_head")
+FREE = ("gradient_sparsity", "sample_removal", "importance", "first_mask", "single_head", "lr")
 """Settings that leave the cost of a step as it is, within 1 %."""
 
 CANDIDATE = {**MAIN[1], **PARTS[0]}
@@ -68,14 +71,15 @@ BUDGETS = (1, 2, 4, 8)
 
 STAGES: tuple[tuple[int, int, list[dict[str, Any]], tuple[float, ...], range], ...] = (
     (1, 32, MAIN, (1, 2), SEEDS),
-    (2, 32, [CANDIDATE, *MAIN[2:]], (2,), CONFIRMING),
-    (3, 32, [{**MAIN[1], **part} for part in PARTS], (2,), SEEDS),
-    (4, 32, MORE[:3], (1, 2), SEEDS),
-    (5, 32, SMALL, (1, 2), range(3)),
-    (6, 32, [*MAIN, *MORE[:3]], (4,), SEEDS),
-    (7, 32, MORE[3:], (1, 2, 4), SEEDS),
-    (8, 32, MAIN[:3], (8,), range(3)),
-    (9, 64, [*MAIN, MORE[2]], (1, 2), range(3)),
+    (2, 32, RATES, (1,), range(3)),
+    (3, 32, [CANDIDATE, *MAIN[2:]], (2,), CONFIRMING),
+    (4, 32, [{**MAIN[1], **part} for part in PARTS], (2,), SEEDS),
+    (5, 32, MORE[:3], (1, 2), SEEDS),
+    (6, 32, SMALL, (1, 2), range(3)),
+    (7, 32, [*MAIN, *MORE[:3]], (4,), SEEDS),
+    (8, 32, MORE[3:], (1, 2, 4), SEEDS),
+    (9, 32, MAIN[:3], (8,), range(3)),
+    (10, 64, [*MAIN, MORE[2]], (1, 2), range(3)),
 )
 """Stage, width, rows, budgets, seeds."""
 
