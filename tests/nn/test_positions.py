@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparcl.nn.positions import carried, common, kth_lowest, merged, split
+from sparcl.nn.positions import SAMPLED, carried, common, kth_lowest, merged, split
 
 SETS = st.sets(st.integers(0, 40))
 
@@ -53,3 +54,20 @@ def test_the_kth_lowest(values: list[float], data: st.DataObject) -> None:
     before = torch.tensor(values)
     assert float(kth_lowest(before, k)) == sorted(values)[k - 1]
     assert before.tolist() == values  # left in its order
+
+
+@pytest.mark.parametrize("kind", ["spread", "equal", "few", "infinite", "misleading", "ascending"])
+@pytest.mark.parametrize("k", [1, 2, 3000, 9000, 9999, 10000])
+def test_the_kth_lowest_of_many(kind: str, k: int) -> None:
+    scores = torch.rand(10_000, generator=torch.Generator().manual_seed(0))
+    if kind == "equal":
+        scores[:] = 0.25
+    elif kind == "few":
+        scores = (scores * 4).floor()
+    elif kind == "infinite":
+        scores[scores > 0.5] = torch.inf
+    elif kind == "misleading":  # what the sample is of is nothing like the rest
+        scores[::SAMPLED] += 5.0
+    elif kind == "ascending":
+        scores = scores.sort().values
+    assert float(kth_lowest(scores, k)) == sorted(scores.tolist())[k - 1]

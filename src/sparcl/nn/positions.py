@@ -3,14 +3,22 @@
 Masks move in the middle of training, so this must be quick: on a CPU NumPy does it three to ten times faster than
 PyTorch, which sorts and searches element by element.
 
-Legend: M positions that there are.
+Legend: M positions that there are, K scores.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
+
+Array = np.ndarray[Any, Any]
+
+SAMPLED, SAMPLED_FROM = 32, 4096
+"""One value in so many says where the k-th lowest lies; from how many values on that is quicker than to part all."""
 
 
 def common(old: Tensor, new: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -64,4 +72,26 @@ def kth_lowest(scores: Tensor, k: int) -> Tensor:
     """The k-th lowest (from 1) of scores [K] without NaN, a scalar."""
     if scores.device.type != "cpu":
         return torch.kthvalue(scores, k).values
-    return torch.from_numpy(np.partition(scores.detach().numpy(), k - 1)[k - 1 : k])[0]
+    values = scores.detach().numpy()
+    if len(values) >= SAMPLED_FROM:
+        low, high = _bracket(values, k)
+        within = values[(values >= low) & (values <= high)]
+        rank = k - int(np.count_nonzero(values < low))
+        if 0 < rank <= len(within):  # else the sample was misled
+            values, k = within, rank
+    return torch.from_numpy(np.partition(values, k - 1)[k - 1 : k])[0]
+
+
+def below(scores: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of scores [K] lie below a scalar, bool [K], and the places of those that equal it, int64, ascending."""
+    if scores.device.type != "cpu":
+        return scores < threshold, (scores == threshold).nonzero().squeeze(1)
+    values, limit = scores.detach().numpy(), threshold.numpy()
+    return torch.from_numpy(values < limit), torch.from_numpy(np.flatnonzero(values == limit))
+
+
+def _bracket(values: Array, k: int) -> tuple[np.floating[Any], np.floating[Any]]:
+    """Two values that the k-th lowest lies between in all likelihood, from a sample (Floyd and Rivest, 1975)."""
+    sample = np.sort(values[::SAMPLED])
+    place, margin = (k - 1) * len(sample) // len(values), 2 * math.isqrt(len(sample))
+    return sample[max(place - margin, 0)], sample[min(place + margin, len(sample) - 1)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparcl.nn.compact import CompactLayer
 from sparcl.nn.layers import SparseLayer
-from sparcl.nn.positions import kth_lowest
+from sparcl.nn.positions import below, kth_lowest
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,9 @@ def lowest(scores: Tensor, count: int) -> Tensor:
 
     A score that is NaN counts as the highest: counts stay exact until the loss, NaN too by then, is refused.
     """
-    mask = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     if count <= 0:
-        return mask
+        return torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    threshold = kth_lowest(scores, count)
-    mask |= scores < threshold
-    ties = (scores == threshold).nonzero().squeeze(1)
+    mask, ties = below(scores, kth_lowest(scores, count))
     mask[ties[: count - int(mask.sum())]] = True
     return mask
