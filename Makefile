@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+JOBS ?= 2
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help demo test check format lint types clean
@@ -27,8 +28,8 @@ demo: $(READY)  ## train SparCL-DER++ and dense DER++ on embedded digits, side b
 	$(BIN)/sparcl report runs/demo
 	$(BIN)/sparcl report runs/demo --format html --out runs/demo/report.html
 
-test: $(READY)  ## all tests but those marked slow
-	$(BIN)/python -m pytest
+test: $(READY)  ## all tests but those marked slow, two files at a time (JOBS=2)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(READY) format lint types test  ## what CI runs: format, lint, types, tests
 

@@ -46,7 +46,9 @@ OWN = [word for name in ("CC", "CXX") for word in shlex.split(os.environ.get(nam
 TOOLS = (*SHELL, "make", *COMPILER, "cmake", *OWN)
 """What a test may start beside its own Python; one that needs more skips and says so, or brings a stand-in."""
 
-OUTER = os.environ.get("PATH", os.defpath)
+OUTER = os.environ.setdefault("TESTS_OUTER_PATH", os.environ.get("PATH", os.defpath))
+"""The PATH from outside: worker processes start with the one that is made here."""
+
 FOLDER = Path(__file__).parents[1] / "build" / "tests" / "path"  # lasting: CMake notes where it found a compiler
 
 
@@ -71,7 +73,7 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     CACHE.cleanup()
-    os.environ["PATH"] = OUTER
+    os.environ["PATH"] = os.environ.pop("TESTS_OUTER_PATH")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("make", "cmake", "c++")
+LOCK = ROOT / "build" / "tests" / "device.lock"
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +22,10 @@ def program() -> Path:
         return Path(built)
     if not all(map(shutil.which, TOOLS)):
         pytest.skip(f"needs {', '.join(TOOLS)}")
-    done = subprocess.run(["make", "sparcl-device"], cwd=ROOT, capture_output=True, text=True, check=False)
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with LOCK.open("w") as lock:  # another process runs tests of the program, too
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(["make", "sparcl-device"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said = re.search(r"^built: (.+), (\d+) bytes$", done.stdout, re.MULTILINE)
     assert said

@@ -110,7 +110,7 @@ without_compiler() {
     grep -q 'missing: the compiled part of sparcl' "$keep/install-without.log"
     step test-without "$without" "make test"
 }
-with_compiler & # side by side: the tests compute on one thread
+with_compiler & # side by side: tests wait for much of their time
 first=$!
 without_compiler &
 second=$!
