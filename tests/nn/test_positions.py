@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparcl.nn.positions import SAMPLED, carried, common, kth_lowest, merged, split
+from sparcl.sparsity.importance import lowest
 
 SETS = st.sets(st.integers(0, 40))
 
@@ -24,9 +25,9 @@ def test_what_two_sets_have_in_common(old: set[int], new: set[int]) -> None:
     assert ascending(old)[in_old].tolist() == ascending(new)[in_new].tolist() == sorted(old & new)
 
 
-@given(SETS, SETS)
-def test_values_follow_their_positions(old: set[int], new: set[int]) -> None:
-    values = ascending(old) / 8.0  # of each position an eighth
+@given(SETS, SETS, st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+def test_values_follow_their_positions(old: set[int], new: set[int], kind: torch.dtype) -> None:
+    values = (ascending(old) / 8.0).to(kind)  # of each position an eighth
     places = common(ascending(old), ascending(new), 41)
     for fresh in (-1.0, torch.tensor(-1.0)):
         follow = carried(values, *places, len(new), fresh)
@@ -54,6 +55,11 @@ def test_the_kth_lowest(values: list[float], data: st.DataObject) -> None:
     before = torch.tensor(values)
     assert float(kth_lowest(before, k)) == sorted(values)[k - 1]
     assert before.tolist() == values  # left in its order
+
+
+def test_of_bfloat16_scores_the_lowest_are_found_too() -> None:
+    scores = torch.tensor([0.5, 0.25, 3.0, 0.25, 0.125]).bfloat16()
+    assert lowest(scores, 2).tolist() == [False, True, False, False, True]
 
 
 @pytest.mark.parametrize("kind", ["spread", "equal", "few", "infinite", "misleading", "ascending"])

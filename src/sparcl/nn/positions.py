@@ -47,9 +47,10 @@ def carried(values: Tensor, in_old: Tensor, in_new: Tensor, count: int, fresh: f
         result = values.new_empty(count).fill_(fresh)
         result[in_new] = values[in_old]
         return result
-    new = np.full(count, float(fresh), dtype=values.detach().numpy().dtype)
-    new[in_new.numpy()] = values.detach().numpy()[in_old.numpy()]
-    return torch.from_numpy(new)
+    old = _array(values)
+    new = np.full(count, float(fresh), dtype=old.dtype)
+    new[in_new.numpy()] = old[in_old.numpy()]
+    return torch.from_numpy(new).to(values.dtype)
 
 
 def split(positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +73,7 @@ def kth_lowest(scores: Tensor, k: int) -> Tensor:
     """The k-th lowest (from 1) of scores [K] without NaN, a scalar."""
     if scores.device.type != "cpu":
         return torch.kthvalue(scores, k).values
-    values = scores.detach().numpy()
+    values = _array(scores)
     if len(values) >= SAMPLED_FROM:
         low, high = _bracket(values, k)
         within = values[(values >= low) & (values <= high)]
@@ -86,8 +87,14 @@ def below(scores: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     """Which of scores [K] lie below a scalar, bool [K], and the places of those that equal it, int64, ascending."""
     if scores.device.type != "cpu":
         return scores < threshold, (scores == threshold).nonzero().squeeze(1)
-    values, limit = scores.detach().numpy(), threshold.numpy()
+    values, limit = _array(scores), _array(threshold)
     return torch.from_numpy(values < limit), torch.from_numpy(np.flatnonzero(values == limit))
+
+
+def _array(values: Tensor) -> Array:
+    """The memory of a tensor on the CPU; bfloat16, which NumPy does not know, as float32: the same values."""
+    values = values.detach()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def _bracket(values: Array, k: int) -> tuple[np.floating[Any], np.floating[Any]]:
