@@ -15,6 +15,7 @@ from typing import Any
 
 import lines
 import torch
+from student import compared
 from torch import Tensor
 
 from sparcl.run import build
@@ -108,7 +109,7 @@ def run(settings: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parse, run what is missing, print means."""
+    """Parse, run what is missing, print means and p of the difference from no removal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--data")
@@ -121,9 +122,11 @@ def main() -> None:
             if (name, seed) not in done:
                 rows.append(run(settings, name, seed))
                 lines.add(asked.out, rows[-1])
-    for name in VARIANTS:
-        values = [row["class_il"] for row in rows if row["variant"] == name]
-        print(f"{name:17} {statistics.mean(values):5.1f} ± {statistics.stdev(values):.1f}")
+    of = {name: [row["class_il"] for row in rows if row["variant"] == name] for name in VARIANTS}
+    for name, values in of.items():
+        difference, p = compared(values, of["none"])
+        mean, deviation = statistics.mean(values), statistics.stdev(values)
+        print(f"{name:17} {mean:5.1f} ± {deviation:4.1f}  {difference:+5.1f} (p = {p:.2f})")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class Table:
         self.seconds = A_PASS * dense["step_ms"] / 1000
         """Of training a task, at a budget of 1."""
         mine = [r for r in records if r.config.get("width") == width and r.config["seed"] in seeds]
-        rows = [*MAIN, *RATES, *SINGLE, *SMALL, *MORE, *({**MAIN[1], **part} for part in PARTS)]
+        rows = [*MAIN, *RATES, *SINGLE, *SMALL, *MORE, *PARTS]
         self.cells = {i: cells for i, row in enumerate(rows) if (cells := self._cells(row, mine))}
         self.rows = rows
 

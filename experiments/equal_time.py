@@ -51,19 +51,19 @@ SMALL = [{**row, "batch_size": 16} for row in MAIN[:3]]
 RATES = [{**row, "lr": 0.1} for row in MAIN[:3]]
 """Few steps ask for larger ones: whether the lead over dense is the learning rate's."""
 
-PARTS = [
-    {"gradient_sparsity": 0.0},
-    {"sample_removal": 0.3},
-    {"importance": "magnitude"},
-    {"first_mask": "magnitude"},
-    {"ranking": "fresh"},
+PARTS: list[dict[str, Any]] = [
+    {**MAIN[1], "gradient_sparsity": 0.0},
+    {**MAIN[1], "sample_removal": 0.3},
+    {**MAIN[1], "importance": "magnitude"},
+    {**MAIN[1], "first_mask": "magnitude"},
+    {**MAIN[1], "ranking": "fresh"},
 ]
 """What each part is worth, at a budget of 2: SparCL .90 less DGM, with DDR, with magnitude for CWI, its first mask of
 the largest weights, ranked by passes over fresh batches."""
 FREE = ("gradient_sparsity", "sample_removal", "importance", "first_mask", "single_head", "lr")
 """Settings that leave the cost of a step as it is, within 1 %."""
 
-CANDIDATE = {**MAIN[1], **PARTS[0]}
+CANDIDATE = PARTS[0]
 """The best of the parts on the seeds 0 to 2, to be confirmed on seeds that did not choose it."""
 SEEDS, CONFIRMING = range(5), range(10, 15)
 
@@ -73,10 +73,10 @@ BUDGETS = (1, 2, 4, 8)
 STAGES: tuple[tuple[int, int, list[dict[str, Any]], tuple[float, ...], range], ...] = (
     (1, 32, MAIN, (1, 2), SEEDS),
     (2, 32, RATES, (1,), range(3)),
-    (3, 32, [{**MAIN[1], **PARTS[-1]}], (2,), SEEDS),
+    (3, 32, PARTS[-1:], (2,), SEEDS),
     (4, 32, SINGLE, (1,), SEEDS),
     (5, 32, [CANDIDATE, *MAIN[2:]], (2,), CONFIRMING),
-    (6, 32, [{**MAIN[1], **part} for part in PARTS[:-1]], (2,), SEEDS),
+    (6, 32, PARTS[:-1], (2,), SEEDS),
     (7, 32, MORE[:3], (1, 2), SEEDS),
     (8, 32, SMALL, (1, 2), range(3)),
     (9, 32, [*MAIN, *MORE[:3]], (4,), SEEDS),

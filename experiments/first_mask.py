@@ -6,7 +6,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from student import welch
+from student import compared
 
 from sparcl.report import load
 
@@ -26,13 +26,11 @@ def main() -> None:
         both = list(by_mask.values())
         if min(map(len, both)) < 2:
             continue
-        means = [statistics.mean(values) for values in both]
-        first, second = (statistics.variance(values) / len(values) for values in both)
-        p = welch(means[0] - means[1], (first, second), (len(both[0]), len(both[1])))
+        difference, p = compared(*both)
         said = (
             f"{name} {statistics.mean(v):.1f} ± {statistics.stdev(v):.1f} ({len(v)})" for name, v in by_mask.items()
         )
-        print(f"{row[0]}, {row[1]} epochs, {row[2]}: {', '.join(said)}; {means[0] - means[1]:+.1f}, p = {p:.3f}")
+        print(f"{row[0]}, {row[1]} epochs, {row[2]}: {', '.join(said)}; {difference:+.1f}, p = {p:.3f}")
     print(*problems, sep="\n", end="")
 
 

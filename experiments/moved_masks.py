@@ -17,7 +17,7 @@ from typing import Any
 
 import lines
 import torch
-from student import welch
+from student import compared
 from torch import Tensor, nn
 
 from sparcl import Learner
@@ -130,11 +130,7 @@ def table(rows: list[dict[str, Any]]) -> None:
             line = f"{epochs:2} epochs {kind:7} {scaling:7}"
             line += f" {statistics.mean(values):5.1f} ± {statistics.stdev(values):4.1f}"
             if scaling != "none":
-                plain_values = of[kind, "none"]
-                pair = (values, plain_values)
-                spread = [statistics.variance(v) / len(v) for v in pair]
-                difference = statistics.mean(values) - statistics.mean(plain_values)
-                p = welch(difference, (spread[0], spread[1]), (len(values), len(plain_values)))
+                difference, p = compared(values, of[kind, "none"])
                 line += f"  {difference:+5.1f} (p = {p:.2f})"
             if kind in MOVING:
                 kept = {n: statistics.mean(r[f"{n}_mean"] for r in own) for n in ("squares", "variance")}

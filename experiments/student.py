@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 
 
 def welch(difference: float, variances: tuple[float, float], runs: tuple[int, int]) -> float:
@@ -12,6 +14,13 @@ def welch(difference: float, variances: tuple[float, float], runs: tuple[int, in
         return 1.0 if difference == 0.0 else 0.0
     freedom = total**2 / sum(v**2 / (n - 1) for v, n in zip(variances, runs, strict=True))
     return student(difference / math.sqrt(total), freedom)
+
+
+def compared(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """How far the mean of some runs (two or more) lies above that of others, and `welch`'s p of it."""
+    difference = statistics.mean(values) - statistics.mean(others)
+    spread = statistics.variance(values) / len(values), statistics.variance(others) / len(others)
+    return difference, welch(difference, spread, (len(values), len(others)))
 
 
 def student(t: float, freedom: float) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 from sparcl.checkpoint import checks
 from sparcl.errors import ConfigError
 from sparcl.nn.layers import Prunable
+from sparcl.nn.positions import merged, split
 from sparcl.sparsity.importance import Losses, lowest
 from sparcl.sparsity.patterns import Pattern
 from sparcl.sparsity.static import DEFAULT_SPARSITY, Static
@@ -95,7 +96,8 @@ class DropGrow(Static):
             count = min(round(self.share() * len(active)), units - len(active))
             leaves = lowest(self.pattern.score(drop_score, layer.index, layer.shape), count)
             grown = self._highest_unused(grow_score, layer.shape, active, count)
-            self.set_units(layer, torch.cat([active[~leaves], grown]).sort().values)
+            _, kept = split(active, leaves)
+            self.set_units(layer, merged(kept, grown))
             moved += count
         self.notify(f"{self.name}.update", {"moved": moved * self.pattern.block, "active": self.active()})
 
