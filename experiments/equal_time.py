@@ -72,8 +72,8 @@ BUDGETS = (1, 2, 4, 8)
 
 STAGES: tuple[tuple[int, int, list[dict[str, Any]], tuple[float, ...], range], ...] = (
     (1, 32, MAIN, (1, 2), SEEDS),
-    (2, 32, RATES, (1,), range(3)),
-    (3, 32, PARTS[-1:], (2,), SEEDS),
+    (2, 32, PARTS[-1:], (2,), SEEDS),
+    (3, 32, RATES, (1,), range(3)),
     (4, 32, SINGLE, (1,), SEEDS),
     (5, 32, [CANDIDATE, *MAIN[2:]], (2,), CONFIRMING),
     (6, 32, PARTS[:-1], (2,), SEEDS),
