@@ -16,7 +16,10 @@ struct Dots {
     SPARCL_UNROLL
     for (int i = 0; i < V; ++i) x[i] = load(waiting + i * V);
     const vec all = lane_sums<V>(x);
-    store_some(to, load_some(to, count) + all, count);
+    if (count == V)
+      store(to, load(to) + all);
+    else
+      store_some(to, load_some(to, count) + all, count);
     count = 0;
   }
   SPARCL_INLINE void finish() {

@@ -13,11 +13,28 @@ SPARCL_INLINE vec join(vec a, vec b, std::integer_sequence<int, I...>) {
          __builtin_shufflevector(a, b, (I / H * V + I % H / L * W + I % L + L)...);
 }
 
+// What the tree of lane_sums makes of eight vectors of eight lanes, bit for bit, with half as many shuffles that cross the halves of
+// a vector, which are slow on AVX2.
+template <class Vec>
+SPARCL_INLINE Vec lane_sums_of_eight(const Vec* x) {
+  const auto halves = [](Vec a, Vec b) SPARCL_INLINED {
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  };
+  const auto pairs = [](Vec a, Vec b) SPARCL_INLINED {
+    return __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+  };
+  const Vec a = pairs(halves(x[0], x[1]), halves(x[2], x[3])), b = pairs(halves(x[4], x[5]), halves(x[6], x[7]));
+  const Vec all = __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14) + __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+  return __builtin_shufflevector(all, all, 0, 4, 1, 5, 2, 6, 3, 7);
+}
+
 // The sums of the lanes of x[0] .. x[N - 1], N <= V a power of two, in the first N lanes. The order is that of the tree.
 template <int W, int N>
 SPARCL_INLINE vec lane_sums(const vec (&x)[N]) {
   if constexpr (W == 1) {
     return x[0];
+  } else if constexpr (V == 8 && W == V && N == V) {
+    return lane_sums_of_eight(x);
   } else {
     constexpr int M = N > 1 ? N / 2 : 1;
     vec y[M];
