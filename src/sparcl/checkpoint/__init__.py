@@ -7,6 +7,7 @@ one.
     disk.py       durable file operations         tree.py       nested state <-> JSON and named tensors
     files.py      one checkpoint's three files    store.py      step-N, latest, and what is kept
     canonical.py  weights, masks and optimizer state in the one form that all backends share
+    by_parameter.py  what a method remembers of each parameter, in that form
     checks.py     what loaded values must be      interval.py   when a checkpoint is due
 """
 

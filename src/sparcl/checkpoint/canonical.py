@@ -42,13 +42,13 @@ def capture(model: nn.Module, layers: Layers, optimizer: torch.optim.Optimizer) 
     """
     names = parameter_names(model, layers)
     sparse = {id(layer.parameter): layer for layer in layers}
-    whole = {layer.values: layer.shape for layer in _unheld(model, layers).values()}
+    whole = {layer.values: layer.shape for layer in unheld(model, layers).values()}
     state = {}
     for parameter, name in names.items():
         if entries := optimizer.state.get(parameter):
             layer, shape = sparse.get(id(parameter)), whole.get(parameter, parameter.shape)
             state[name] = {
-                key: _at_active(_shaped(value, parameter.shape, shape), layer) for key, value in entries.items()
+                key: at_active(_shaped(value, parameter.shape, shape), layer) for key, value in entries.items()
             }
     return {
         "model": {**dict(_dense(model, layers)), **{name: m.get_extra_state() for name, m in _with_extra(model)}},
@@ -73,11 +73,11 @@ def _named(parameters: Sequence[nn.Parameter], names: Mapping[nn.Parameter, str]
 def parameter_names(model: nn.Module, layers: Layers) -> dict[nn.Parameter, str]:
     """Each parameter's name in the dense model, whatever a compact layer calls its values."""
     compact = {id(layer.parameter): f"{layer.name}.weight" for layer in layers}
-    compact |= {id(layer.values): f"{name}.weight" for name, layer in _unheld(model, layers).items()}
+    compact |= {id(layer.values): f"{name}.weight" for name, layer in unheld(model, layers).items()}
     return {p: compact.get(id(p), name) for name, p in model.named_parameters()}
 
 
-def _unheld(model: nn.Module, layers: Layers) -> dict[str, CompactLayer]:
+def unheld(model: nn.Module, layers: Layers) -> dict[str, CompactLayer]:
     """The compact layers, by name, that no sparsifier holds and all of whose weights are therefore active."""
     held = {id(layer.parameter) for layer in layers}
     compact = ((name, module) for name, module in model.named_modules() if isinstance(module, CompactLayer))
@@ -121,12 +121,12 @@ def _dense(model: nn.Module, layers: Layers) -> Iterator[tuple[str, Tensor]]:
 
     They are the model's own memory, in the dense shape.
     """
-    sparse, unheld = {id(layer.parameter) for layer in layers}, _unheld(model, layers)
-    shapes = {layer.values: layer.shape for layer in unheld.values()}
+    sparse, others = {id(layer.parameter) for layer in layers}, unheld(model, layers)
+    shapes = {layer.values: layer.shape for layer in others.values()}
     for parameter, name in parameter_names(model, layers).items():
         if id(parameter) not in sparse:
             yield name, parameter.detach().view(shapes.get(parameter, parameter.shape))
-    inside = {*(layer.name for layer in layers), *unheld}
+    inside = {*(layer.name for layer in layers), *others}
     for path, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set and path not in inside:
@@ -151,7 +151,7 @@ def _layer_state(layer: SparseLayer) -> State:
     }
 
 
-def _at_active(value: Any, layer: SparseLayer | None) -> Any:
+def at_active(value: Any, layer: SparseLayer | None) -> Any:
     """Optimizer state at the active weights, where it is elementwise."""
     if layer is not None and isinstance(value, Tensor) and value.shape == layer.parameter.shape:
         return layer.gather(value)
@@ -315,11 +315,11 @@ def _set_layer(layer: SparseLayer, state: Mapping[str, Any]) -> None:
     parameter = layer.parameter
     index = state["index"].long().to(parameter.device)
     layer.set_index(index)
-    layer.parameter.copy_(_spread(layer, state["values"], 0.0))
+    layer.parameter.copy_(spread(layer, state["values"], 0.0))
     layer.set_chosen(None if state["chosen"] is None else state["chosen"].to(parameter.device))
 
 
-def _spread(layer: SparseLayer, active: Tensor, elsewhere: float) -> Tensor:
+def spread(layer: SparseLayer, active: Tensor, elsewhere: float) -> Tensor:
     """A tensor laid out like the layer's parameter, with `active` [K] at the active weights."""
     parameter = layer.parameter
     if parameter.shape != layer.shape:  # compact: the active weights and nothing else
@@ -337,7 +337,7 @@ def _set_optimizer(
     templates: Mapping[str, Mapping[str, Any]],
 ) -> None:
     sparse = {id(layer.parameter): layer for layer in layers}
-    whole = {f"{name}.weight": layer.shape for name, layer in _unheld(model, layers).items()}
+    whole = {f"{name}.weight": layer.shape for name, layer in unheld(model, layers).items()}
     for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
         for key, value in saved.items():
             if key != "params":
@@ -351,7 +351,7 @@ def _set_optimizer(
             like = templates[name][key]
             if isinstance(value, Tensor):
                 if layer is not None and value.dim() == 1:
-                    value = _spread(layer, value, fresh_state(optimizer, parameter, key))
+                    value = spread(layer, value, fresh_state(optimizer, parameter, key))
                 value = _shaped(value, whole[name], parameter.shape) if name in whole else value
                 value = value.to(like.device).clone()
                 if value.shape == parameter.shape:  # as the optimizer made it: beside the weight, in its order

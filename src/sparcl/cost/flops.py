@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from sparcl.nn.layers import SparseLayer, Weighted, is_weighted
+from sparcl.nn.layers import SparseLayer, is_weighted, weight_of
 
 Counts = Mapping[str, tuple[int, int]]
 """By layer name: active weights and, of them, those that are updated. Layers that are not named are dense."""
@@ -319,7 +319,7 @@ def _dry_run(model: nn.Module, input_shape: tuple[int, ...], wanted: set[int]) -
     batch = 2
 
     def look(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        parameter, shape = _weight(module)
+        parameter, shape = weight_of(module)
         positions = output.numel() // (batch * shape[0])
         seen.append(_Seen(name, math.prod(shape), positions, id(parameter) in wanted, bool(args[0].requires_grad)))
 
@@ -332,14 +332,6 @@ def _dry_run(model: nn.Module, input_shape: tuple[int, ...], wanted: set[int]) -
         for hook in hooks:
             hook.remove()
     return seen
-
-
-def _weight(module: nn.Module) -> tuple[nn.Parameter, tuple[int, ...]]:
-    """The parameter that holds a layer's weights, and the shape of the dense weight."""
-    if isinstance(module, Weighted):
-        return cast(nn.Parameter, module.weight), tuple(module.weight.shape)
-    compact = cast(SparseLayer, module)
-    return compact.parameter, compact.shape
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sparcl.checkpoint import canonical, checks, tree
+from sparcl.checkpoint import by_parameter, canonical, checks, tree
 from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError, TrainingError
 from sparcl.learner import frozen
@@ -166,10 +166,18 @@ def _progress(learner: Saved) -> State:
         "classes": learner.classes.state_dict(),
         "transform": None if learner.transform is None else learner.transform.settings(),
         "position": None if position is None else dict(vars(position)),
-        "method": learner.method.state_dict(),
+        "method": _remembered(learner),
         "sparsifier": learner.sparsifier.state_dict(),
         "generators": learner.generators.state_dict(),
     }
+
+
+def _remembered(learner: Saved) -> State:
+    """The method's state, in the form that all backends share."""
+    state = learner.method.state_dict()
+    if not learner.method.by_parameter:
+        return state
+    return by_parameter.capture(state, learner.model, learner.sparsifier.layers)
 
 
 def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
@@ -186,7 +194,10 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
     if learner.position is not None:
         learner.position.check(learner.learned, int(budget.amount) if budget.kind == "epochs" else None)
     learner.stream = StreamPosition.of(state["stream"], learner.position) if "stream" in state else None
-    learner.method.load_state_dict(state["method"])
+    remembered = state["method"]
+    if learner.method.by_parameter:
+        remembered = by_parameter.restore(remembered, learner.model, learner.sparsifier.layers)
+    learner.method.load_state_dict(remembered)
     _check_memory(learner)
     learner.sparsifier.load_state_dict(state["sparsifier"])
     learner.generators.load_state_dict(state["generators"])

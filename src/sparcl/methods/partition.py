@@ -18,7 +18,8 @@ from sparcl.checkpoint import checks
 from sparcl.errors import ConfigError
 from sparcl.methods.method import Batch, Host, Method, only
 from sparcl.methods.respond import classifier
-from sparcl.nn.layers import is_weighted
+from sparcl.nn.convert import dense_buffers, dense_parameters
+from sparcl.nn.layers import is_weighted, weight_of
 from sparcl.sparsity.importance import lowest
 from sparcl.streams.task import Task
 
@@ -59,8 +60,9 @@ class PartitionMethod(Method):
         super().attach(host)
         model, head = host.model, classifier(host.model)
         of_head = {id(p) for p in head.parameters()}
-        weights = {id(m.weight) for m in model.modules() if is_weighted(m) and m is not head}
+        weights = {id(weight_of(m)[0]) for m in model.modules() if is_weighted(m) and m is not head}
         self.names = [name for name, _ in model.named_parameters()]
+        self.dense = dense_parameters(model)
         self.parameters = list(model.parameters())
         self.divisible = [i for i, p in enumerate(self.parameters) if id(p) in weights]
         self._divide()
@@ -84,7 +86,7 @@ class PartitionMethod(Method):
     def check_task(self, task: Task) -> None:
         for i in self.head if self.present else ():
             for k in task.classes:
-                if int(owner := self.owner[i][k].max()):
+                if int(owner := self._as_dense(i, self.owner[i])[k].max()):
                     raise ConfigError(
                         f"class {k} of task {task.index + 1} was learned in task {owner}, and method {self.name}"
                         " answers for a class by one task only: bring new classes"
@@ -102,7 +104,7 @@ class PartitionMethod(Method):
         self.present, self.packed = task.index + 1, False
         for i, owner in enumerate(self.owner):
             if i in self.head:
-                owner[list(task.classes)] = self.present
+                self._as_dense(i, owner)[list(task.classes)] = self.present
             elif i not in self.divided:
                 owner.fill_(1)
 
@@ -114,7 +116,8 @@ class PartitionMethod(Method):
         del task
         if not self.packed:
             self.pack()
-        self.statistics[str(self.present - 1)] = {k: v.detach().clone() for k, v in self.host.model.named_buffers()}
+        now = dense_buffers(self.host.model)
+        self.statistics[str(self.present - 1)] = {name: buffer.detach().clone() for name, buffer in now.items()}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self.forward(batch.inputs)
@@ -166,9 +169,16 @@ class PartitionMethod(Method):
             return only(self.forward(inputs), task.classes)
         return only(self.answer(self.host.model, inputs, self._part(task.index), task.index), task.classes)
 
+    def _as_dense(self, i: int, of_parameter: Tensor) -> Tensor:
+        """A tensor laid out like parameter i, viewed in the shape that the dense network has."""
+        return of_parameter.view(self.dense[i][1])
+
     def _part(self, t: int) -> dict[str, Tensor]:
-        """What answers for the packed task t: `task-t.mask.NAME` bool, of a weight; `task-t.buffer.NAME`, a buffer."""
-        masks = {f"task-{t}.mask.{self.names[i]}": self.used(i, t) for i in self.divided}
+        """What answers for the packed task t: `task-t.mask.NAME` bool, of a weight; `task-t.buffer.NAME`, a buffer.
+
+        Names and shapes are the dense network's, whatever backend trains it.
+        """
+        masks = {f"task-{t}.mask.{self.dense[i][0]}": self._as_dense(i, self.used(i, t)) for i in self.divided}
         return masks | {f"task-{t}.buffer.{k}": value for k, value in self.statistics.get(str(t), {}).items()}
 
     def answer_state(self, task: Task) -> dict[str, Tensor]:
@@ -191,16 +201,21 @@ class PartitionMethod(Method):
 
     @classmethod
     def _replaced(cls, model: nn.Module, state: Mapping[str, Tensor], task: int | None) -> dict[str, Tensor]:
-        """The weights that answer for a task, and its buffers, by name."""
+        """The weights that answer for a task, and its buffers, by the names that they have in `model`."""
         part = {k.removeprefix(f"task-{task}."): v for k, v in state.items() if k.startswith(f"task-{task}.")}
         if not part:
             learned = sorted({k.partition(".")[0] for k in state}) or ["none"]
             raise ConfigError(f"method {cls.name} answers for one of its tasks: {', '.join(learned)}")
-        weights = dict(model.named_parameters())
+        here = zip(dense_parameters(model), model.named_parameters(), strict=True)
+        weights = {dense: (name, weight) for (dense, _), (name, weight) in here}
         replaced = {}
         for key, tensor in part.items():
             kind, _, name = key.partition(".")
-            replaced[name] = weights[name].masked_fill(~tensor, 0.0) if kind == "mask" else tensor
+            if kind == "mask":
+                name, weight = weights[name]
+                replaced[name] = weight.masked_fill(~tensor.view(weight.shape), 0.0)
+            else:
+                replaced[name] = tensor
         return replaced
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,6 +239,6 @@ class PartitionMethod(Method):
         self.statistics = {t: self._statistics(statistics[t]) for t in ended}
 
     def _statistics(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        buffers, what = dict(self.host.model.named_buffers()), "a task's statistics"
+        buffers, what = dense_buffers(self.host.model), "a task's statistics"
         checks.keys(kept, list(buffers), what)
         return {k: checks.tensor(kept[k], what, b.dtype, tuple(b.shape)).to(b.device) for k, b in buffers.items()}

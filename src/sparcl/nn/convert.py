@@ -64,7 +64,7 @@ def to_native(model: nn.Module, prunable: Prunable = None, choice: Mapping[str, 
 def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The model's state dict as it would be had it never been converted: dense weights, the same names and order."""
     state: dict[str, Tensor] = {}
-    compact = {name: module for name, module in model.named_modules() if isinstance(module, CompactLayer)}
+    compact = _compact(model)
     for key, tensor in model.state_dict().items():
         layer, _, entry = key.rpartition(".")
         if layer not in compact:
@@ -74,6 +74,22 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
         elif entry != "weight_index":
             state[key] = tensor
     return state
+
+
+def dense_parameters(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each parameter, in their order, as they would be had the model never been converted."""
+    compact = {module.values: (f"{name}.weight", module.shape) for name, module in _compact(model).items()}
+    return [compact.get(p, (name, tuple(p.shape))) for name, p in model.named_parameters()]
+
+
+def dense_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers by name, less those that say where a compact layer's weights are."""
+    places = {f"{name}.weight_index" for name in _compact(model)}
+    return {name: buffer for name, buffer in model.named_buffers() if name not in places}
+
+
+def _compact(model: nn.Module) -> dict[str, CompactLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, CompactLayer)}
 
 
 def backends(model: nn.Module, names: list[str]) -> dict[str, list[str]]:

@@ -248,6 +248,14 @@ def is_weighted(module: nn.Module) -> bool:
     return isinstance(module, Weighted) or hasattr(module, "weight_index")
 
 
+def weight_of(module: nn.Module) -> tuple[nn.Parameter, tuple[int, ...]]:
+    """The parameter that holds the weights of a convolution or linear layer, and the shape of the dense weight."""
+    if isinstance(module, Weighted):
+        return cast(nn.Parameter, module.weight), tuple(module.weight.shape)
+    compact = cast(SparseLayer, module)
+    return compact.parameter, compact.shape
+
+
 def is_watched(module: nn.Module) -> bool:
     """Whether hooks, parametrizations or a `forward` of the user's hang on a module: it stays as it is."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
