@@ -157,18 +157,40 @@ def test_in_a_stream_without_borders_the_same_masks_and_weights_to_the_bit(make:
         assert torch.equal(values, values_n)
 
 
-@pytest.mark.parametrize("name", list(sparsity.SPARSIFIERS))
-@pytest.mark.parametrize("method", ["derpp", "er", "agem", "icarl", "fdr", "er-ace"])
-def test_every_sparsifier_and_method_runs_natively(name: str, method: str) -> None:
-    made = Sparsifier() if name == "dense" else sparsity.SPARSIFIERS[name](0.8)
-    stream = blobs()
-    learner = Learner(Net(), methods.find(method)(), made, epochs=2, batch_size=10, backend="native")
-    for task in stream:
-        learner.learn(task)
-    assert learner.evaluate(stream.tasks).task_il
-    for layer in learner.sparsifier.layers:
-        assert isinstance(layer, CompactLayer)
-        assert len(layer.values) == len(layer.index) < torch.Size(layer.shape).numel()
+def sparsifier(name: str) -> Sparsifier:
+    return Sparsifier() if name == "dense" else sparsity.SPARSIFIERS[name](0.8)
+
+
+def allowed(method: str, name: str) -> bool:
+    made = sparsifier(name)
+    try:
+        methods.METHODS[method].check(name, prunes=made.prunes, moves=made.moves)
+    except ConfigError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(m, n) for m in methods.METHODS for n in sparsity.SPARSIFIERS if allowed(m, n)]
+)
+def test_every_method_and_sparsifier_answers_the_same_on_both_backends(method: str, name: str) -> None:
+    answers = []
+    for backend in BACKENDS:
+        stream = blobs()
+        learner = Learner(
+            Net(), methods.find(method)(), sparsifier(name), lr=0.05, epochs=2, batch_size=10, backend=backend
+        )
+        tasks = list(stream.merged() if methods.find(method).learns_all_at_once else stream)
+        for task in tasks:
+            learner.learn(task)
+        assert learner.evaluate(tasks).task_il
+        answers.append(torch.cat([learner.method.predict(task.test.inputs, task) for task in tasks]))
+        if backend == "native":
+            assert any(isinstance(module, CompactLayer) for module in learner.model.modules())
+            for layer in learner.sparsifier.layers:
+                assert isinstance(layer, CompactLayer)
+                assert len(layer.values) == len(layer.index) < torch.Size(layer.shape).numel()
+    torch.testing.assert_close(*answers, rtol=1e-3, atol=1e-4)
 
 
 def test_two_native_runs_with_one_seed_are_the_same_to_the_bit_on_any_number_of_threads() -> None:
