@@ -13,8 +13,8 @@ SPARCL_INLINE vec join(vec a, vec b, std::integer_sequence<int, I...>) {
          __builtin_shufflevector(a, b, (I / H * V + I % H / L * W + I % L + L)...);
 }
 
-// What the tree of lane_sums makes of eight vectors of eight lanes, bit for bit, with half as many shuffles that cross the halves of
-// a vector, which are slow on AVX2.
+// What the tree of lane_sums makes of eight vectors of eight lanes, bit for bit, with half as many shuffles that cross the halves
+// of a vector, which are slow on AVX2.
 template <class Vec>
 SPARCL_INLINE Vec lane_sums_of_eight(const Vec* x) {
   const auto halves = [](Vec a, Vec b) SPARCL_INLINED {

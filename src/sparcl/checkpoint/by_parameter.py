@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparcl.checkpoint.canonical import Layers, at_active, spread, unheld
 from sparcl.checkpoint.tree import State
 from sparcl.nn import memory
+from sparcl.nn.layers import SparseLayer
 
 Form = Callable[[int, Tensor], Tensor]
 """Of the parameter of a number and a tensor that belongs to it."""
@@ -22,41 +23,46 @@ Form = Callable[[int, Tensor], Tensor]
 
 def capture(remembered: State, model: nn.Module, layers: Layers) -> State:
     """A method's `state_dict`, in the shared form."""
-    parameters = list(model.parameters())
-    held = {id(layer.parameter): layer for layer in layers}
-    dense = {id(layer.values): layer.shape for layer in unheld(model, layers).values()}
+    known = _parameters(model, layers)
 
     def shared(i: int, tensor: Tensor) -> Tensor:
-        p = parameters[i]
-        if tensor.shape != p.shape:
+        parameter, layer, dense = known[i]
+        if tensor.shape != parameter.shape:
             return tensor
-        active: Tensor = at_active(tensor, held.get(id(p)))
-        return active.reshape(dense.get(id(p), active.shape))
+        active: Tensor = at_active(tensor, layer)
+        return active if dense is None else active.reshape(dense)
 
-    return _each(remembered, len(parameters), shared)
+    return _each(remembered, len(known), shared)
 
 
 def restore(saved: Mapping[str, Any], model: nn.Module, layers: Layers) -> State:
-    """What `capture` gave, as this model's backend keeps it; the masks are in place. What does not fit stays as it is,
-    for the method to refuse. An entry that the masks leave out is zero.
+    """What `capture` gave, as this model's backend keeps it; the masks are in place.
+
+    What the masks leave out is zero. What does not fit a parameter stays as it is, for the method to refuse.
     """
-    parameters = list(model.parameters())
-    held = {id(layer.parameter): layer for layer in layers}
-    dense = {id(layer.values): layer.shape for layer in unheld(model, layers).values()}
+    known = _parameters(model, layers)
 
     def own(i: int, tensor: Tensor) -> Tensor:
-        p = parameters[i]
-        layer, shape = held.get(id(p)), dense.get(id(p))
+        parameter, layer, dense = known[i]
         if layer is not None and tensor.shape == (len(layer.index),):
             tensor = spread(layer, tensor, 0)
-        elif shape is not None and tuple(tensor.shape) == tuple(shape):
-            tensor = tensor.reshape(p.shape)
-        if tensor.shape == p.shape:
+        elif dense is not None and tensor.shape == dense:
+            tensor = tensor.reshape(parameter.shape)
+        if tensor.shape == parameter.shape:
             tensor = tensor.clone()
-            memory.lay_out(tensor, p.stride())
+            memory.lay_out(tensor, parameter.stride())
         return tensor
 
-    return _each(saved, len(parameters), own)
+    return _each(saved, len(known), own)
+
+
+def _parameters(
+    model: nn.Module, layers: Layers
+) -> list[tuple[nn.Parameter, SparseLayer | None, tuple[int, ...] | None]]:
+    """Each parameter, the layer by which a sparsifier holds it, and the dense shape where it is compact and unheld."""
+    held = {id(layer.parameter): layer for layer in layers}
+    dense = {id(layer.values): tuple(layer.shape) for layer in unheld(model, layers).values()}
+    return [(p, held.get(id(p)), dense.get(id(p))) for p in model.parameters()]
 
 
 def _each(state: Mapping[str, Any], count: int, form: Form) -> State:
