@@ -15,8 +15,7 @@ from sparcl.errors import CheckpointError
 from sparcl.learner import Learner
 from sparcl.methods import EWC, LPS, Method, PackNet
 from sparcl.methods.partition import PartitionMethod
-from sparcl.sparsity import Static
-from sparcl.sparsity.patterns import make_pattern
+from sparcl.sparsity import Pattern, Static
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the compiled part is missing")
 
@@ -26,7 +25,7 @@ MADE: dict[str, tuple[Callable[[], Method], Callable[[], Any]]] = {
     "lps": (LPS, lambda: None),
     "ewc": (EWC, lambda: None),
     "ewc, static": (EWC, lambda: Static(0.5)),
-    "ewc, static in blocks": (EWC, lambda: Static(0.5, pattern=make_pattern("block", 2))),
+    "ewc, static in blocks": (EWC, lambda: Static(0.5, pattern=Pattern(2))),
 }
 
 

@@ -25,7 +25,6 @@ from sparcl.nn.dense import dense_model
 from sparcl.nn.graph import graph
 from sparcl.nn.norm import BatchLastNorm1d, BatchLastNorm2d
 from sparcl.sparsity import RigL, SparCL
-from sparcl.sparsity.patterns import make_pattern
 
 LENGTH, CHANNELS, CLASSES = 24, 3, 4
 
@@ -263,8 +262,7 @@ def learner(backend: str, **options: Any) -> Learner:
 def test_both_backends_learn_series_alike(sparsifier: Any, pattern: str, tmp_path: Path) -> None:
     stream, made, flops = series(), {}, {}
     for backend in ("reference", "native"):
-        how: Any = pattern if sparsifier is SparCL else make_pattern(pattern)
-        made[backend] = learner(backend, sparsifier=sparsifier(0.75, pattern=how))
+        made[backend] = learner(backend, sparsifier=sparsifier(0.75, pattern=pattern))
         ledger = Ledger(made[backend].model, made[backend].sparsifier.layers, (CHANNELS, LENGTH))
         made[backend].observers.append(ledger)
         made[backend].learn(stream[0])

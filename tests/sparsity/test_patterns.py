@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparcl.errors import ConfigError
-from sparcl.sparsity import Pattern
+from sparcl.sparsity import DGM, SET, SNIP, TDM, Pattern, RigL, SparCL, Static
 from sparcl.sparsity.patterns import layer_densities, make_pattern
+from sparcl.sparsity.sparsifier import MaskSparsifier
 
 
 @st.composite
@@ -64,6 +67,26 @@ def test_names_and_sizes_of_patterns() -> None:
         make_pattern("rows")
     with pytest.raises(ConfigError, match="2 or more"):
         make_pattern("block", 1)
+
+
+@pytest.mark.parametrize("make", [SparCL, TDM, Static, SNIP, SET, RigL])
+def test_every_sparsifier_takes_a_pattern_or_its_name(make: Callable[..., MaskSparsifier | SparCL]) -> None:
+    assert make(0.9).pattern == make(0.9, pattern="unstructured").pattern == Pattern()
+    assert make(0.9, pattern="block").pattern == Pattern(4)
+    assert make(0.9, pattern=Pattern(2)).pattern == Pattern(2)
+    for wrong in ("blocks", "", 4):
+        with pytest.raises(ConfigError, match=f"unknown pattern {wrong!r}; allowed: unstructured, block"):
+            make(0.9, pattern=wrong)
+
+
+def test_dgm_takes_a_pattern_or_its_name() -> None:
+    assert DGM(0.2, pattern="block").pattern == DGM(0.2, pattern=Pattern(4)).pattern == Pattern(4)
+
+
+@pytest.mark.parametrize("block", [0, -4, 2.5, True, "4", None])
+def test_a_block_is_a_whole_number_of_channels(block: Any) -> None:
+    with pytest.raises(ConfigError, match=r"block size .* is not allowed; use a whole number from 1"):
+        Pattern(block)
 
 
 def test_uniform_gives_each_layer_one_ratio() -> None:

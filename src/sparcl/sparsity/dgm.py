@@ -28,7 +28,7 @@ class DGM(StepRanked):
             task's steps pays for; `fresh` (published) by passes over fresh batches, as does a loop that does not hand
             its gradients over (`Losses.from_steps`).
         alpha, beta: weight of the present task's and of the buffer's gradient in CGI.
-        pattern: which weights are chosen together.
+        pattern: which weights are chosen together; see Static.
         prunable: which layers; None for the published choice.
     """
 
@@ -43,10 +43,10 @@ class DGM(StepRanked):
         ranking: str = "step",
         alpha: float = 0.5,
         beta: float = 0.5,
-        pattern: Pattern | None = None,
+        pattern: Pattern | str | None = None,
         prunable: Prunable = None,
     ) -> None:
-        super().__init__(pattern or Pattern(), prunable)
+        super().__init__(Pattern() if pattern is None else pattern, prunable)
         if not 0.0 <= frozen < 1.0:
             raise ConfigError(f"gradient sparsity {frozen} is not allowed; use a share from 0 to less than 1")
         if interval < 1:

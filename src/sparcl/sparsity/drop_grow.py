@@ -42,7 +42,7 @@ class DropGrow(Static):
         *,
         fraction: float,
         stop: float,
-        pattern: Pattern | None = None,
+        pattern: Pattern | str | None = None,
         distribution: str = "uniform",
         prunable: Prunable = None,
         first_mask: str = "magnitude",

@@ -26,6 +26,10 @@ class Pattern(Recorded):
 
     block: int = 1
 
+    def __post_init__(self) -> None:
+        if type(self.block) is not int or self.block < 1:
+            raise ConfigError(f"block size {self.block!r} is not allowed; use a whole number from 1 (unstructured) on")
+
     def units(self, shape: tuple[int, ...]) -> int:
         """Number of units of a weight."""
         return math.prod(shape) // self.block
@@ -78,8 +82,10 @@ class Pattern(Recorded):
         return torch.sort(unit, stable=True).indices.view(-1, self.block)
 
 
-def make_pattern(name: str, block: int = 4) -> Pattern:
-    """Pattern by name."""
+def make_pattern(name: Pattern | str, block: int = 4) -> Pattern:
+    """Pattern by name, in blocks of so many output channels; a Pattern is itself."""
+    if isinstance(name, Pattern):
+        return name
     if name not in PATTERNS:
         raise ConfigError(unknown("pattern", name, PATTERNS))
     if name == "block" and block < 2:

@@ -40,7 +40,7 @@ class RigL(DropGrow):
         fraction: float = 0.3,
         every: int = 100,
         stop: float = 0.75,
-        pattern: Pattern | None = None,
+        pattern: Pattern | str | None = None,
         distribution: str = "uniform",
         prunable: Prunable = None,
         first_mask: str = "magnitude",

@@ -31,7 +31,7 @@ class SET(DropGrow):
         sparsity: float = DEFAULT_SPARSITY,
         *,
         fraction: float = 0.3,
-        pattern: Pattern | None = None,
+        pattern: Pattern | str | None = None,
         distribution: str = "uniform",
         prunable: Prunable = None,
         first_mask: str = "magnitude",

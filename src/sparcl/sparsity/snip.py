@@ -30,7 +30,7 @@ class SNIP(Static):
         sparsity: float = DEFAULT_SPARSITY,
         *,
         batches: int = 4,
-        pattern: Pattern | None = None,
+        pattern: Pattern | str | None = None,
         distribution: str = "uniform",
         prunable: Prunable = None,
     ) -> None:

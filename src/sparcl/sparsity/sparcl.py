@@ -13,7 +13,7 @@ from sparcl.nn.layers import Prunable
 from sparcl.sparsity.ddr import DDR
 from sparcl.sparsity.dgm import DGM
 from sparcl.sparsity.importance import Losses
-from sparcl.sparsity.patterns import make_pattern
+from sparcl.sparsity.patterns import Pattern, make_pattern
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.sparsity.static import DEFAULT_SPARSITY
 from sparcl.sparsity.tdm import TDM
@@ -34,7 +34,7 @@ class SparCL(Sparsifier):
         sparsity: s, of each prunable layer, 0 to .99; the settings of the nearest row of `SETTINGS` apply.
         gradients: g, share of the active weights that is not updated (0: no DGM).
         samples: share of each task's samples that is removed (0: no DDR; none in a stream without borders).
-        pattern: `unstructured`, or `block`: `block_size` output channels share their positions.
+        pattern: `unstructured`, or `block`: `block_size` output channels share their positions; or a Pattern.
         distribution: `uniform` or `erk`.
         prunable: which layers; None for the published choice.
         ddr_score: `misclassified` (the paper) or `forgetting` (the published code).
@@ -58,7 +58,7 @@ class SparCL(Sparsifier):
         *,
         gradients: float = 0.2,
         samples: float = 0.3,
-        pattern: str = "unstructured",
+        pattern: Pattern | str = "unstructured",
         block_size: int = 4,
         distribution: str = "uniform",
         prunable: Prunable = None,

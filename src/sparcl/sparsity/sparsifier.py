@@ -38,7 +38,7 @@ from sparcl.nn.layers import (
 )
 from sparcl.recorded import Recorded
 from sparcl.sparsity.importance import Losses
-from sparcl.sparsity.patterns import Pattern
+from sparcl.sparsity.patterns import Pattern, make_pattern
 
 Notify = Callable[[str, dict[str, Any]], None]
 """Told of every change that a sparsifier makes: an event's name and its figures."""
@@ -169,9 +169,9 @@ class MaskSparsifier(Sparsifier):
     prunes = True
     drops_last = True
 
-    def __init__(self, pattern: Pattern, prunable: Prunable) -> None:
+    def __init__(self, pattern: Pattern | str, prunable: Prunable) -> None:
         super().__init__()
-        self.pattern = pattern
+        self.pattern = make_pattern(pattern)
         self.prunable = prunable
         self.losses: Losses | None = None
         self._frozen: list[tuple[nn.Parameter, Tensor, Tensor, dict[str, Tensor]]] = []

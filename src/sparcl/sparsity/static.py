@@ -32,7 +32,7 @@ class Static(MaskSparsifier):
 
     Args:
         sparsity: share of the prunable weights that is zero and not trained, 0 to .99.
-        pattern: which weights are active together.
+        pattern: which weights are active together: `unstructured`, `block` (of four output channels) or a Pattern.
         distribution: `uniform` (one ratio for each layer) or `erk`.
         prunable: which layers; None for the published choice.
         first_mask: `magnitude`, the largest |w| of each layer (the published code), which keeps what given weights have
@@ -49,12 +49,12 @@ class Static(MaskSparsifier):
         self,
         sparsity: float = DEFAULT_SPARSITY,
         *,
-        pattern: Pattern | None = None,
+        pattern: Pattern | str | None = None,
         distribution: str = "uniform",
         prunable: Prunable = None,
         first_mask: str = "magnitude",
     ) -> None:
-        super().__init__(pattern or Pattern(), prunable)
+        super().__init__(Pattern() if pattern is None else pattern, prunable)
         check_sparsity(sparsity)
         if first_mask not in FIRST_MASKS:
             raise ConfigError(unknown("first mask", first_mask, FIRST_MASKS))

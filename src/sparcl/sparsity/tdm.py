@@ -80,7 +80,7 @@ class TDM(StepRanked, Static):
         batches: int = 4,
         ranking: str = "step",
         interval: int = 100,
-        pattern: Pattern | None = None,
+        pattern: Pattern | str | None = None,
         distribution: str = "uniform",
         prunable: Prunable = None,
         first_mask: str = "magnitude",
