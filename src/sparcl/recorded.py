@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar, Self
 
 from sparcl.errors import ConfigError
@@ -25,6 +26,8 @@ class Recorded:
         made = super().__new__(cls)
         bound = inspect.signature(cls.__init__).bind_partial(made, *args, **kwargs)  # a copy is made without arguments
         object.__setattr__(made, "made_with", dict(list(bound.arguments.items())[1:]))
+        if cls.__module__.startswith("sparcl."):  # a user's own annotations are a promise to nobody
+            _check_scalars(cls, made.made_with)
         return made
 
     def recipe(self) -> dict[str, Any] | None:
@@ -37,6 +40,8 @@ class Recorded:
 
 def plain(value: Any) -> Any:
     """A value as JSON has it; NotImplemented where it has none."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()  # NumPy's numbers are Python's
     if isinstance(value, Recorded):
         recipe = value.recipe()
         return NotImplemented if recipe is None else recipe
@@ -49,6 +54,37 @@ def plain(value: Any) -> Any:
         entries = {key: plain(item) for key, item in value.items()}
         return NotImplemented if any(item is NotImplemented for item in entries.values()) else entries
     return NotImplemented
+
+
+def _check_scalars(cls: type[Any], arguments: Mapping[str, Any]) -> None:
+    """Raise ConfigError where an argument that is a number, a flag or a name by its annotation is none."""
+    scalars = _scalars(typing.cast(Hashable, cls))
+    for name, value in arguments.items():
+        allowed = scalars.get(name)
+        if allowed is not None and value is not None and not any(fits(value) for _, fits in allowed):
+            words = " or ".join(word for word, _ in allowed)
+            raise ConfigError(f"{name.replace('_', ' ')} {value!r:.40} is not allowed for {cls.__name__}; use {words}")
+
+
+SCALARS: dict[type[Any], tuple[str, Callable[[Any], bool]]] = {
+    int: ("a whole number", lambda value: hasattr(value, "__index__")),
+    float: ("a number", lambda value: hasattr(value, "__float__")),
+    bool: ("True or False", lambda value: isinstance(value, bool) or type(value).__name__ == "bool_"),
+    str: ("a name", lambda value: isinstance(value, str)),
+}
+"""What a value must be that stands for one of Python's own types, and how it is told: NumPy's numbers are numbers."""
+
+
+@cache
+def _scalars(cls: Hashable) -> dict[str, list[tuple[str, Callable[[Any], bool]]]]:
+    """The arguments that are scalars of `SCALARS`, or one of several, and what each may be."""
+    found = {}
+    for name, hint in typing.get_type_hints(cls.__init__).items():  # type: ignore[misc]
+        union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+        kinds = [one for one in (typing.get_args(hint) if union else (hint,)) if one is not types.NoneType]
+        if all(kind in SCALARS for kind in kinds):
+            found[name] = [SCALARS[kind] for kind in kinds]
+    return found
 
 
 def misfit(kind: type[Any], arguments: Mapping[str, Any]) -> str | None:

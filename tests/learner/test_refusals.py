@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,9 @@ from toys import Bag, Net, blobs, make_learner
 
 from sparcl import DDR, DGM, TDM, Learner, SparCL
 from sparcl.errors import ConfigError, DataError, TrainingError
-from sparcl.methods import METHODS, Finetune, Joint
+from sparcl.methods import ER, METHODS, DERpp, Finetune, Joint
+from sparcl.nn import ConvNet
+from sparcl.sparsity import Static
 from sparcl.streams import Samples, Task, Transform
 
 
@@ -227,3 +231,79 @@ def test_a_lazy_model_is_to_be_run_once_and_then_learns(backend: str, sparsifier
         make_learner(model=model, backend=backend, sparsifier=sparsifier and sparsifier())
     model(first.train.inputs[:2])
     make_learner(model=model, backend=backend, sparsifier=sparsifier and sparsifier()).learn(first)
+
+
+NAN = float("nan")
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "model": ({"model": lambda x: x}, r"model <function .* is not allowed; use an object such as sparcl.nn.resnet18"),
+    "no model": ({"model": None}, "model None is not allowed; use an object such as sparcl.nn.resnet18"),
+    "method by name": ({"method": "derpp"}, r"method 'derpp' is not allowed; use an object such as .*DERpp\(200\)"),
+    "empty method": ({"method": ""}, "method '' is not allowed; use an object"),
+    "class of method": ({"method": DERpp}, "method the class DERpp is not allowed; use an object such as"),
+    "sparsifier by name": ({"sparsifier": "sparcl"}, r"sparsifier 'sparcl' is not allowed; use .*SparCL\(0.9\)"),
+    "class of sparsifier": ({"sparsifier": SparCL}, "sparsifier the class SparCL is not allowed"),
+    "sparsity": ({"sparsifier": 0.0}, "sparsifier 0.0 is not allowed"),
+    "optimizer": ({"optimizer": "sgd"}, "optimizer 'sgd' is not allowed; use a function that makes one of parameters"),
+    "observer": ({"observers": print}, "observers .* are not allowed; use a list of functions"),
+    "observers": ({"observers": [1]}, r"observers \[1\] are not allowed; use a list of functions"),
+    "lr": ({"lr": "0.1"}, "learning rate '0.1' is not allowed; use a number above 0"),
+    "batch size": ({"batch_size": 2.5}, "batch size 2.5 is not allowed; use 1 or more"),
+    "replay batch size": ({"replay_batch_size": "8"}, "replay batch size '8' is not allowed; use 1 or more"),
+    "micro-batch": ({"micro_batch": 1.5}, "micro-batch 1.5 is not allowed; use 1 to the batch size"),
+    "weight decay": ({"weight_decay": NAN}, "weight decay nan is not allowed; use 0 or more"),
+    "seed": ({"seed": "a"}, "seed 'a' is not allowed; use a whole number"),
+    "half a seed": ({"seed": 1.5}, "seed 1.5 is not allowed; use a whole number"),
+    "seconds": ({"epochs": None, "seconds": "5"}, "seconds '5' is not allowed; use a number above 0"),
+    "device": ({"device": "tpu"}, "device 'tpu' is not allowed; use cpu or one that PyTorch has"),
+    "freeze": ({"freeze": 3}, "freeze 3 is not allowed; use names or shell patterns"),
+    "classes": ({"classes": 4}, "classes 4 are not allowed; use a sequence of names"),
+    "checkpoint_dir": ({"checkpoint_dir": 3}, "checkpoint dir 3 is not allowed; use the path of a folder"),
+    "checkpoint_every": ({"checkpoint_every": 5}, "checkpoint every 5 has no effect without checkpoint_dir"),
+    "prunable": ({"sparsifier": lambda: SparCL(0.5, prunable=3)}, "`prunable` is a list of names or patterns"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_not_of_its_kind_is_one_line(name: str) -> None:
+    options, told = WRONG[name]
+    if name == "prunable":
+        options = {"sparsifier": options["sparsifier"]()}
+    settings = {"model": Net(), "method": Finetune(), "epochs": 1, **options}
+    with pytest.raises(ConfigError, match=told) as caught:
+        Learner(settings.pop("model"), settings.pop("method"), **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: SparCL("0.9"), "sparsity '0.9' is not allowed for SparCL; use a number"),
+        (lambda: SparCL(0.9, pattern="block", block_size="4"), "block size '4' is not allowed for SparCL; use a whole"),
+        (lambda: Static([0.9]), r"sparsity \[0.9\] is not allowed for Static; use a number"),
+        (lambda: DERpp("200"), "buffer size '200' is not allowed for DERpp; use a whole number"),
+        (lambda: DERpp(10, alpha="a"), "alpha 'a' is not allowed for DERpp; use a number"),
+        (lambda: ER(10, single_head="no"), "single head 'no' is not allowed for ER; use True or False"),
+        (lambda: ER(10, buffer_policy=1), "buffer policy 1 is not allowed for ER; use a name"),
+        (lambda: TDM(0.9, alpha=NAN), "alpha nan is not allowed: a gradient's weight is a number of 0 or more"),
+        (lambda: DGM(beta=-1.0), "beta -1.0 is not allowed: a gradient's weight is a number of 0 or more"),
+        (lambda: ConvNet("10"), "is not allowed for ConvNet; use a whole number"),
+    ],
+)
+def test_an_argument_of_another_type_is_one_line(make: Callable[[], Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        make()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    def learner(whole: Callable[[int], Any], real: Callable[[float], Any]) -> Learner:
+        method, sparsifier = DERpp(whole(5), alpha=real(0.5)), SparCL(real(0.75))
+        settings = {"lr": real(0.25), "epochs": whole(2), "batch_size": whole(8), "seed": whole(3)}
+        return Learner(ConvNet(4, 2, 8), method, sparsifier, **settings)
+
+    learner(np.int64, np.float32).save(tmp_path / "numpy")
+    learner(int, float).save(tmp_path / "python")
+    for name in ("state.json", "manifest.json"):
+        assert (tmp_path / "numpy" / "step-0" / name).exists()
+    one, other = ((tmp_path / name / "step-0" / "state.json").read_text() for name in ("numpy", "python"))
+    assert one == other
+    assert Learner.load(tmp_path / "numpy").batch_size == 8

@@ -10,6 +10,8 @@ from typing import Any
 
 from sparcl.errors import ConfigError
 
+USUAL = "60s"
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -19,12 +21,13 @@ class Interval:
     seconds: float | None = None
 
     @classmethod
-    def parse(cls, text: str | int) -> Interval:
-        """`500` (or the int) is steps, `60s` is seconds.
+    def parse(cls, text: str | int | None) -> Interval:
+        """`500` (or the int) is steps, `60s` is seconds, and what None stands for.
 
         Raises:
             ConfigError: anything else, or zero.
         """
+        text = USUAL if text is None else text
         match = re.fullmatch(r"([0-9]{1,12})|([0-9]{1,9}(?:\.[0-9]{1,6})?)s", str(text))
         steps, seconds = (None, None) if match is None else match.groups()
         if not float(steps or seconds or 0) > 0:

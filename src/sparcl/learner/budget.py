@@ -11,6 +11,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner.position import Position
@@ -41,6 +42,8 @@ class Budget:
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(given)} are both given; a budget is one of: {', '.join(KINDS)}")
         kind, amount = next(iter(given.items()), ("epochs", 1))
+        if isinstance(amount, Integral) and not isinstance(amount, bool):
+            amount = int(amount)  # NumPy's is no number of a checkpoint's
         check_amount(kind, amount)
         return cls(kind, amount)
 
@@ -96,8 +99,8 @@ class Budget:
 def check_amount(kind: str, amount: float) -> None:
     """Raise ConfigError unless a task can be trained for so many `kind`."""
     if kind == "seconds":
-        if not 0 < amount < math.inf:
-            raise ConfigError(f"seconds {amount} is not allowed; use a number above 0")
+        if not isinstance(amount, Real) or not 0 < amount < math.inf:
+            raise ConfigError(f"seconds {amount!r:.40} is not allowed; use a number above 0")
     elif not isinstance(amount, int) or isinstance(amount, bool) or amount < 1:
         raise ConfigError(f"{kind} {amount} is not allowed; use 1 or more, a whole number")
     elif amount > MOST_STEPS:

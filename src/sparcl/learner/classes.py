@@ -6,7 +6,7 @@ Legend: C columns of the logits so far, D inputs of the classifier.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -51,6 +51,8 @@ class Classes:
     """
 
     def __init__(self, model: nn.Module, method: Method, names: Sequence[Name] | None) -> None:
+        if names is not None and not isinstance(names, Collection):
+            raise ConfigError(f"classes {names!r:.40} are not allowed; use a sequence of names, () for a growing head")
         self.grows = names is not None
         self.names: list[Name] = list(names or ())
         self.of_tasks: list[tuple[int, ...]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -84,6 +84,8 @@ def named(model: nn.Module, freeze: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: nothing is named, or a name matches no module.
     """
+    if not isinstance(freeze, Collection):
+        raise ConfigError(f"freeze {freeze!r:.40} is not allowed; use names or shell patterns of modules")
     patterns = [part.strip() for part in freeze.split(",")] if isinstance(freeze, str) else list(freeze)
     modules = [name for name, _ in model.named_modules() if name]
     allowed = ", ".join(list(dict(model.named_children()))[:MOST_NAMED]) or "none, the model has no parts"

@@ -80,7 +80,7 @@ class Learner(Observing):
         input_shape: of one sample, so that `auto` measures layers as they will be used.
         observers: told of every event.
         checkpoint_dir: where to save while learning; None: only when `save` is called.
-        checkpoint_every: how often then: steps (`500`) or seconds (`"60s"`).
+        checkpoint_every: how often then: steps (`500`) or seconds (`"60s"`, where it is left out).
 
     Raises:
         ConfigError: a value outside its range or a combination that cannot work, before any work is done.
@@ -196,7 +196,7 @@ class Learner(Observing):
         backend: str = "auto",
         observers: Sequence[Observer] = (),
         checkpoint_dir: str | Path | None = None,
-        checkpoint_every: int | str = "60s",
+        checkpoint_every: int | str | None = None,
     ) -> Self:
         """A Learner that goes on from a checkpoint, to the same bits: `learn` the task it stands in, then the rest.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ def check(size: int | None, batch_size: int, method: type[Method]) -> None:
     """Raise ConfigError unless passes of that method can be made in parts of so many samples (None: they are not)."""
     if size is None:
         return
-    if not 1 <= size <= batch_size:
-        raise ConfigError(f"micro-batch {size} is not allowed; use 1 to the batch size, {batch_size}")
+    if not isinstance(size, Integral) or not 1 <= size <= batch_size:
+        raise ConfigError(f"micro-batch {size!r:.40} is not allowed; use 1 to the batch size, {batch_size}")
     if not method.passes_in_parts:
         raise ConfigError(
             f"method {method.name} passes through weights that are not the model's own, and cannot do so in"

@@ -6,6 +6,9 @@ Legend: N batch, C classes of the whole stream.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
+from numbers import Integral, Real
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +17,76 @@ from torch.nn.parameter import is_lazy
 from sparcl.errors import LARGEST, ConfigError, one_line
 from sparcl.methods.method import Method
 from sparcl.methods.respond import answers_by_classifier, evaluating
+from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import channels_hint
 from sparcl.streams.task import Task
 
 
-def check_settings(batch_size: int, replay_batch_size: int | None, lr: float) -> None:
-    """Raise ConfigError unless all are within their ranges."""
-    for label, value in (("batch size", batch_size), ("replay batch size", replay_batch_size)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{label} {value} is not allowed; use 1 or more (2 or more with BatchNorm)")
-    if not 0 < lr <= LARGEST:
-        raise ConfigError(f"learning rate {lr} is not allowed; use a number above 0, at most {LARGEST:.2g}")
+def check_parts(model: object, method: object, sparsifier: object, optimizer: object, observers: object) -> None:
+    """Raise ConfigError unless each is an object of its kind, not a name or a class, and the model can be trained."""
+    for label, value, kind, example in (
+        ("model", model, nn.Module, "sparcl.nn.resnet18(10)"),
+        ("method", method, Method, "sparcl.methods.DERpp(200)"),
+        ("sparsifier", sparsifier, Sparsifier, "sparcl.SparCL(0.9)"),
+    ):
+        if not isinstance(value, kind):
+            raise ConfigError(f"{label} {_told(value)} is not allowed; use an object such as {example}")
+    if optimizer is not None and not callable(optimizer):
+        raise ConfigError(
+            f"optimizer {_told(optimizer)} is not allowed; use a function that makes one of parameters, such as"
+            " lambda p: torch.optim.SGD(p, lr=0.03)"
+        )
+    if not isinstance(observers, Iterable) or not all(callable(one) for one in observers):
+        raise ConfigError(f"observers {_told(observers)} are not allowed; use a list of functions of event and figures")
+    assert isinstance(model, nn.Module)
+    _check_model(model)
+
+
+def _told(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"{value!r:.40}"
+
+
+def check_settings(
+    batch_size: int, replay_batch_size: int | None, seed: int, lr: float, weight_decay: float
+) -> tuple[int, int, int, float, float]:
+    """Raise ConfigError unless all are within their ranges; them, as Python's own numbers."""
+    replay = batch_size if replay_batch_size is None else replay_batch_size
+    for label, size in (("batch size", batch_size), ("replay batch size", replay)):
+        if not isinstance(size, Integral) or size < 1:
+            raise ConfigError(f"{label} {size!r:.40} is not allowed; use 1 or more (2 or more with BatchNorm)")
+    if not isinstance(seed, Integral):
+        raise ConfigError(f"seed {seed!r:.40} is not allowed; use a whole number")
+    if not isinstance(lr, Real) or not 0 < lr <= LARGEST:
+        raise ConfigError(f"learning rate {lr!r:.40} is not allowed; use a number above 0, at most {LARGEST:.2g}")
+    if not isinstance(weight_decay, Real) or not 0 <= weight_decay <= LARGEST:
+        raise ConfigError(f"weight decay {weight_decay!r:.40} is not allowed; use 0 or more, at most {LARGEST:.2g}")
+    return int(batch_size), int(replay), int(seed), float(lr), float(weight_decay)
+
+
+def check_checkpoints(directory: object, every: object) -> None:
+    """Raise ConfigError unless the directory is a path, and is there where an interval is given."""
+    if not isinstance(directory, str | PathLike | None):
+        raise ConfigError(f"checkpoint dir {directory!r:.40} is not allowed; use the path of a folder")
+    if directory is None and every is not None:
+        raise ConfigError(
+            f"checkpoint every {every!r:.40} has no effect without checkpoint_dir, the folder to write to"
+        )
+
+
+def device_of(name: str | torch.device) -> torch.device:
+    """A device of this machine.
+
+    Raises:
+        ConfigError: there is no such one.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(
+            f"device {name!r:.40} is not allowed; use cpu or one that PyTorch has: {one_line(error)}"
+        ) from error
+    return device
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
@@ -38,7 +100,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def check_model(model: nn.Module) -> None:
+def _check_model(model: nn.Module) -> None:
     """Raise ConfigError if there is nothing to train, or not yet."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:

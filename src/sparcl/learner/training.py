@@ -80,17 +80,21 @@ class Training(Telling):
         latents: str | None = None,
         observers: Sequence[Observer] = (),
         checkpoint_dir: str | Path | None = None,
-        checkpoint_every: int | str = "60s",
+        checkpoint_every: int | str | None = None,
     ) -> None:
-        refusals.check_settings(batch_size, replay_batch_size, lr)
+        self.method = Finetune() if method is None else method
+        self.sparsifier = Sparsifier() if sparsifier is None else sparsifier
+        refusals.check_parts(model, self.method, self.sparsifier, optimizer, observers)
+        batch_size, replay, seed, lr, weight_decay = refusals.check_settings(
+            batch_size, replay_batch_size, seed, lr, weight_decay
+        )
+        refusals.check_checkpoints(checkpoint_dir, checkpoint_every)
         check_clip(clip_grad_norm)
         self.rate = Rate(lr_schedule, warmup)
-        refusals.check_model(model)
-        self.method, self.sparsifier = method or Finetune(), sparsifier or Sparsifier()
         micro.check(micro_batch, batch_size, type(self.method))
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         self.recipes = saving.recipes(model, self.method, self.sparsifier)
-        self.device = torch.device(device)
+        self.device = refusals.device_of(device)
         self.model = model.to(self.device).eval()  # training mode is for `learn` alone
         memory.own_memory(self.model)
         self.budget, self.batch_size, self.seed = Budget.of(epochs, steps, seconds), batch_size, seed
@@ -117,9 +121,8 @@ class Training(Telling):
         self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **self.frozen.settings}
         named = {LATENTS: latents, MICRO_BATCH: micro_batch}
         self.settings |= {name: value for name, value in named.items() if value is not None}
-        self.settings["budget"] = {self.budget.kind: self.budget.amount}
+        self.settings |= {"budget": {self.budget.kind: self.budget.amount}, "replay_batch_size": replay}
         self.settings |= {"lr_schedule": self.rate.name, "warmup": warmup, "clip_grad_norm": clip_grad_norm}
-        self.settings["replay_batch_size"] = replay_batch_size or batch_size
         self.drop_last = self.settings["drop_last"] = self.sparsifier.drops_last if drop_last is None else drop_last
         self.observers = list(observers)
         self._checkpointer: Checkpointer | None = None
@@ -146,7 +149,7 @@ class Training(Telling):
                 augment=self._augment,
                 generator=self.generators.method,
                 device=self.device,
-                replay_batch_size=replay_batch_size or batch_size,
+                replay_batch_size=replay,
                 mask_gradients=self.sparsifier.mask_gradients,
                 read_replay=self._read_replay,
             )

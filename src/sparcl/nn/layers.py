@@ -10,7 +10,7 @@ device); the native backend's compact modules implement the same interface witho
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -198,6 +198,8 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
         raise ConfigError(f"`prunable` is a list of names or patterns, not one string: use [{prunable!r}]")
     elif callable(prunable):
         names = [name for name, module in candidates.items() if prunable(name, module)]
+    elif not isinstance(prunable, Collection) or not all(isinstance(pattern, str) for pattern in prunable):
+        raise ConfigError(f"`prunable` is a list of names or patterns, or a predicate, not {prunable!r:.40}")
     else:
         names = [name for name in candidates if any(fnmatch.fnmatchcase(name, p) for p in prunable)]
         for pattern in prunable:

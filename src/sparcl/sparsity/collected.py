@@ -5,6 +5,7 @@ Legend: K active weights of a layer. g_task = ∂L~(D_t)/∂w, g_replay = ∂L(M
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -160,10 +161,13 @@ class StepRanked(MaskSparsifier):
     ranking: str
     collected: Collected
 
-    def _set_ranking(self, ranking: str) -> None:
+    def _set_ranking(self, ranking: str, alpha: float, beta: float) -> None:
         if ranking not in RANKINGS:
             raise ConfigError(unknown("ranking", ranking, RANKINGS))
-        self.ranking, self.collected = ranking, Collected()
+        for label, weight in (("alpha", alpha), ("beta", beta)):
+            if not 0.0 <= weight < math.inf:
+                raise ConfigError(f"{label} {weight} is not allowed: a gradient's weight is a number of 0 or more")
+        self.ranking, self.alpha, self.beta, self.collected = ranking, alpha, beta, Collected()
 
     @property
     def from_steps(self) -> bool:

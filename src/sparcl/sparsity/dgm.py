@@ -51,9 +51,9 @@ class DGM(StepRanked):
             raise ConfigError(f"gradient sparsity {frozen} is not allowed; use a share from 0 to less than 1")
         if interval < 1:
             raise ConfigError(f"DGM interval {interval} is not allowed; use 1 iteration or more")
-        self.frozen, self.interval, self.alpha, self.beta = frozen, interval, alpha, beta
+        self.frozen, self.interval = frozen, interval
         self.iteration = 0
-        self._set_ranking(ranking)
+        self._set_ranking(ranking, alpha, beta)
         self.shares = False
         """Whether what is collected is another's as well, who keeps it through a checkpoint (SparCL)."""
         self._owed, self._ready = True, False  # a choice is due; a step has been read for it

@@ -94,9 +94,9 @@ class TDM(StepRanked, Static):
         if interval < 1:
             raise ConfigError(f"TDM interval {interval} is not allowed; use 1 step or more")
         self.p_intra, self.p_inter = p_intra, p_inter
-        self.alpha, self.beta, self.batches, self.interval = alpha, beta, batches, interval
+        self.batches, self.interval = batches, interval
         self.moments = update_moments()
-        self._set_ranking(ranking)
+        self._set_ranking(ranking, alpha, beta)
 
     def begin_task(self, index: int, *, samples: int, epochs: int, losses: Losses | None = None) -> None:
         """New capacity comes first: from the second task on, expand to sparsity s - p_inter."""
