@@ -121,8 +121,28 @@ def section(records: Sequence[Record]) -> list[str]:
         "Class-IL / Task-IL in percent, mean ± standard deviation (number of seeds):",
         "",
         *_lines(table),
+        *_parts(table, ours),
         *_confirmation(Table(records, 32, CONFIRMING)),
     ]
+
+
+def _parts(table: Table, ours: Mapping[int, Cell]) -> list[str]:
+    """SparCL .90 as it is against itself with one part changed, where two runs or more stand on both sides."""
+    lines = []
+    for row in PARTS:
+        for budget, cell in table.of(**row).items():
+            if budget in ours and min(cell.class_il.n, ours[budget].class_il.n) > 1:
+                changed = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in row.items() if k not in MAIN[1])
+                lines.append(f"- Budget {budget}, {changed}: {_apart(ours[budget], cell)}.")
+    return ["", "SparCL .90 as it is, above itself with one part changed (Class-IL):", "", *lines] if lines else []
+
+
+def _apart(ours: Cell, other: Cell) -> str:
+    a, b = ours.class_il, other.class_il
+    assert a.mean is not None
+    assert b.mean is not None
+    p = _p(a, b, a.mean - b.mean)
+    return f"{a.mean - b.mean:+.1f} points, p = {p:.3f} ({a.n} and {b.n} runs)"
 
 
 def _confirmation(table: Table) -> list[str]:
@@ -180,12 +200,19 @@ def _rivals(table: Table) -> list[tuple[str, dict[int, Cell]]]:
     return [(name, table.of(method="derpp", sparsifier=name, sparsity=0.9)) for name in RIVALS]
 
 
+def _p(a: Stat, b: Stat, difference: float) -> float:
+    """Welch's p of a difference between two sets of two runs or more."""
+    assert a.std is not None
+    assert b.std is not None
+    return welch(difference, (a.std**2 / a.n, b.std**2 / b.n), (a.n, b.n))
+
+
 def _verdict(ours: Cell, other: Cell, aim: float) -> str:
     a, b = ours.class_il, other.class_il
     if a.mean is None or b.mean is None or a.std is None or b.std is None:
         return "one run on a side says nothing"
     difference = a.mean - b.mean - aim
-    p = welch(difference, (a.std**2 / a.n, b.std**2 / b.n), (a.n, b.n))
+    p = _p(a, b, difference)
     answer = "reached" if difference >= 0 else "missed"
     noise = "" if p < LEVEL else ", within noise"
     against = f" against {aim:+g}" if aim else ""
