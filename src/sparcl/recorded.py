@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from sparcl.errors import ConfigError
 
 
@@ -56,34 +58,33 @@ def plain(value: Any) -> Any:
     return NotImplemented
 
 
-def _check_scalars(cls: type[Any], arguments: Mapping[str, Any]) -> None:
-    """Raise ConfigError where an argument that is a number, a flag or a name by its annotation is none."""
-    scalars = _scalars(typing.cast(Hashable, cls))
-    for name, value in arguments.items():
-        allowed = scalars.get(name)
-        if allowed is not None and value is not None and not any(fits(value) for _, fits in allowed):
-            words = " or ".join(word for word, _ in allowed)
-            raise ConfigError(f"{name.replace('_', ' ')} {value!r:.40} is not allowed for {cls.__name__}; use {words}")
-
-
-SCALARS: dict[type[Any], tuple[str, Callable[[Any], bool]]] = {
+SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     int: ("a whole number", lambda value: hasattr(value, "__index__")),
     float: ("a number", lambda value: hasattr(value, "__float__")),
-    bool: ("True or False", lambda value: isinstance(value, bool) or type(value).__name__ == "bool_"),
+    bool: ("True or False", lambda value: isinstance(value, bool | np.bool_)),
     str: ("a name", lambda value: isinstance(value, str)),
 }
 """What a value must be that stands for one of Python's own types, and how it is told: NumPy's numbers are numbers."""
 
 
+def _check_scalars(cls: type[Any], arguments: Mapping[str, Any]) -> None:
+    """Raise ConfigError where an argument that is a number, a flag or a name by its annotation is none."""
+    scalars = _scalars(typing.cast(Hashable, cls))
+    for name, value in arguments.items():
+        if name in scalars and value is not None and not any(_is_a(value, kind) for kind in scalars[name]):
+            words = " or ".join(SCALARS[kind][0] for kind in scalars[name])
+            raise ConfigError(f"{name.replace('_', ' ')} {value!r:.40} is not allowed for {cls.__name__}; use {words}")
+
+
 @cache
-def _scalars(cls: Hashable) -> dict[str, list[tuple[str, Callable[[Any], bool]]]]:
-    """The arguments that are scalars of `SCALARS`, or one of several, and what each may be."""
+def _scalars(cls: Hashable) -> dict[str, list[Any]]:
+    """The arguments that are scalars of `SCALARS`, or one of several: which of these they may be."""
     found = {}
     for name, hint in typing.get_type_hints(cls.__init__).items():  # type: ignore[misc]
         union = typing.get_origin(hint) in (types.UnionType, typing.Union)
         kinds = [one for one in (typing.get_args(hint) if union else (hint,)) if one is not types.NoneType]
         if all(kind in SCALARS for kind in kinds):
-            found[name] = [SCALARS[kind] for kind in kinds]
+            found[name] = kinds
     return found
 
 
@@ -102,4 +103,4 @@ def _is_a(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and all(_is_a(item, inner[0]) for item in value)
     if origin is not None:
         return False  # a function: no plain value is one
-    return isinstance(value, int | float if hint is float else hint)
+    return SCALARS[hint][1](value) if hint in SCALARS else isinstance(value, hint)

@@ -295,13 +295,14 @@ def test_an_argument_of_another_type_is_one_line(make: Callable[[], Any], told: 
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
-    def learner(whole: Callable[[int], Any], real: Callable[[float], Any]) -> Learner:
-        method, sparsifier = DERpp(whole(5), alpha=real(0.5)), SparCL(real(0.75))
+    def learner(whole: Callable[[int], Any], real: Callable[[float], Any], flag: Callable[[bool], Any]) -> Learner:
+        method = DERpp(whole(5), alpha=real(0.5), single_head=flag(False))
+        sparsifier = SparCL(real(0.75), pattern="block", block_size=whole(2))
         settings = {"lr": real(0.25), "epochs": whole(2), "batch_size": whole(8), "seed": whole(3)}
         return Learner(ConvNet(4, 2, 8), method, sparsifier, **settings)
 
-    learner(np.int64, np.float32).save(tmp_path / "numpy")
-    learner(int, float).save(tmp_path / "python")
+    learner(np.int64, np.float32, np.bool_).save(tmp_path / "numpy")
+    learner(int, float, bool).save(tmp_path / "python")
     for name in ("state.json", "manifest.json"):
         assert (tmp_path / "numpy" / "step-0" / name).exists()
     one, other = ((tmp_path / name / "step-0" / "state.json").read_text() for name in ("numpy", "python"))

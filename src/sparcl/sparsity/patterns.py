@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class Pattern(Recorded):
     block: int = 1
 
     def __post_init__(self) -> None:
-        if type(self.block) is not int or self.block < 1:
+        if not isinstance(self.block, Integral) or isinstance(self.block, bool) or self.block < 1:
             raise ConfigError(f"block size {self.block!r} is not allowed; use a whole number from 1 (unstructured) on")
 
     def units(self, shape: tuple[int, ...]) -> int:
