@@ -75,6 +75,9 @@ def run(
     ] = None,
     warmup: Annotated[float | None, typer.Option(help="share of each task in which the rate rises; default 0")] = None,
     clip_grad_norm: Annotated[float | None, typer.Option(help="what the gradients' norm is scaled down to")] = None,
+    average: Annotated[
+        float | None, typer.Option(help="answer with an average of the weights over this share of a task, e.g. 0.1")
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd (default), adam, adamw, or your own")] = None,
     momentum: Annotated[float | None, typer.Option(help="of optimizer sgd; default 0")] = None,
     optimizer_option: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER, e.g. beta2=0.99")] = None,

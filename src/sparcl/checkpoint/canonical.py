@@ -25,7 +25,7 @@ from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError
 from sparcl.nn import memory
 from sparcl.nn.compact import CompactLayer
-from sparcl.nn.layers import ELEMENTWISE_OPTIMIZERS, SparseLayer, fresh_state
+from sparcl.nn.layers import AVERAGE, ELEMENTWISE_OPTIMIZERS, SparseLayer, fresh_state
 
 Layers = Sequence[SparseLayer]
 Fits = Callable[[Tensor, tuple[int, ...]], bool]
@@ -281,6 +281,8 @@ def _template(
     if not isinstance(optimizer, ELEMENTWISE_OPTIMIZERS):
         return dict(checks.keys(entries, entries, "the optimizer's state"))
     template = _stepped(optimizer, group, saved, parameter, shape)
+    if isinstance(entries, Mapping) and AVERAGE in entries:
+        template[AVERAGE] = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
     checks.keys(entries, template, "the optimizer's state")
     return template
 

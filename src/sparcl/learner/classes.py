@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparcl.errors import CheckpointError, ConfigError, DataError
 from sparcl.methods import METHODS, Method
 from sparcl.methods.respond import classifier
-from sparcl.nn.layers import SparseLayer, elementwise_state, fresh_state
+from sparcl.nn.layers import AVERAGE, SparseLayer, elementwise_state, fresh_state
 from sparcl.streams.checked import by_name
 from sparcl.streams.task import Name, Samples, Task
 
@@ -147,8 +147,8 @@ class Classes:
             drawn = torch.empty(new, *parameter.shape[1:]).uniform_(-bound, bound, generator=generator)
             states = elementwise_state(optimizer, parameter)
             for key, state in states.items():
-                fresh = torch.full_like(drawn, fresh_state(optimizer, parameter, key)).to(state)
-                optimizer.state[parameter][key] = torch.cat([state, fresh])
+                fresh = drawn if key == AVERAGE else torch.full_like(drawn, fresh_state(optimizer, parameter, key))
+                optimizer.state[parameter][key] = torch.cat([state, fresh.to(state)])
             _set_rows(parameter, torch.cat([parameter.detach(), drawn.to(parameter)]))
         head.out_features = len(self.names)
 

@@ -10,6 +10,7 @@ Legend: N batch, C classes of the whole stream.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,9 @@ class Learner(Observing):
             that is spent, 0 to less than 1; a function is given again to `load`.
         warmup: share of each task in which the rate rises linearly from a hundredth to all of the schedule's.
         clip_grad_norm: what the norm of the gradients, those of all that moves taken together, is scaled down to.
+        average: share of a task's steps so far (of a stream's) that an average of the weights spans, such as 0.1; it
+            answers in their place (`evaluate`, `predict`, `dense_model`) and takes no part in training
+            (docs/method.md). None: the weights answer.
         epochs, steps, seconds: the budget of each task, one of them: passes over it, steps, or seconds of training
             (mask updates counted, evaluation and checkpoints not); default: one epoch.
         pace: what a budget of seconds came to before (`Learner.pace`): the same steps, and so the same bits.
@@ -110,7 +114,8 @@ class Learner(Observing):
         self.tell("evaluate.begin", {})
         self.model.eval()
         try:
-            with self._not_counted(True), self.generators.aside(seeds.derive(self.seed, "evaluate")):
+            aside = self.generators.aside(seeds.derive(self.seed, "evaluate"))
+            with self._not_counted(True), aside, self.averaged():
                 told = partial(self.tell, "evaluate.batch", {})
                 return measure(tasks, self.answering, self.device, told, self._at_once)
         finally:
@@ -138,7 +143,7 @@ class Learner(Observing):
             raise ConfigError(f"task {task} is not known; allowed are 0 to {len(self.classes.of_tasks) - 1}")
         columns = None if task is None else self.classes.of_tasks[task]
         index = max(self.learned - 1, 0) if task is None else task
-        with evaluating(self.model):
+        with evaluating(self.model), self.averaged():
             asked = (self.answering.predict, inputs, self.transform, self.classes.names, columns, index)
             return predict(*asked, self.device, self._at_once)
 
@@ -149,17 +154,29 @@ class Learner(Observing):
 
     def answer_state(self, task: Task) -> dict[str, torch.Tensor]:
         """As `Method.answer_state`, of a task whose inputs are as they came."""
-        return self.method.answer_state(task if self.latents is None else self.latents.like(task, self.device))
+        with self.averaged():
+            return self.method.answer_state(task if self.latents is None else self.latents.like(task, self.device))
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The model's weights and running statistics are their average in here; without `average`, as they are.
+
+        with learner.averaged():
+            torch.save(learner.model.state_dict(), "model.pt")
+        """
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
 
     def dense_model(self) -> nn.Module:
         """A copy of the model as plain dense PyTorch, evaluating: `torch.onnx.export` and others take it.
+
+        Its weights are those that answer: their average, where one is kept.
 
         No compact layers, zeros where weights are not active; its state dict loads into the model as it was made.
 
         Raises:
             ConfigError: the model cannot be copied.
         """
-        made = dense_model(self.model)
+        with self.averaged():
+            made = dense_model(self.model)
         for module in made.modules():
             if type(module) is GrowingLinear:
                 cast(Any, module).__class__ = nn.Linear

@@ -87,6 +87,11 @@ class StreamPosition:
     steps: int = 0
     samples: int = 0
 
+    @property
+    def done(self) -> int:
+        """Its steps, as a task's are called."""
+        return self.steps
+
     def place(self, steps_ago: int) -> str:
         """So many steps before the one at hand, for people."""
         return f"step {self.steps + 1 - steps_ago} of the stream"

@@ -18,6 +18,7 @@ from sparcl.checkpoint import by_parameter, canonical, checks, tree
 from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError, TrainingError
 from sparcl.learner import frozen
+from sparcl.learner.average import Average
 from sparcl.learner.budget import Budget, check_pace
 from sparcl.learner.classes import Classes, classes_in
 from sparcl.learner.frozen import FREEZE, UNTRAINED
@@ -65,6 +66,7 @@ class Saved(Protocol):
     method: Method
     sparsifier: Sparsifier
     optimizer: torch.optim.Optimizer
+    average: Average | None
     generators: Generators
     settings: dict[str, Any]
     recipes: dict[str, Any]
@@ -160,6 +162,7 @@ def _progress(learner: Saved) -> State:
     return {
         **({"frozen": still} if still else {}),
         **({} if learner.stream is None else {"stream": dict(vars(learner.stream))}),
+        **({} if learner.average is None else {"average": learner.average.state_dict()}),
         "learned": learner.learned,
         "steps": learner.steps,
         "pace": learner.pace,
@@ -194,6 +197,8 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
     if learner.position is not None:
         learner.position.check(learner.learned, int(budget.amount) if budget.kind == "epochs" else None)
     learner.stream = StreamPosition.of(state["stream"], learner.position) if "stream" in state else None
+    if learner.average is not None:
+        learner.average.load_state_dict(state["average"])
     remembered = state["method"]
     if learner.method.by_parameter:
         remembered = by_parameter.restore(remembered, learner.model, learner.sparsifier.layers)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from sparcl.errors import LARGEST, CheckpointError, ConfigError
+from sparcl.learner.average import check_share
 
 Factor = Callable[[float], float]
 """From the share of a task's budget that is spent, 0 to less than 1, to what the learning rate is multiplied by."""
@@ -146,7 +147,7 @@ def clip(optimizer: torch.optim.Optimizer, norm: float | None) -> None:
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
 
 
-USUAL: dict[str, Any] = {"lr_schedule": CONSTANT, "warmup": 0.0, "clip_grad_norm": None}
+USUAL: dict[str, Any] = {"lr_schedule": CONSTANT, "warmup": 0.0, "clip_grad_norm": None, "average": None}
 """Settings of a Learner that a checkpoint names only where they are others."""
 
 
@@ -167,6 +168,7 @@ def of_checkpoint(saved: Mapping[str, Any], schedule: str | Factor | None) -> di
             Rate(settings["lr_schedule"], settings["warmup"])
         check_warmup(settings["warmup"])
         check_clip(settings["clip_grad_norm"])
+        check_share(settings["average"])
     except (ConfigError, OverflowError, TypeError) as error:
         raise CheckpointError(f"the settings in the checkpoint are not allowed: {error}") from None
     return settings if schedule is None else {**settings, "lr_schedule": schedule}

@@ -20,6 +20,7 @@ from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.errors import ConfigError
 from sparcl.learner import alone, apart, micro, refusals, saving
 from sparcl.learner.asked import Asked
+from sparcl.learner.average import Average, check_share
 from sparcl.learner.backend import give_to_backend
 from sparcl.learner.budget import Budget, check_pace
 from sparcl.learner.chance import ChanceWatch
@@ -62,6 +63,7 @@ class Training(Telling):
         lr_schedule: str | Factor | None = None,
         warmup: float = 0.0,
         clip_grad_norm: float | None = None,
+        average: float | None = None,
         epochs: int | None = None,
         steps: int | None = None,
         seconds: float | None = None,
@@ -90,6 +92,7 @@ class Training(Telling):
         )
         refusals.check_checkpoints(checkpoint_dir, checkpoint_every)
         check_clip(clip_grad_norm)
+        check_share(average, type(self.method))
         self.rate = Rate(lr_schedule, warmup)
         micro.check(micro_batch, batch_size, type(self.method))
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
@@ -123,6 +126,7 @@ class Training(Telling):
         self.settings |= {name: value for name, value in named.items() if value is not None}
         self.settings |= {"budget": {self.budget.kind: self.budget.amount}, "replay_batch_size": replay}
         self.settings |= {"lr_schedule": self.rate.name, "warmup": warmup, "clip_grad_norm": clip_grad_norm}
+        self.settings["average"] = average
         self.drop_last = self.settings["drop_last"] = self.sparsifier.drops_last if drop_last is None else drop_last
         self.observers = list(observers)
         self._checkpointer: Checkpointer | None = None
@@ -134,6 +138,7 @@ class Training(Telling):
         refusals.check_optimizer(self.optimizer)
         self.rate.check(self.optimizer)
         self.trained = Trained(self.model, self.optimizer)
+        self.average = None if average is None else Average(self.model, self.optimizer, average)
         self.sparsifier.attach(self.model, self.optimizer, seed)
         if self.latents is not None:
             self.sparsifier.trains(self.rest)
@@ -209,6 +214,8 @@ class Training(Telling):
 
     def _misfit(self) -> str | None:
         """What of the model has changed so that it would not train as it seems, in one line."""
+        if self.average is not None and self.average.answers:
+            return "the model's weights are their average at present: leave `averaged` first"
         by_parameter = self.method.name if self.method.by_parameter else ""
         return self.trained.misfit(self.model, self.optimizer, self.sparsifier.layers, by_parameter=by_parameter)
 
@@ -358,6 +365,8 @@ class Training(Telling):
         with self.rate.applied(self.optimizer, spent):
             self.optimizer.step()
         self.sparsifier.after_step()
+        if self.average is not None:
+            self.average.after_step(position.done + 1)
         self.method.after_step(batch, logits)
         return loss
 

@@ -305,6 +305,10 @@ def elementwise_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter)
     return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape}
 
 
+AVERAGE = "average"
+"""What the optimizer's state of a parameter calls its average, where a Learner keeps one (`learner/average.py`)."""
+
+
 def fresh_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, key: str) -> float:
     """The value an elementwise state starts with: 0, but for Adagrad's accumulator and Rprop's step size."""
     options = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))

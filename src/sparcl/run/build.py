@@ -207,6 +207,7 @@ def learner(experiment: Experiment, stream: Stream, observers: Sequence[Observer
         lr_schedule=schedule(experiment),
         warmup=experiment.warmup or 0.0,
         clip_grad_norm=experiment.clip_grad_norm,
+        average=experiment.average,
         epochs=experiment.epochs,
         steps=experiment.steps,
         seconds=experiment.max_seconds,

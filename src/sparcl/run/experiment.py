@@ -16,6 +16,7 @@ from typing import Any
 from sparcl import methods, named
 from sparcl.errors import LARGEST, ConfigError, unknown
 from sparcl.learner import micro
+from sparcl.learner.average import check_share
 from sparcl.learner.budget import check_pace
 from sparcl.learner.latents import KINDS
 from sparcl.learner.schedule import CONSTANT, check_clip, check_warmup, parse
@@ -81,6 +82,8 @@ class Experiment:
     lr_schedule: str | None = None
     warmup: float | None = None
     clip_grad_norm: float | None = None
+    average: float | None = None
+    """Share of a task's steps that an average of the weights spans, which answers; None: the weights answer."""
     epochs: int | None = None
     steps: int | None = None
     max_seconds: float | None = None
@@ -220,6 +223,7 @@ class Experiment:
         if self.max_memory is not None and self.device == "cuda":
             raise ConfigError("max memory is of a process on the CPU, not of cuda; use device cpu")
         method = methods.find(self.method)
+        check_share(self.average, method)
         if self.scenario is not None and self.scenario not in method.scenarios:
             raise ConfigError(
                 f"method {self.method} does not support {self.scenario}; it supports: {', '.join(method.scenarios)}"

@@ -55,7 +55,8 @@ def model(method: Method) -> dict[str, Any]:
 
 def save(directory: RunDirectory, learner: Learner, stream: Stream, experiment: Experiment) -> None:
     """Write the weights, what else an answer needs, and README.md."""
-    disk.replace_file(directory.model, safetensors_parts(dense_state(learner.model)))
+    with learner.averaged():
+        disk.replace_file(directory.model, safetensors_parts(dense_state(learner.model)))
     if learner.method.answers_need is not None:
         state = learner.answer_state(stream.tasks[0])
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

@@ -46,7 +46,7 @@ BEFORE: dict[str, Any] = {
     **dict.fromkeys(("init", "init_sha256", "augment", "optimizer", "momentum")),
     **dict.fromkeys(("lr_schedule", "warmup", "clip_grad_norm")),
     **dict.fromkeys(("freeze", "latents", "buffer_bytes", "buffer_policy", "buffer_storage")),
-    **dict.fromkeys(("class_order", "lazy", "max_memory", "micro_batch")),
+    **dict.fromkeys(("class_order", "lazy", "max_memory", "micro_batch", "average")),
     "fitted": {},
     "optimizer_options": {},
     "sparsifier_options": {},
