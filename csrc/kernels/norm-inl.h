@@ -35,10 +35,16 @@ SPARCL_INLINE float chunk_sum(const float* x, long n) {
   return static_cast<float>(lane_sum((s[0] + s[1]) + (s[2] + s[3])));
 }
 
+// In double throughout: a bias's gradient may cancel to a small part of what is added up.
 double sum(const float* x, long count) {
-  double total = 0;
-  for (long i = 0; i < count; i += kChunk) total += chunk_sum(x + i, smaller(kChunk, count - i));
-  return total;
+  double s[8] = {};
+  long i = 0;
+  for (; i + 8 <= count; i += 8) {
+    SPARCL_UNROLL
+    for (int l = 0; l < 8; ++l) s[l] += x[i + l];
+  }
+  for (int l = 0; i < count; ++i, ++l) s[l] += x[i];
+  return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
 }
 
 // Mean and squared deviations chunk by chunk, joined as in Chan, Golub and LeVeque (1979): one pass over memory, and no
