@@ -58,11 +58,12 @@ PARTS: list[dict[str, Any]] = [
     {**MAIN[1], "gradient_sparsity": 0.0},
     {**MAIN[1], "sample_removal": 0.3},
     {**MAIN[1], "importance": "magnitude"},
+    {**MAIN[1], "importance": "none"},
     {**MAIN[1], "first_mask": "magnitude"},
     {**MAIN[1], "ranking": "fresh"},
 ]
-"""What each part is worth, at a budget of 2: SparCL .90 less DGM, with DDR, with magnitude for CWI, its first mask of
-the largest weights, ranked by passes over fresh batches."""
+"""What each part is worth, at a budget of 2: SparCL .90 less DGM, with DDR, with magnitude for CWI, less TDM, its first
+mask of the largest weights, ranked by passes over fresh batches."""
 FREE = ("gradient_sparsity", "sample_removal", "importance", "first_mask", "single_head", "lr", "average")
 """Settings that leave the cost of a step as it is, within 1 %."""
 

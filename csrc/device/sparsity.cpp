@@ -184,8 +184,9 @@ bool Sparsifier::begin_step(long step, double spent) {
 }
 
 void Sparsifier::begin_step_of_tdm(long step, double spent) {
-  if (tdm_->moments.due(step, spent) && tdm_->sparsity > 0) update();
-  const bool near = tdm_->moments.near(step, tdm_->batches, spent), ranks = tdm_->sparsity > 0 && (tdm_->alpha != 0 || tdm_->beta != 0);
+  const bool changes = tdm_->sparsity > 0 && (tdm_->p_intra != 0 || tdm_->p_inter != 0);
+  if (tdm_->moments.due(step, spent) && changes) update();
+  const bool near = tdm_->moments.near(step, tdm_->batches, spent), ranks = changes && (tdm_->alpha != 0 || tdm_->beta != 0);
   if (ranks && (!collected_.batches() || near)) collected_.ask(near);
 }
 

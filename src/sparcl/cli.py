@@ -47,7 +47,7 @@ def run(
     gradient_sparsity: Annotated[float | None, typer.Option(help="DGM: share of active weights not updated")] = None,
     sample_removal: Annotated[float | None, typer.Option(help="DDR: share of a task's samples removed")] = None,
     ddr_score: Annotated[str | None, typer.Option(help="misclassified (default) or forgetting")] = None,
-    importance: Annotated[str | None, typer.Option(help="TDM ranks by cwi (default) or magnitude")] = None,
+    importance: Annotated[str | None, typer.Option(help="TDM ranks by cwi (default), magnitude; none: no TDM")] = None,
     ranking: Annotated[str | None, typer.Option(help="gradients of: step (default), training's, or fresh")] = None,
     buffer_size: Annotated[int | None, typer.Option(help="samples kept for rehearsal; default 200")] = None,
     buffer_bytes: Annotated[str | None, typer.Option(help="bytes kept, e.g. 2MB, in place of a size")] = None,
@@ -75,9 +75,7 @@ def run(
     ] = None,
     warmup: Annotated[float | None, typer.Option(help="share of each task in which the rate rises; default 0")] = None,
     clip_grad_norm: Annotated[float | None, typer.Option(help="what the gradients' norm is scaled down to")] = None,
-    average: Annotated[
-        float | None, typer.Option(help="answer with an average of the weights over this share of a task, e.g. 0.1")
-    ] = None,
+    average: Annotated[float | None, typer.Option(help="mean over this share of a task answers")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd (default), adam, adamw, or your own")] = None,
     momentum: Annotated[float | None, typer.Option(help="of optimizer sgd; default 0")] = None,
     optimizer_option: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER, e.g. beta2=0.99")] = None,

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from toys import Net, blobs, own_loop
+from toys import Net, blobs, make_learner, own_loop
 
+from sparcl import Learner, kernels
 from sparcl.errors import ConfigError
+from sparcl.run import build
 from sparcl.run.experiment import Experiment
 from sparcl.sparsity import SET, SNIP, TDM, RigL, SparCL, Static
 from sparcl.sparsity.sparcl import SETTINGS
+
+BACKENDS = ["reference", *(["native"] if kernels.available() else [])]
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "block"])
@@ -108,3 +112,39 @@ def test_one_default_sparsity() -> None:
     kinds = (SparCL, TDM, Static, SET, SNIP, RigL)
     defaults = {inspect.signature(kind.__init__).parameters["sparsity"].default for kind in kinds}
     assert defaults == {0.90} == {Experiment("seq-digits").resolve().sparsity}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_tdm_masks_stay_no_gradient_is_asked_for_them_and_the_rest_goes_on(backend: str) -> None:
+    told: list[str] = []
+
+    def learn(sparsifier: Static | SparCL) -> Learner:
+        learner = make_learner(
+            model=Net(),
+            sparsifier=sparsifier,
+            backend=backend,
+            epochs=None,
+            steps=60,
+            observers=[lambda e, _: told.append(e)],
+        )
+        for task in blobs():
+            learner.learn(task)
+        return learner
+
+    def masks(learner: Learner) -> list[torch.Tensor]:
+        return [layer.index for layer in learner.sparsifier.layers]
+
+    without = learn(
+        build.sparsifier(Experiment("seq-digits", sparsity=0.7, importance="none", first_mask="magnitude").resolve())
+    )
+    assert isinstance(without.sparsifier, SparCL)
+    assert "dgm.choose" in told
+    assert not {"tdm.update", "tdm.expand", "tdm.shrink"} & set(told)
+    told.clear()
+    alone = learn(SparCL(0.7, p_intra=0.0, p_inter=0.0, gradients=0.0, samples=0.0, first_mask="magnitude"))
+    assert not [event for event in told if event.startswith(("tdm", "dgm", "importance"))]
+    fixed = learn(Static(0.7, first_mask="magnitude"))
+    for one, other in ((without, alone), (alone, fixed)):
+        assert all(torch.equal(a, b) for a, b in zip(masks(one), masks(other), strict=True))
+    of_alone, of_fixed = alone.model.parameters(), fixed.model.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(of_alone, of_fixed, strict=True)), "it is a static mask, to the bit"

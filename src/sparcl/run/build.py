@@ -85,6 +85,7 @@ def sparsifier(experiment: Experiment) -> Sparsifier:
     if experiment.sparsifier == "sparcl":
         assert experiment.gradient_sparsity is not None
         assert experiment.sample_removal is not None
+        stay: dict[str, Any] = {"p_intra": 0.0, "p_inter": 0.0} if experiment.importance == "none" else {}
         return SparCL(
             experiment.sparsity,
             gradients=experiment.gradient_sparsity,
@@ -96,6 +97,7 @@ def sparsifier(experiment: Experiment) -> Sparsifier:
             ddr_score=experiment.ddr_score or "misclassified",
             ranking=experiment.ranking or "step",
             use_gradients=experiment.importance != "magnitude",
+            **stay,
             first_mask=experiment.first_mask or "random",
         )
     given = {} if experiment.first_mask is None else {"first_mask": experiment.first_mask}

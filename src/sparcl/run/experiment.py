@@ -347,7 +347,9 @@ class Experiment:
         return cls(**values)
 
 
-IMPORTANCES = ("cwi", "magnitude")
+IMPORTANCES = ("cwi", "magnitude", "none")
+"""What TDM ranks weights by; none: masks stay as they begin."""
+
 OF_YOUR_OWN = {
     "stream": ["package.module:name"],
     "model": ["package.module:name"],

@@ -32,6 +32,7 @@ class SparCL(Sparsifier):
 
     Args:
         sparsity: s, of each prunable layer, 0 to .99; the settings of the nearest row of `SETTINGS` apply.
+        p_intra, p_inter: see TDM; default: that row's. 0 and 0: masks stay as they begin (no TDM).
         gradients: g, share of the active weights that is not updated (0: no DGM).
         samples: share of each task's samples that is removed (0: no DDR; none in a stream without borders).
         pattern: `unstructured`, or `block`: `block_size` output channels share their positions; or a Pattern.
@@ -56,6 +57,8 @@ class SparCL(Sparsifier):
         self,
         sparsity: float = DEFAULT_SPARSITY,
         *,
+        p_intra: float | None = None,
+        p_inter: float | None = None,
         gradients: float = 0.2,
         samples: float = 0.3,
         pattern: Pattern | str = "unstructured",
@@ -74,8 +77,8 @@ class SparCL(Sparsifier):
         self.pattern, self.prunable = make_pattern(pattern, block_size), prunable
         self.tdm = TDM(
             sparsity,
-            p_intra=setting["p_intra"],
-            p_inter=setting["p_inter"],
+            p_intra=setting["p_intra"] if p_intra is None else p_intra,
+            p_inter=setting["p_inter"] if p_inter is None else p_inter,
             pattern=self.pattern,
             distribution=distribution,
             prunable=prunable,

@@ -52,7 +52,7 @@ class TDM(StepRanked, Static):
     Args:
         sparsity, pattern, distribution, prunable, first_mask: see Static.
         p_intra: share of all prunable units removed and grown at an update within a task.
-        p_inter: share of all prunable units by which a new task (t > 1) expands the network.
+        p_inter: share of all prunable units by which a new task (t > 1) expands the network. With both 0 masks stay.
         alpha, beta: weight of the present task's and of the buffer's gradient in CWI.
         batches: batches over which each of the two gradients is averaged.
         ranking: `step` takes the two gradients from training steps just before an update, as many of `batches` as a
@@ -121,9 +121,10 @@ class TDM(StepRanked, Static):
 
     def begin_step(self, step: int, spent: float | None = None) -> None:
         self.collected.begin_step()
-        if self.moments.due(step, spent) and self.sparsity > 0:
+        changes = self.sparsity > 0 and (self.p_intra or self.p_inter)
+        if self.moments.due(step, spent) and changes:
             self.update()
-        ranks = self.sparsity > 0 and (self.alpha or self.beta)
+        ranks = changes and (self.alpha or self.beta)
         if ranks and (not self.collected.batches or self.moments.near(step, self.batches, spent)):
             self.collected.ask(window=self.moments.near(step, self.batches, spent))
 
