@@ -16,6 +16,7 @@ from sparcl.report.tables import Stat, stat
 sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import (
     A_PASS,
+    AVERAGED,
     BATCH,
     BUDGETS,
     CANDIDATE,
@@ -75,7 +76,7 @@ class Table:
         self.seconds = A_PASS * dense["step_ms"] / 1000
         """Of training a task, at a budget of 1."""
         mine = [r for r in records if r.config.get("width") == width and r.config["seed"] in seeds]
-        rows = [*MAIN, *RATES, *SINGLE, *SMALL, *MORE, *PARTS]
+        rows = [*MAIN, *AVERAGED, *RATES, *SINGLE, *SMALL, *MORE, *PARTS, CANDIDATE]
         self.cells = {i: cells for i, row in enumerate(rows) if (cells := self._cells(row, mine))}
         self.rows = rows
 
@@ -121,6 +122,7 @@ def section(records: Sequence[Record]) -> list[str]:
         "Class-IL / Task-IL in percent, mean ± standard deviation (number of seeds):",
         "",
         *_lines(table),
+        *_averaged(table),
         *_parts(table, ours),
         *_confirmation(Table(records, 32, CONFIRMING)),
     ]
@@ -137,6 +139,18 @@ def _parts(table: Table, ours: Mapping[int, Cell]) -> list[str]:
     return ["", "SparCL .90 as it is, above itself with one part changed (Class-IL):", "", *lines] if lines else []
 
 
+def _averaged(table: Table) -> list[str]:
+    """What an average that answers adds to each row, where two runs or more stand on both sides."""
+    lines = []
+    for plain, averaged in zip(MAIN, AVERAGED, strict=True):
+        without = table.of(**plain)
+        for budget, cell in table.of(**averaged).items():
+            if budget in without and min(cell.class_il.n, without[budget].class_il.n) > 1:
+                lines.append(f"- Budget {budget}, {_name(plain)}: {_apart(cell, without[budget])}.")
+    head = "Answered by an average of the weights over the last tenth of a task, above the same row without (Class-IL):"
+    return ["", head, "", *lines] if lines else []
+
+
 def _apart(ours: Cell, other: Cell) -> str:
     a, b = ours.class_il, other.class_il
     assert a.mean is not None
@@ -146,20 +160,19 @@ def _apart(ours: Cell, other: Cell) -> str:
 
 
 def _confirmation(table: Table) -> list[str]:
-    """The best of the parts against the rivals on seeds that did not choose it."""
+    """The best of the parts against the rivals, all averaged, on seeds that did not choose it."""
     candidate = table.of(**CANDIDATE)
-    rivals = [(name, cells) for name, cells in _rivals(table) if cells]
-    if not candidate or not rivals:
-        return []
+    rivals = [(NAMES[row["sparsifier"]], table.of(**row)) for row in AVERAGED[2:]]
     lines = []
     for budget, cell in candidate.items():
-        beside = [(NAMES[name], cells[budget]) for name, cells in rivals if budget in cells]
+        beside = [(name, cells[budget]) for name, cells in rivals if budget in cells]
         lines.append(
             f"- Budget {budget}: {_name(CANDIDATE)} {_figure(cell.class_il)} % Class-IL. "
             + " ".join(f"Against {n}, {_figure(c.class_il)} %: {_verdict(cell, c, 0.0)}." for n, c in beside)
         )
     first, last = CONFIRMING[0], CONFIRMING[-1]
-    return ["", f"The best of the parts, on seeds that did not choose it ({first} to {last}):", "", *lines]
+    head = f"The best of the parts, on seeds that did not choose it ({first} to {last}), all rows averaged:"
+    return ["", head, "", *lines] if lines else []
 
 
 def _answers(table: Table, dense: Mapping[int, Cell], ours: Mapping[int, Cell]) -> list[str]:
