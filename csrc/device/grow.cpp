@@ -23,6 +23,13 @@ void append_rows(Tensor& tensor, long rows, double reach, Random& random) {
   tensor.shape[0] += rows;
 }
 
+// The average of rows that were drawn begins with them.
+void copy_rows(const Tensor& drawn, long rows, Tensor& average) {
+  if (average.bytes.size() != drawn.bytes.size()) refuse("an average in the file has not the shape of its weight");
+  const size_t tail = drawn.bytes.size() / static_cast<size_t>(drawn.shape[0]) * static_cast<size_t>(rows), before = drawn.bytes.size() - tail;
+  std::memcpy(average.bytes.data() + before, drawn.bytes.data() + before, tail);
+}
+
 // Remembered answers say nothing of classes that were not there: NaN.
 void append_columns(Tensor& tensor, long columns) {
   const long rows = tensor.shape[0], before = tensor.shape[1];
@@ -80,6 +87,7 @@ void grow_head(ModelFile& model, const std::vector<std::string>& names) {
       if (!it->second.shape.empty() && it->second.shape[0] == rows) {
         it->second.floats(it->first);
         append_rows(it->second, more, 0, random);
+        if (it->first == state + "average") copy_rows(found->second, more, it->second);
       }
   }
   put_tensor(model, kGenerator, random.state());

@@ -72,6 +72,8 @@ void info(const ModelFile& model, int threads) {
   if (all) std::printf("sparsity     %.4f of %ld prunable weights\n", 1.0 - static_cast<double>(active) / static_cast<double>(all), all);
   std::printf("multiply-adds of a sample, forward   %ld\n", graph.macs());
   std::printf("method       %s\n%s", method.c_str(), buffer.c_str());
+  if (const Json* share = model.state.at("settings", "the state").find("average"))
+    std::printf("answers      by an average of the weights over %s of a task's steps\n", to_text(*share).c_str());
   std::printf("tasks        %s learned, %s steps\n", learned.c_str(), steps.c_str());
   if (inside) std::printf("             stopped inside a task: learn it again to go on\n");
   std::printf("images       this build reads %s\n", image_formats());

@@ -76,7 +76,7 @@ std::vector<size_t> nodes_of(const std::vector<SparseLayer>& layers) {
 
 Learning::Learning(ModelFile& model, const Samples& samples, int threads, bool begin_anew, const Budget& wanted)
     : model_(model), samples_(samples), grown_(appended(model, samples, stands_inside(model) && !begin_anew)), graph_(model, threads),
-      transform_(transform_of(model.transform, graph_.input())), sparsifier_(model, graph_), optimizer_(model, graph_),
+      transform_(transform_of(model.transform, graph_.input())), sparsifier_(model, graph_), optimizer_(model, graph_), average_(model, graph_),
       ledger_(graph_, nodes_of(sparsifier_.layers())), order_(generator(model, "order")), augment_(generator(model, "augment")),
       remember_(generator(model, "method")) {
   for (const char* others : {"head", "torch"}) generator(model, others);  // refuses what is none, before any work
@@ -240,6 +240,7 @@ void Learning::save(const std::string& path) {
   trim();  // what is written is not to come on top of a step's memory
   graph_.store(model_);
   optimizer_.store(model_, graph_);
+  average_.store(model_, graph_);
   sparsifier_.store(model_);
   buffer_.store(model_, samples_);
   store_state();

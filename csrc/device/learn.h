@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "device/average.h"
 #include "device/buffer.h"
 #include "device/graph.h"
 #include "device/ledger.h"
@@ -68,6 +69,7 @@ class Learning {
   Transform transform_;
   Sparsifier sparsifier_;
   Optimizer optimizer_;
+  Average average_;
   Ledger ledger_;
   Method method_;
   Buffer buffer_;

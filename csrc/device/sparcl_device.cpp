@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "device/average.h"
 #include "device/commands.h"
 #include "device/images.h"
 #include "device/learn.h"
@@ -170,6 +171,7 @@ long best_of(const float* logits, long classes, long n, long N) {
 
 void predict(const ModelFile& model, const Options& o) {
   Graph graph(model, o.threads);
+  Average(model, graph).answer(graph);
   const bool all = o.logits;
   const Samples samples = read_samples(o.places[1], {graph.input(), o.resize, false});
   const Transform transform = transform_of(model.transform, graph.input());
@@ -195,6 +197,7 @@ std::vector<long> columns_of(const ModelFile& model, const Samples& samples) {
 
 void evaluate(const ModelFile& model, const Options& o) {
   Graph graph(model, o.threads);
+  Average(model, graph).answer(graph);
   const Samples samples = read_samples(o.places[1], {graph.input(), o.resize, true});
   const std::vector<long> columns = columns_of(model, samples);
   std::vector<long> right(samples.classes.size()), seen(right.size());

@@ -158,6 +158,7 @@ void Learning::train() {
   sparsifier_.after_backward();
   optimizer_.step(graph_);
   sparsifier_.end_step();
+  average_.take_in(graph_, position.done + 1);
   buffer_.offer(samples_, ids, std::vector<long>(batch_labels_.begin(), batch_labels_.begin() + of_task), logits.data(), N, remember_);
 }
 

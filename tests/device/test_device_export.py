@@ -48,7 +48,6 @@ def test_a_run_goes_to_a_device_and_back(program: Path, tmp_path: Path) -> None:
         ({"lr_schedule": "cosine"}, "no learning-rate schedule and no clipping"),
         ({"warmup": 0.1}, "no learning-rate schedule and no clipping"),
         ({"clip_grad_norm": 1.0}, "no learning-rate schedule and no clipping"),
-        ({"average": 0.1}, "a device keeps no average of the weights"),
         ({"method": type("Own", (ER,), {})(9)}, "method Own is your own"),
         ({"sparsifier": type("Own", (Static,), {})(0.5)}, "sparsifier Own is your own"),
     ],

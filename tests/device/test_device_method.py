@@ -59,6 +59,10 @@ CASES = {
         lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 3, "batch_size": 10, "drop_last": False}
     ),
     "momentum": Case(lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 5, "optimizer": sgd(momentum=0.9)}),
+    "an average": Case(lambda: SparCL(0.6), lambda: DERpp(12), options={"epochs": 4, "average": 0.2}),
+    "an average beside Adam": Case(
+        lambda: SparCL(0.6), lambda: ER(12), "resnet", {"epochs": 3, "average": 0.1, "optimizer": torch.optim.AdamW}
+    ),
     "Nesterov": Case(
         lambda: SparCL(0.6), lambda: ER(12), options={"epochs": 4, "optimizer": sgd(momentum=0.5, nesterov=True)}
     ),
@@ -121,8 +125,9 @@ def same(ours: State, theirs: State) -> None:
         for key in ("index", "chosen"):
             assert tree.difference(ours["layers"][name][key], layer[key]) is None, (name, key)
     for part, value in theirs["learner"].items():
-        if part not in ("method", "position"):
+        if part not in ("method", "position", "average"):
             assert tree.difference(ours["learner"][part], value) is None, part
+    near(ours["learner"].get("average", {}), theirs["learner"].get("average", {}))
     if "buffer" in theirs["learner"]["method"]:
         held, wanted = (s["learner"]["method"]["buffer"] for s in (ours, theirs))
         assert tree.difference({**held, "logits": 0}, {**wanted, "logits": 0}) is None
@@ -155,6 +160,7 @@ def test_a_task_is_learned_as_in_python(program: Path, tmp_path: Path, name: str
     assert (done.returncode, done.stderr) == (0, "")
     model = model_file.read(file)
     same(model.state, learner.checkpoint_state())
+    near(model.state["optimizer"]["state"], learner.checkpoint_state()["optimizer"]["state"])
     if learner.sparsifier.moves:
         moved = [len(np.setdiff1d(a, layer.index)) for a, layer in zip(masks, learner.sparsifier.layers, strict=True)]
         assert all(moved), "the masks did not move: nothing was compared"
@@ -184,7 +190,7 @@ def test_python_goes_on_and_the_device_again(program: Path, tmp_path: Path) -> N
         same(model_file.read(file).state, learner.checkpoint_state())
 
 
-@pytest.mark.parametrize("name", ["SparCL and DER++", "steps", "momentum"])
+@pytest.mark.parametrize("name", ["SparCL and DER++", "steps", "momentum", "an average"])
 @despite_rounding
 def test_the_device_takes_a_task_over_where_python_stands_in_it(program: Path, tmp_path: Path, name: str) -> None:
     first, second, _ = made.stream()
@@ -236,7 +242,10 @@ def test_a_head_grows_as_in_python(program: Path, tmp_path: Path) -> None:
         for t, n in zip(images, names, strict=True)
     ]
     case = Case(
-        lambda: SparCL(0.5), lambda: DERpp(12), "mlp", {"epochs": 2, "classes": (), "optimizer": sgd(momentum=0.9)}
+        lambda: SparCL(0.5),
+        lambda: DERpp(12),
+        "mlp",
+        {"epochs": 2, "classes": (), "optimizer": sgd(momentum=0.9), "average": 0.2},
     )
     learner = learner_of(case)
     learner.learn(tasks[0])
@@ -272,6 +281,24 @@ def test_a_network_of_one_s_own_comes_back_with_more_classes(program: Path, tmp_
     again.learn(third)
     assert again.learned == 3
     assert again.predict(third.test.inputs).names == ("a", "b", "c", "d", "p", "q")
+
+
+def test_a_device_answers_by_the_average(program: Path, tmp_path: Path) -> None:
+    first, second, _ = made.stream()
+    learner = learner_of(CASES["an average"])
+    learner.learn(first)
+    learner.learn(second)
+    file, samples = made.export(learner, tmp_path / "m.sparcl", second), packed(second, tmp_path / "s.sparcl")
+    done = made.run(program, "predict", file, samples, "--logits")
+    assert (done.returncode, done.stderr) == (0, "")
+    answered = torch.tensor([[float(x) for x in line.split()[1:]] for line in done.stdout.splitlines()])
+    inputs = second.transform.test(second.train.inputs)
+    with torch.no_grad():
+        wanted, trained = (model.eval()(inputs) for model in (learner.dense_model(), learner.model))
+    assert torch.allclose(answered, wanted, atol=1e-4)
+    assert not torch.allclose(answered, trained, atol=1e-2)
+    done = made.run(program, "info", file)
+    assert "answers      by an average of the weights over 0.2 of a task's steps" in done.stdout
 
 
 def test_removal_is_for_budgets_of_epochs(program: Path, tmp_path: Path) -> None:

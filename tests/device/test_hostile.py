@@ -75,6 +75,19 @@ def changed(file: Path, part: str, change: Any) -> None:
     model_file.write(file, model_file.ModelFile(**{**vars(model), part: value}))
 
 
+def average_of(weight: torch.Tensor | None = None, running: torch.Tensor | None = None) -> Any:
+    """A state that keeps an average, of this for the first weight, or for the first norm's mean."""
+
+    def change(state: Any) -> None:
+        state["settings"]["average"] = 0.1
+        if weight is not None:
+            state["optimizer"]["state"]["0.weight"] = {"average": weight}
+        if running is not None:
+            state["learner"]["average"] = {"1.running_mean": running}
+
+    return change
+
+
 def test_what_the_checksum_vouches_for_is_checked_all_the_same(program: Path, file: Path) -> None:
     whole = file.read_bytes()
     cases: list[tuple[str, Any, str]] = [
@@ -115,6 +128,12 @@ def test_what_the_checksum_vouches_for_is_checked_all_the_same(program: Path, fi
         ("state", lambda s: s["optimizer"]["groups"][0]["params"].pop(), "does not hold"),
         ("state", lambda s: s["optimizer"]["groups"].append(s["optimizer"]["groups"][0]), "2 parameter groups"),
         ("state", lambda s: s["learner"].update(frozen=["0.weight"]), "layers that are not trained"),
+        ("state", lambda s: s["settings"].update(average=2), "average must be a number from"),
+        ("state", lambda s: s["settings"].update(average=0), "average must be a number from"),
+        ("state", lambda s: s["settings"].update(average="x"), "average must be a number"),
+        ("state", average_of(weight=torch.zeros(3)), "elements, it must have"),
+        ("state", average_of(weight=torch.zeros(3, dtype=torch.int64)), "F32"),
+        ("state", average_of(running=torch.zeros(3)), "elements, it must have"),
         ("state", lambda s: s["learner"]["generators"]["order"].fill_(255), "no state that a generator can have"),
         ("state", lambda s: s["learner"]["generators"].update(order=torch.zeros(9, dtype=torch.uint8)), "5056 bytes"),
         ("state", lambda s: s["learner"]["sparsifier"]["tdm"]["moments"].update(passed=9), "passed must be"),

@@ -82,8 +82,6 @@ def _check_device(learner: Learner, transform: Transform) -> None:
             raise ConfigError(f"{what} {type(part).__name__} is your own: a device cannot go on with it")
     if not learner.rate.constant or learner.settings["clip_grad_norm"] is not None:
         raise ConfigError("a device has no learning-rate schedule and no clipping of gradients: it would go on without")
-    if learner.average is not None:
-        raise ConfigError("a device keeps no average of the weights: it would go on, and answer, without")
     if MICRO_BATCH in learner.settings:
         raise ConfigError("a device has no micro-batches: make the Learner with a smaller batch size")
     if transform.augment is not None:
