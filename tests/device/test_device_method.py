@@ -110,7 +110,8 @@ def despite_rounding(test: Callable[P, None]) -> Callable[P, None]:
 
 def learner_of(case: Case, **more: Any) -> Learner:
     torch.manual_seed(Seed.now - 1)
-    options = {"lr": 0.05, "batch_size": 8, "seed": Seed.now, **case.options, **more}
+    options = {"batch_size": 8, "seed": Seed.now, **case.options, **more}
+    options |= {} if "optimizer" in options else {"lr": 0.05}
     return Learner(made.MODELS[case.model](), case.method(), case.sparsifier(), backend="reference", **options)
 
 

@@ -308,3 +308,11 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     one, other = ((tmp_path / name / "step-0" / "state.json").read_text() for name in ("numpy", "python"))
     assert one == other
     assert Learner.load(tmp_path / "numpy").batch_size == 8
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", 0.1), ("lr", 0.03), ("weight_decay", 0.0)])
+def test_a_rate_beside_an_optimizer_that_has_its_own_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}={value} has no effect beside optimizer: give it to that"):
+        make_learner(**{name: value})  # with an optimizer of the test's own
+    group = make_learner(optimizer=None, **{name: value}).optimizer.param_groups[0]
+    assert {"lr": 0.03, "weight_decay": 0.0, name: value}.items() <= group.items()

@@ -49,7 +49,7 @@ class Learner(Observing):
         sparsifier: what is computed at all; default: everything.
         optimizer: makes the optimizer from a list of the parameters; default: plain SGD (published). Native weights
             have one dimension: tell parameter groups apart by `id`, asked before (docs/performance.md).
-        lr, weight_decay: of the default optimizer.
+        lr, weight_decay: of the default optimizer; default: 0.03 and 0. One that is given has its own.
         lr_schedule: what the learning rate is multiplied by over each task: "constant" (default), "cosine",
             "step(0.5, 0.75, by=0.1)" (by 0.1 at those shares of the task's budget), or your own function of the share
             that is spent, 0 to less than 1; a function is given again to `load`.

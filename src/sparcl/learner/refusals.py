@@ -21,6 +21,9 @@ from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import channels_hint
 from sparcl.streams.task import Task
 
+LR = 0.03
+"""Published, for DER++ on CIFAR-10."""
+
 
 def check_parts(model: object, method: object, sparsifier: object, optimizer: object, observers: object) -> None:
     """Raise ConfigError unless each is an object of its kind, not a name or a class, and the model can be trained."""
@@ -46,9 +49,7 @@ def _told(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"{value!r:.40}"
 
 
-def check_settings(
-    batch_size: int, replay_batch_size: int | None, seed: int, lr: float, weight_decay: float
-) -> tuple[int, int, int, float, float]:
+def check_settings(batch_size: int, replay_batch_size: int | None, seed: int) -> tuple[int, int, int]:
     """Raise ConfigError unless all are within their ranges; them, as Python's own numbers."""
     replay = batch_size if replay_batch_size is None else replay_batch_size
     for label, size in (("batch size", batch_size), ("replay batch size", replay)):
@@ -56,11 +57,30 @@ def check_settings(
             raise ConfigError(f"{label} {size!r:.40} is not allowed; use 1 or more (2 or more with BatchNorm)")
     if not isinstance(seed, Integral):
         raise ConfigError(f"seed {seed!r:.40} is not allowed; use a whole number")
+    return int(batch_size), int(replay), int(seed)
+
+
+def rates(lr: float | None, weight_decay: float | None, *, of_ours: bool) -> tuple[float, float]:
+    """Learning rate and weight decay, defaults filled in, as Python's own numbers.
+
+    Args:
+        of_ours: whether they are of the Learner's own optimizer; one that is given has its own.
+
+    Raises:
+        ConfigError: out of range, or without effect.
+    """
+    for label, given in (("lr", lr), ("weight_decay", weight_decay)):
+        if given is not None and not of_ours:
+            raise ConfigError(
+                f"{label}={given!r:.40} has no effect beside optimizer: give it to that, as in optimizer=lambda p:"
+                f" torch.optim.SGD(p, {label}=...)"
+            )
+    lr, weight_decay = LR if lr is None else lr, 0.0 if weight_decay is None else weight_decay
     if not isinstance(lr, Real) or not 0 < lr <= LARGEST:
         raise ConfigError(f"learning rate {lr!r:.40} is not allowed; use a number above 0, at most {LARGEST:.2g}")
     if not isinstance(weight_decay, Real) or not 0 <= weight_decay <= LARGEST:
         raise ConfigError(f"weight decay {weight_decay!r:.40} is not allowed; use 0 or more, at most {LARGEST:.2g}")
-    return int(batch_size), int(replay), int(seed), float(lr), float(weight_decay)
+    return float(lr), float(weight_decay)
 
 
 def check_checkpoints(directory: object, every: object) -> None:

@@ -58,8 +58,8 @@ class Training(Telling):
         sparsifier: Sparsifier | None = None,
         *,
         optimizer: MakeOptimizer | None = None,
-        lr: float = 0.03,
-        weight_decay: float = 0.0,
+        lr: float | None = None,
+        weight_decay: float | None = None,
         lr_schedule: str | Factor | None = None,
         warmup: float = 0.0,
         clip_grad_norm: float | None = None,
@@ -87,9 +87,8 @@ class Training(Telling):
         self.method = Finetune() if method is None else method
         self.sparsifier = Sparsifier() if sparsifier is None else sparsifier
         refusals.check_parts(model, self.method, self.sparsifier, optimizer, observers)
-        batch_size, replay, seed, lr, weight_decay = refusals.check_settings(
-            batch_size, replay_batch_size, seed, lr, weight_decay
-        )
+        batch_size, replay, seed = refusals.check_settings(batch_size, replay_batch_size, seed)
+        rate, decay = refusals.rates(lr, weight_decay, of_ours=optimizer is None)
         refusals.check_checkpoints(checkpoint_dir, checkpoint_every)
         check_clip(clip_grad_norm)
         check_share(average, type(self.method))
@@ -133,7 +132,7 @@ class Training(Telling):
         if checkpoint_dir is not None:
             store, every = Store(Path(checkpoint_dir)), Interval.parse(checkpoint_every)
             self._checkpointer = Checkpointer(every, lambda: self._save_to(store))
-        make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay))
+        make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=rate, weight_decay=decay))
         self.optimizer = make([p for p in self.model.parameters() if id(p) not in self.frozen.held_back])
         refusals.check_optimizer(self.optimizer)
         self.rate.check(self.optimizer)
