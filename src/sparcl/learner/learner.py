@@ -90,6 +90,17 @@ class Learner(Observing):
         ConfigError: a value outside its range or a combination that cannot work, before any work is done.
     """
 
+    def __repr__(self) -> str:
+        kind, weights = type(self.model).__name__, sum(p.numel() for p in self.model.parameters())
+        still = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
+        kept = "" if self.latents is None else f", latents {self.latents.kind}"
+        of_them = f" ({still:,} frozen{kept})" if still else ""
+        made = f"{kind} of {weights:,} weights{of_them}, method {self.method.name}, sparsifier {self.sparsifier.name}"
+        where = f", inside task {self.position.task + 1}" if self.position is not None else ""
+        where += f", {self.stream.samples:,} samples observed" if self.stream is not None else ""
+        done = f"{self.learned} task(s) learned{where}, {self.steps:,} steps"
+        return f"<Learner: {made},\n  backend {self.backend} on {self.device};\n  {done}>"
+
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()

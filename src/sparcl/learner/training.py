@@ -124,8 +124,12 @@ class Training(Telling):
         named = {LATENTS: latents, MICRO_BATCH: micro_batch}
         self.settings |= {name: value for name, value in named.items() if value is not None}
         self.settings |= {"budget": {self.budget.kind: self.budget.amount}, "replay_batch_size": replay}
-        self.settings |= {"lr_schedule": self.rate.name, "warmup": warmup, "clip_grad_norm": clip_grad_norm}
-        self.settings["average"] = average
+        self.settings |= {
+            "lr_schedule": self.rate.name,
+            "warmup": warmup,
+            "clip_grad_norm": clip_grad_norm,
+            "average": average,
+        }
         self.drop_last = self.settings["drop_last"] = self.sparsifier.drops_last if drop_last is None else drop_last
         self.observers = list(observers)
         self._checkpointer: Checkpointer | None = None
@@ -166,17 +170,6 @@ class Training(Telling):
         self.watch_loss, self.watch_chance = LossWatch(), ChanceWatch()
         self._mark = 0.0  # until when time is counted
         self._parts: apart.Parts | None = None  # of a step whose gradients are ranked by
-
-    def __repr__(self) -> str:
-        kind, weights = type(self.model).__name__, sum(p.numel() for p in self.model.parameters())
-        still = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
-        kept = "" if self.latents is None else f", latents {self.latents.kind}"
-        of_them = f" ({still:,} frozen{kept})" if still else ""
-        made = f"{kind} of {weights:,} weights{of_them}, method {self.method.name}, sparsifier {self.sparsifier.name}"
-        where = f", inside task {self.position.task + 1}" if self.position is not None else ""
-        where += f", {self.stream.samples:,} samples observed" if self.stream is not None else ""
-        done = f"{self.learned} task(s) learned{where}, {self.steps:,} steps"
-        return f"<Learner: {made},\n  backend {self.backend} on {self.device};\n  {done}>"
 
     # --- learning -----------------------------------------------------------------------------------------------
 
