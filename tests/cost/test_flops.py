@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_backward_flop
 
 import sparcl.nn as models
-from sparcl.cost.flops import Ledger
+from sparcl.cost.flops import Ledger, left_out
 from sparcl.learner import Learner
 from sparcl.methods import DER, ER, DERpp, Finetune
 from sparcl.methods.method import Method
@@ -390,3 +390,26 @@ def test_flops_by_phase_add_up_to_what_was_executed() -> None:
     resumed = Ledger(model, [], (2, 6, 6))
     resumed.load_state_dict(ledger.state_dict())
     assert resumed.phases == ledger.phases
+
+
+class Mixed(nn.Module):
+    """Layers that multiply and are no convolution or linear layer, beside some that do not multiply. [N, 12]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(3, 4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.norm = nn.LayerNorm((3, 4))
+        self.recurrent = nn.GRU(4, 5, batch_first=True)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(-1, 3, 4) + self.embedding.weight
+        x = self.norm(self.attention(x, x, x, need_weights=False)[0])
+        logits: Tensor = self.head(self.recurrent(x)[0][:, -1])
+        return logits
+
+
+def test_layers_that_no_count_sees_are_named() -> None:
+    assert left_out(Mixed()) == ["attention (MultiheadAttention)", "recurrent (GRU)"]
+    assert all(left_out(build()) == [] for _, build, _ in TOYS)

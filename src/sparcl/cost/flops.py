@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparcl.nn.layers import SparseLayer, is_weighted, weight_of
 
@@ -83,8 +84,9 @@ class Ledger:
 
     *dense*: what the same method would execute without a sparsifier: all weights, all samples, no ranking.
 
-    As in the paper, BatchNorm, activations, pooling and the optimizer are not counted. Forward passes are seen at the
-    model as a whole: what calls parts of it goes uncounted.
+    As in the paper, BatchNorm, activations, pooling and the optimizer are not counted, and of layers with weights only
+    convolutions and linear ones are (`left_out` names others). Forward passes are seen at the model as a whole: what
+    calls parts of it goes uncounted.
 
     Args:
         model: the network that is trained; a deep copy of it (a teacher) is counted as well.
@@ -268,6 +270,14 @@ def _output_shape(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, 
     with _in_eval_mode(model):
         answer = model(torch.zeros(2, *input_shape, dtype=parameter.dtype, device=parameter.device))
     return tuple(answer.shape[1:])
+
+
+UNCOUNTED = (nn.Conv3d, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, _ConvTransposeNd)
+
+
+def left_out(model: nn.Module) -> list[str]:
+    """PyTorch's layers, name and kind, that multiply by weights and are no convolution or linear layer."""
+    return [f"{name or 'model'} ({type(m).__name__})" for name, m in model.named_modules() if isinstance(m, UNCOUNTED)]
 
 
 def counts(layers: Sequence[SparseLayer]) -> Counts:

@@ -15,7 +15,7 @@ from rich.console import Console
 from sparcl import named
 from sparcl.checkpoint import Checkpointer, Interval, Loaded, Store, checks
 from sparcl.cost.clock import Clock
-from sparcl.cost.flops import Ledger
+from sparcl.cost.flops import Ledger, left_out
 from sparcl.cost.memory import memory, peak_rss_bytes
 from sparcl.errors import ConfigError, Stopped
 from sparcl.methods.buffer import parse_bytes
@@ -130,6 +130,9 @@ class Run:
         self.training_stream = stream.merged() if self.learner.method.learns_all_at_once else stream
         front = None if self.learner.latents is None else self.learner.latents.front
         self.ledger = Ledger(self.learner.rest, self.learner.sparsifier.layers, stream.input_shape, front)
+        if unseen := left_out(self.learner.model):
+            told = f"FLOPs count convolutions and linear layers; left out: {', '.join(unseen[:5])}"
+            console.print(told + ("" if len(unseen) <= 5 else f" and {len(unseen) - 5} more"), highlight=False)
         self.clock = Clock()
         self.matrix = AccuracyMatrix(len(stream), answers_unseen=self.learner.method.answers_unseen)
         self.progress = Progress(console, len(self.training_stream), self.learner)
