@@ -141,6 +141,8 @@ def test_nothing_learns_and_nothing_is_saved_while_the_average_answers(tmp_path:
             learner.learn(stream[1])
         with pytest.raises(CheckpointError, match="the model's weights are their average"):
             learner.save(tmp_path)
+        with pytest.raises(ConfigError, match="the model's weights are their average"):
+            learner.observe(stream[1].train.inputs[:4], stream[1].train.labels[:4])
     learner.learn(stream[1])
     learner.save(tmp_path)
 

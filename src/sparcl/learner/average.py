@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def check_share(share: float | None, method: type[Method] = Method) -> None:
     """Refuse a share that is none, and a method that keeps each task's weights apart (ConfigError)."""
     if share is None:
         return
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share < 1:
         raise ConfigError(
             f"average {share!r:.40} is not allowed; use a share of a task's steps above 0 and less than 1, such as 0.1"
         )

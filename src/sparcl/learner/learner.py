@@ -171,8 +171,8 @@ class Learner(Observing):
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """The model's weights and running statistics are their average in here; without `average`, as they are.
 
-        with learner.averaged():
-            torch.save(learner.model.state_dict(), "model.pt")
+        For what reads `model` itself, as `torch.save(learner.model.state_dict(), ...)`, and around many calls of
+        `predict`, each of which else exchanges the weights and gives them back.
         """
         return contextlib.nullcontext() if self.average is None else self.average.applied()
 

@@ -128,7 +128,7 @@ class Training(Telling):
             "lr_schedule": self.rate.name,
             "warmup": warmup,
             "clip_grad_norm": clip_grad_norm,
-            "average": average,
+            "average": None if average is None else float(average),
         }
         self.drop_last = self.settings["drop_last"] = self.sparsifier.drops_last if drop_last is None else drop_last
         self.observers = list(observers)
@@ -141,7 +141,7 @@ class Training(Telling):
         refusals.check_optimizer(self.optimizer)
         self.rate.check(self.optimizer)
         self.trained = Trained(self.model, self.optimizer)
-        self.average = None if average is None else Average(self.model, self.optimizer, average)
+        self.average = None if average is None else Average(self.model, self.optimizer, float(average))
         self.sparsifier.attach(self.model, self.optimizer, seed)
         if self.latents is not None:
             self.sparsifier.trains(self.rest)
