@@ -190,6 +190,8 @@ def test_a_head_that_grows_and_a_stream_without_borders(tmp_path: Path) -> None:
     assert learner.stream.done == 6
     assert learner.optimizer.state[head.weight][AVERAGE].shape == head.weight.shape == (3, 6)
     learner.observe(x[0], "d")
+    with learner.averaged(), pytest.raises(ConfigError, match="the model's weights are their average"):
+        learner.observe(x[0], "d")
     average, weight = learner.optimizer.state[head.weight][AVERAGE][3], head.weight.detach()[3]
     drift = (average - weight).abs().max()
     assert drift < 0.1 * weight.abs().max(), "a new row begins at what was drawn, not at zero"

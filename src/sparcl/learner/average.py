@@ -22,6 +22,7 @@ from sparcl.methods.method import Method
 from sparcl.nn.layers import AVERAGE
 
 STATISTICS = ("running_mean", "running_var")
+ANSWERS_NOW = "the model's weights are their average at present: leave `averaged` first"
 
 
 def check_share(share: float | None, method: type[Method] = Method) -> None:

@@ -16,6 +16,7 @@ from sparcl.errors import ConfigError, DataError
 from sparcl.learner import refusals
 from sparcl.learner.alone import first_norm
 from sparcl.learner.asked import Asked
+from sparcl.learner.average import ANSWERS_NOW
 from sparcl.learner.position import StreamPosition
 from sparcl.learner.training import Training
 from sparcl.methods import METHODS
@@ -91,6 +92,8 @@ class Observing(Training):
         if not self.rate.constant:
             raise ConfigError("a learning-rate schedule follows a task's budget, and a stream without borders has none")
         self.sparsifier.check_borderless()
+        if self.average is not None and self.average.answers:
+            raise ConfigError(ANSWERS_NOW)
         if self.stream is None or self._bound is not self.stream:  # once: it looks at every weight
             if self.latents is not None:
                 self.latents.check_same()

@@ -20,7 +20,7 @@ from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.errors import ConfigError
 from sparcl.learner import alone, apart, micro, refusals, saving
 from sparcl.learner.asked import Asked
-from sparcl.learner.average import Average, check_share
+from sparcl.learner.average import ANSWERS_NOW, Average, check_share
 from sparcl.learner.backend import give_to_backend
 from sparcl.learner.budget import Budget, check_pace
 from sparcl.learner.chance import ChanceWatch
@@ -207,7 +207,7 @@ class Training(Telling):
     def _misfit(self) -> str | None:
         """What of the model has changed so that it would not train as it seems, in one line."""
         if self.average is not None and self.average.answers:
-            return "the model's weights are their average at present: leave `averaged` first"
+            return ANSWERS_NOW
         by_parameter = self.method.name if self.method.by_parameter else ""
         return self.trained.misfit(self.model, self.optimizer, self.sparsifier.layers, by_parameter=by_parameter)
 
