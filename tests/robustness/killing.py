@@ -44,6 +44,7 @@ VARIANTS = {
     "derpp, sparcl, adamw": (
         *("--optimizer", "adamw", "--lr-schedule", "cosine", "--warmup", "0.1", "--clip-grad-norm", "0.5"),
     ),
+    "derpp, sparcl, averaged": ("--average", "0.2"),
     "derpp, a frozen part": ("--freeze", "0,1"),
     "derpp, latents": ("--freeze", "0,1", "--latents", "int8"),
     "derpp, sparcl in micro-batches": ("--micro-batch", "5"),
