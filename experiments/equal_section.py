@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from equal_time import (
     A_PASS,
     AVERAGED,
+    AVERAGED_PARTS,
     BATCH,
     BUDGETS,
     CANDIDATE,
@@ -76,7 +77,7 @@ class Table:
         self.seconds = A_PASS * dense["step_ms"] / 1000
         """Of training a task, at a budget of 1."""
         mine = [r for r in records if r.config.get("width") == width and r.config["seed"] in seeds]
-        rows = [*MAIN, *AVERAGED, *RATES, *SINGLE, *SMALL, *MORE, *PARTS, CANDIDATE]
+        rows = [*MAIN, *AVERAGED, *RATES, *SINGLE, *SMALL, *MORE, *PARTS, *AVERAGED_PARTS]
         self.cells = {i: cells for i, row in enumerate(rows) if (cells := self._cells(row, mine))}
         self.rows = rows
 
@@ -123,18 +124,20 @@ def section(records: Sequence[Record]) -> list[str]:
         "",
         *_lines(table),
         *_averaged(table),
-        *_parts(table, ours),
+        *_parts(table),
         *_confirmation(Table(records, 32, CONFIRMING)),
     ]
 
 
-def _parts(table: Table, ours: Mapping[int, Cell]) -> list[str]:
+def _parts(table: Table) -> list[str]:
     """SparCL .90 as it is against itself with one part changed, where two runs or more stand on both sides."""
     lines = []
-    for row in PARTS:
+    for row in (*PARTS, *AVERAGED_PARTS):
+        ours = table.of(**AVERAGED[1] if "average" in row else MAIN[1])
         for budget, cell in table.of(**row).items():
             if budget in ours and min(cell.class_il.n, ours[budget].class_il.n) > 1:
-                changed = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in row.items() if k not in MAIN[1])
+                changed = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in row.items() if k not in AVERAGED[1])
+                changed += ", both averaged" if "average" in row else ""
                 lines.append(f"- Budget {budget}, {changed}: {_apart(ours[budget], cell)}.")
     return ["", "SparCL .90 as it is, above itself with one part changed (Class-IL):", "", *lines] if lines else []
 

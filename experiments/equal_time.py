@@ -70,6 +70,8 @@ FREE = ("gradient_sparsity", "sample_removal", "importance", "first_mask", "sing
 CANDIDATE = {**PARTS[0], "average": 0.1}
 """The best of the parts on the seeds 0 to 2, averaged, to be confirmed against averaged rivals on seeds that did not
 choose it."""
+AVERAGED_PARTS = [CANDIDATE, {**MAIN[1], "importance": "none", "average": 0.1}]
+"""SparCL .90 less DGM, and less TDM, averaged: averages move less with a run's last steps than weights do."""
 SEEDS, CONFIRMING = range(5), range(10, 15)
 
 BUDGETS = (1, 2, 4, 8)
@@ -82,15 +84,16 @@ STAGES: tuple[tuple[int, int, list[dict[str, Any]], tuple[float, ...], range], .
     (4, 32, SINGLE, (1,), SEEDS),
     (5, 32, AVERAGED[:3], (1,), SEEDS),
     (6, 32, [CANDIDATE, *AVERAGED[2:]], (2,), CONFIRMING),
-    (7, 32, MAIN, (4,), SEEDS),
-    (8, 32, PARTS[:-1], (2,), SEEDS),
-    (9, 32, MORE[:3], (1, 2), SEEDS),
-    (10, 32, SMALL, (1, 2), range(3)),
-    (11, 32, MORE[:3], (4,), SEEDS),
-    (12, 32, SINGLE, (2, 4), SEEDS),
-    (12, 32, MORE[3:], (1, 2, 4), SEEDS),
-    (13, 32, MAIN[:3], (8,), range(3)),
-    (14, 64, [*MAIN, MORE[2]], (1, 2), range(3)),
+    (7, 32, AVERAGED_PARTS, (1,), SEEDS),
+    (8, 32, MAIN, (4,), SEEDS),
+    (9, 32, PARTS[:-1], (2,), SEEDS),
+    (10, 32, MORE[:3], (1, 2), SEEDS),
+    (11, 32, SMALL, (1, 2), range(3)),
+    (12, 32, MORE[:3], (4,), SEEDS),
+    (13, 32, SINGLE, (2, 4), SEEDS),
+    (13, 32, MORE[3:], (1, 2, 4), SEEDS),
+    (14, 32, MAIN[:3], (8,), range(3)),
+    (15, 64, [*MAIN, MORE[2]], (1, 2), range(3)),
 )
 """Stage, width, rows, budgets, seeds."""
 
