@@ -85,6 +85,7 @@ LEARNER = (
     "loss_watch",
     "chance",
     "budget",
+    "average",
     "schedule",
     "classes",
     "trained",
