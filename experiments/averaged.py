@@ -70,7 +70,7 @@ def table() -> None:
         for name in SCENARIOS:
             gains = [averaged - trained for trained, averaged in (pair[name] for pair in pairs)]
             mean = statistics.mean(gains)
-            told.append(f"{name} {mean:+.2f}" + (f" (p = {paired(gains):.4f})" if len(gains) > 1 else ""))
+            told.append(f"{name} {mean:+.2f}" + (f" (p = {max(paired(gains), 1e-4):.4f})" if len(gains) > 1 else ""))
         print(f"{row}: {', '.join(told)}; {len(pairs)} runs")
 
 
