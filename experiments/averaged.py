@@ -55,6 +55,7 @@ def row_of(experiment: Experiment) -> str:
     """Method, sparsifier and steps."""
     sparse = "" if experiment.sparsity is None else f" {experiment.sparsity:g}"
     more = ", without DGM" if experiment.gradient_sparsity == 0 else ""
+    more += ", without TDM" if experiment.importance == "none" else ""
     return f"{experiment.method} {experiment.sparsifier}{sparse}{more}, {experiment.steps} steps a task"
 
 
@@ -70,7 +71,7 @@ def table() -> None:
         for name in SCENARIOS:
             gains = [averaged - trained for trained, averaged in (pair[name] for pair in pairs)]
             mean = statistics.mean(gains)
-            told.append(f"{name} {mean:+.2f}" + (f" (p = {max(paired(gains), 1e-4):.4f})" if len(gains) > 1 else ""))
+            told.append(f"{name} {mean:+.2f}" + (f" ({shown(paired(gains))})" if len(gains) > 1 else ""))
         print(f"{row}: {', '.join(told)}; {len(pairs)} runs")
 
 
@@ -78,6 +79,10 @@ def paired(gains: list[float]) -> float:
     """p of two answers to the same question being equal: Student's t test of their differences, two-sided."""
     error = statistics.stdev(gains) / math.sqrt(len(gains))
     return student(statistics.mean(gains) / error, len(gains) - 1) if error else 1.0
+
+
+def shown(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def main() -> None:
