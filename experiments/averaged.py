@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from student import student
+from student import paired
 
 from sparcl import Learner
 from sparcl.run import build
@@ -73,12 +72,6 @@ def table() -> None:
             mean = statistics.mean(gains)
             told.append(f"{name} {mean:+.2f}" + (f" ({shown(paired(gains))})" if len(gains) > 1 else ""))
         print(f"{row}: {', '.join(told)}; {len(pairs)} runs")
-
-
-def paired(gains: list[float]) -> float:
-    """p of two answers to the same question being equal: Student's t test of their differences, two-sided."""
-    error = statistics.stdev(gains) / math.sqrt(len(gains))
-    return student(statistics.mean(gains) / error, len(gains) - 1) if error else 1.0
 
 
 def shown(p: float) -> str:

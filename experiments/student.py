@@ -23,6 +23,12 @@ def compared(values: Sequence[float], others: Sequence[float]) -> tuple[float, f
     return difference, welch(difference, spread, (len(values), len(others)))
 
 
+def paired(differences: Sequence[float]) -> float:
+    """p of differences of pairs (two or more) that are 0 in the mean: Student's t test, two-sided."""
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return student(statistics.mean(differences) / error, len(differences) - 1) if error else 1.0
+
+
 def student(t: float, freedom: float) -> float:
     """P(|T| > |t|) of Student's t with `freedom` degrees of freedom.
 

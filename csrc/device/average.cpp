@@ -1,7 +1,5 @@
 #include "device/average.h"
 
-#include <stdexcept>
-
 namespace sparcl {
 namespace {
 
@@ -18,7 +16,7 @@ void read(const ModelFile& model, const std::string& path, size_t count, std::ve
   into.assign(from, from + count);
 }
 
-// use(name, parameter or statistics) for each that a node has.
+// use(name, parameter) for each that a node has.
 template <class State, class Use>
 void each_parameter(const std::string& node, State& state, Use use) {
   if (!state.weight.value.empty()) use(node + ".weight", state.weight);
@@ -82,11 +80,9 @@ void Average::store(ModelFile& model, const Graph& graph) const {
     each_parameter(node, graph.states()[at], [&](const std::string& name, const Parameter& p) {
       const auto found = p.slots.find(kSlot);
       if (found == p.slots.end()) return;
-      const Tensor* dense = model.file.find("model/" + name);
-      const std::vector<long> shape = dense ? dense->shape : std::vector<long>{static_cast<long>(p.value.size())};
       const Json* had = optimizer.find(name);
       Json entry = had ? *had : Json::of_members({});
-      entry.set(kSlot, put_tensor(model, of_parameter(name), tensor_of("F32", shape, found->second)));
+      entry.set(kSlot, put_tensor(model, of_parameter(name), tensor_of("F32", shape_of(model, name, p.value.size()), found->second)));
       optimizer.set(name, entry);
     });
     const auto put = [&](const std::string& name, const std::vector<float>& values) {

@@ -282,6 +282,11 @@ Json put_tensor(ModelFile& model, const std::string& path, Tensor tensor) {
   return Json::of_members({{"$tensor", Json::of(path)}});
 }
 
+std::vector<long> shape_of(const ModelFile& model, const std::string& parameter, size_t count) {
+  const Tensor* dense = model.file.find("model/" + parameter);
+  return dense ? dense->shape : std::vector<long>{static_cast<long>(count)};
+}
+
 void drop_tensors(ModelFile& model, const std::string& below) {
   auto& tensors = model.file.tensors;
   const auto first = tensors.lower_bound(below);

@@ -54,6 +54,8 @@ Tensor tensor_of(const char* dtype, std::vector<long> shape, const std::vector<I
 }
 // Puts a tensor of the state into the file; returns what the state says in its place.
 Json put_tensor(ModelFile& model, const std::string& path, Tensor tensor);
+// The shape in which what belongs to a parameter of so many values is kept: that of its dense weight, or of its active values.
+std::vector<long> shape_of(const ModelFile& model, const std::string& parameter, size_t count);
 // Forgets all tensors of the state below a path, "a/b/".
 void drop_tensors(ModelFile& model, const std::string& below);
 void write_model(const std::string& path, ModelFile& model);

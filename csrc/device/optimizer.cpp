@@ -143,8 +143,7 @@ void Optimizer::store(ModelFile& model, const Graph& graph) const {
     const std::string path = "optimizer/state/" + held.name + "/";
     const Graph::State& state = graph.states()[held.at];
     const Parameter& p = held.bias ? state.bias : state.weight;
-    const std::string dense = "model/" + held.name;
-    const std::vector<long> shape = model.file.find(dense) ? model.file.at(dense).shape : std::vector<long>{static_cast<long>(p.value.size())};
+    const std::vector<long> shape = shape_of(model, held.name, p.value.size());
     Json entry = Json::of_members({});
     for (const std::string& slot : slots()) entry.set(slot, put_tensor(model, path + slot, tensor_of("F32", shape, p.slots.at(slot))));
     if (kind_ != kSgd) entry.set("step", put_tensor(model, path + "step", tensor_of("F32", {}, std::vector<float>{static_cast<float>(held.steps)})));

@@ -25,16 +25,20 @@ STATISTICS = ("running_mean", "running_var")
 ANSWERS_NOW = "the model's weights are their average at present: leave `averaged` first"
 
 
-def check_share(share: float | None, method: type[Method] = Method) -> None:
-    """Refuse a share that is none, and a method that keeps each task's weights apart (ConfigError)."""
+def check_share(share: float | None, method: type[Method] = Method) -> float | None:
+    """Refuse a share that is none, and a method that keeps each task's weights apart (ConfigError).
+
+    Returned is the share as Python's own number.
+    """
     if share is None:
-        return
+        return None
     if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share < 1:
         raise ConfigError(
             f"average {share!r:.40} is not allowed; use a share of a task's steps above 0 and less than 1, such as 0.1"
         )
     if "class-il" not in method.scenarios:
         raise ConfigError(f"method {method.name} keeps each task's weights as they are: leave average out")
+    return float(share)
 
 
 class Average:

@@ -91,7 +91,7 @@ class Training(Telling):
         rate, decay = refusals.rates(lr, weight_decay, of_ours=optimizer is None)
         refusals.check_checkpoints(checkpoint_dir, checkpoint_every)
         check_clip(clip_grad_norm)
-        check_share(average, type(self.method))
+        average = check_share(average, type(self.method))
         self.rate = Rate(lr_schedule, warmup)
         micro.check(micro_batch, batch_size, type(self.method))
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
@@ -128,7 +128,7 @@ class Training(Telling):
             "lr_schedule": self.rate.name,
             "warmup": warmup,
             "clip_grad_norm": clip_grad_norm,
-            "average": None if average is None else float(average),
+            "average": average,
         }
         self.drop_last = self.settings["drop_last"] = self.sparsifier.drops_last if drop_last is None else drop_last
         self.observers = list(observers)
@@ -141,7 +141,7 @@ class Training(Telling):
         refusals.check_optimizer(self.optimizer)
         self.rate.check(self.optimizer)
         self.trained = Trained(self.model, self.optimizer)
-        self.average = None if average is None else Average(self.model, self.optimizer, float(average))
+        self.average = None if average is None else Average(self.model, self.optimizer, average)
         self.sparsifier.attach(self.model, self.optimizer, seed)
         if self.latents is not None:
             self.sparsifier.trains(self.rest)

@@ -157,7 +157,7 @@ def _maker(experiment: Experiment, stream: Stream, model: nn.Module | None) -> t
             steps=trial.STEPS,
             batch_size=batch,
             micro_batch=micro,
-            lr=own.lr or 0.03,
+            lr=own.lr,
             backend=own.backend,
             input_shape=stream.input_shape,
         )
