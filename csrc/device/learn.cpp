@@ -135,8 +135,8 @@ std::string Learning::fingerprint() const {
   return all.hex() + " " + some.hex();
 }
 
-// As in Python removal is for budgets of epochs, unless the file was made otherwise.
-bool Learning::removes() const { return budget_.epochs > 0 || budget_of_file_.epochs == 0; }
+// As in Python removal is for budgets of epochs, unless the file's own is another and removal was asked for.
+bool Learning::removes() const { return budget_.epochs > 0 || (budget_of_file_.epochs == 0 && !sparsifier_.removes_by_epochs()); }
 
 bool Learning::removal_is_off() const { return sparsifier_.removes() && !removes(); }
 

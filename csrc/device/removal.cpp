@@ -14,6 +14,8 @@ void Removal::load(const Json& settings, const Json& state, const ModelFile& mod
   const std::string& score = settings.at("score", "DDR").string("DDR's score");
   if (score != "misclassified" && score != "forgetting") throw std::invalid_argument("DDR's score must be misclassified or forgetting");
   forgetting_ = score == "forgetting";
+  const Json* left_out = settings.find("by_epochs");
+  by_epochs_ = left_out && left_out->truth("DDR's by_epochs");
   random_ = Random(model.file.at(path + "/generator"), "DDR's generator");
   moments_.load(state.at("moments", "DDR"), "DDR's moments");
   kept_ = model.file.at(path + "/kept").bools("DDR's kept samples");
@@ -54,7 +56,7 @@ bool Removal::begin_step(long step, double spent) {
 }
 
 void Removal::note(const std::vector<int64_t>& ids, const std::vector<uint8_t>& wrong) {
-  if (share_ == 0 || moments_.all_passed()) return;
+  if (share_ == 0 || !removes_ || moments_.all_passed()) return;
   for (size_t i = 0; i < ids.size(); ++i) {
     const size_t id = static_cast<size_t>(ids[i]);
     count_[id] += forgetting_ ? wrong[i] && was_right_[id] : wrong[i];

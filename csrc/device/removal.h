@@ -22,6 +22,7 @@ class Removal {
   void note(const std::vector<int64_t>& ids, const std::vector<uint8_t>& wrong);
   long removed() const { return removed_; }
   long samples() const { return static_cast<long>(kept_.size()); }
+  bool by_epochs() const { return by_epochs_; }  // nobody asked for it: not under steps or seconds
   void set_removes(bool removes) { removes_ = removes; }
 
  private:
@@ -29,7 +30,7 @@ class Removal {
   Random random_;
   Moments moments_;
   double share_ = 0;
-  bool forgetting_ = false, removes_ = true;
+  bool forgetting_ = false, removes_ = true, by_epochs_ = false;
   long removed_ = 0;
   std::vector<uint8_t> kept_, seen_, was_right_;
   std::vector<int32_t> count_;

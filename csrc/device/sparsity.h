@@ -43,6 +43,7 @@ class Sparsifier {
   Gradients gradients() const;  // as they are in the graph now
   long removed() const { return removal_.removed(); }
   bool removes() const { return removes_; }
+  bool removes_by_epochs() const { return removal_.by_epochs(); }
   long samples() const { return removal_.samples(); }
   const std::string& name() const { return name_; }
 

@@ -347,9 +347,8 @@ def bench(
         rows = jobs.measure(experiments, 60.0 if seconds is None else seconds, samples, tell)
         console.print(jobs.as_table(rows))
     else:
-        if given := [
-            k for k, v in {**of_job, "seconds": seconds, "samples": samples, "sparsifier": sparsifier}.items() if v
-        ]:
+        asked = {**of_job, "seconds": seconds, "samples": samples, "sparsifier": sparsifier}
+        if given := [k for k, v in asked.items() if v is not None]:
             raise ConfigError(f"--{given[0].replace('_', '-')} goes with --job")
         rows = steps.measure_all(
             model=model or "resnet18",

@@ -50,7 +50,8 @@ CASES = {
     "sums of convolutions": Case(lambda: SparCL(0.5), lambda: DERpp(12), "before", {"epochs": 3}),
     "sums of norms, a head behind a trace": Case(lambda: SparCL(0.5), lambda: ER(12), "torchvision", {"epochs": 3}),
     "what is read more than once": Case(lambda: SparCL(0.6, gradients=0.4), lambda: ER(12), "tangled"),
-    "steps": Case(lambda: SparCL(0.6), lambda: ER(12), options={"steps": 45}),
+    "steps": Case(lambda: SparCL(0.6), lambda: ER(12), options={"steps": 30}),
+    "steps, and removal": Case(lambda: SparCL(0.6, samples=0.3), lambda: ER(12), options={"steps": 30}),
     "TDM": Case(lambda: TDM(0.6, pattern=Pattern(2)), lambda: ER(12), options={"epochs": 3}),
     "DGM": Case(lambda: DGM(0.3, interval=2), Finetune, options={"epochs": 2}),
     "DDR": Case(lambda: DDR(0.5), lambda: ER(12), "mlp"),
@@ -316,6 +317,21 @@ def test_removal_is_for_budgets_of_epochs(program: Path, tmp_path: Path) -> None
         assert ("no samples are removed" in done.stdout) == (removed == 0)
         loaded = Learner.load(tmp_path / "m.sparcl")
         assert loaded.sparsifier.removed == removed
+
+
+@pytest.mark.parametrize(("asked", "removed"), [({}, (0, 14)), ({"samples": 0.3}, (14, 14))])
+def test_a_file_made_by_steps_removes_under_steps_what_was_asked_for(
+    program: Path, tmp_path: Path, asked: dict[str, Any], removed: tuple[int, int]
+) -> None:
+    first, second, _ = made.stream()
+    learner = learner_of(Case(lambda: SparCL(0.6, **asked), lambda: ER(12), options={"steps": 60}))
+    learner.learn(first)
+    whole = made.export(learner, tmp_path / "m.sparcl", first).read_bytes()
+    samples = packed(second, tmp_path / "s.sparcl")
+    for budget, count in zip(((), ("--epochs", 10)), removed, strict=True):
+        (tmp_path / "m.sparcl").write_bytes(whole)
+        done = made.run(program, "learn", tmp_path / "m.sparcl", samples, *budget)
+        assert f"{count} samples were removed" in done.stdout
 
 
 def test_what_does_not_run_on_a_device_is_refused_in_one_line(program: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from toys import adam, blobs, make_learner
 from sparcl import Learner, SparCL
 from sparcl.errors import ConfigError
 from sparcl.learner.budget import UNITS
+from sparcl.run.experiment import Experiment
 from sparcl.sparsity import SET, RigL, Sparsifier
 
 NO_REMOVAL: Callable[[], Sparsifier] = lambda: SparCL(0.7, samples=0.0)  # noqa: E731
@@ -68,6 +69,28 @@ def test_removal_under_a_budget_of_steps_shortens_no_training() -> None:
     learner = learned(watch, sparsifier=SparCL(0.7, samples=0.5), epochs=None, steps=40)
     assert learner.steps == 80
     assert [step % 40 for _, step in watch.seen[:4]] == [4, 8, 12, 16]  # at 10, 20, 30 and 40 % of the budget
+
+
+@pytest.mark.usefixtures("ticking")
+@pytest.mark.parametrize(
+    ("asked", "removed"),
+    [
+        ({}, (12, 0, 0)),
+        ({"samples": 0.3}, (12, 12, 12)),
+        ({"ddr_score": "forgetting"}, (12, 12, 12)),
+        ({"samples": 0.0}, 3 * (0,)),
+    ],
+)
+def test_under_steps_or_seconds_samples_leave_only_where_that_is_asked_for(
+    asked: dict[str, Any], removed: tuple[int, ...]
+) -> None:
+    named = {"samples": "sample_removal", "seconds": "max_seconds"}
+    for budget, count in zip(({"epochs": 10}, {"steps": 40}, {"seconds": 0.5}), removed, strict=True):
+        learner = make_learner(**{"sparsifier": SparCL(0.7, **asked), "epochs": None, **budget})
+        learner.learn(blobs()[0])  # 40 samples
+        assert learner.sparsifier.removed == count
+        options: dict[str, Any] = {named.get(name, name): value for name, value in (asked | budget).items()}
+        assert Experiment("seq-digits", **options).resolve().sample_removal == count / 40
 
 
 @pytest.mark.usefixtures("ticking")

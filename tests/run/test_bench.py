@@ -72,6 +72,7 @@ def test_the_theoretical_gain_of_resnet18_is_that_of_its_multiply_adds() -> None
         ("--width 100000000000000000000", "65536 or less"),
         ("--sparsity 1.5", "0 to 0.99"),
         ("--pattern diagonal", "unstructured, block"),
+        ("--pattern unstructured --block-size 8", "block size 8 goes with pattern block, not unstructured"),
     ],
 )
 def test_what_is_not_allowed_is_refused_in_one_line(

@@ -41,7 +41,9 @@ def test_updates_and_choices_are_charged() -> None:
         (["--job", "--samples", "1"], "samples 1 is not allowed; use 2 or more"),
         (["--job", "--stream", "folder"], "the shape of folder is not known without its data"),
         (["--job", "--sparsifier", "magic"], "unknown sparsifier 'magic'"),
+        (["--job", "--pattern", "unstructured", "--block-size", "8"], "block size 8 goes with pattern block"),
         (["--seconds", "5"], "--seconds goes with --job"),
+        (["--seconds", "0"], "--seconds goes with --job"),
         (["--method", "er"], "--method goes with --job"),
     ],
 )

@@ -14,6 +14,7 @@ from sparcl.errors import ConfigError
 from sparcl.run import build
 from sparcl.run.experiment import Experiment
 from sparcl.sparsity import SET, SNIP, TDM, RigL, SparCL, Static
+from sparcl.sparsity.patterns import Pattern
 from sparcl.sparsity.sparcl import SETTINGS
 
 BACKENDS = ["reference", *(["native"] if kernels.available() else [])]
@@ -93,8 +94,12 @@ def test_magnitude_alone_is_an_ablation_of_tdm_only() -> None:
         ({"samples": -1.0}, "0 to less than 1"),
         ({"pattern": "rows"}, "unstructured, block"),
         ({"pattern": "block", "block_size": 1}, "2 or more"),
+        ({"block_size": 8}, "block size 8 goes with pattern block, not unstructured"),
+        ({"block_size": 8, "pattern": Pattern(2)}, r"block size 8 goes with pattern block, not Pattern\(block=2\)"),
         ({"distribution": "even"}, "uniform, erk"),
         ({"ddr_score": "loss"}, "misclassified, forgetting"),
+        ({"ddr_score": "loss", "samples": 0.0}, "misclassified, forgetting"),
+        ({"ddr_score": "forgetting", "samples": 0.0}, "a share of 0 removes none; leave one out"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_in_one_line(options: dict[str, Any], message: str) -> None:

@@ -28,7 +28,7 @@ from sparcl.cost.flops import Profile
 from sparcl.errors import ConfigError, unknown
 from sparcl.nn import DEFAULT_WIDTH, build, convert
 from sparcl.run.experiment import MOST, MOST_THREADS, MOST_WIDTH, check_range
-from sparcl.sparsity.patterns import make_pattern
+from sparcl.sparsity.patterns import BLOCK, check_block, make_pattern
 from sparcl.sparsity.static import Static
 
 INPUT_SHAPES = {"resnet18": (3, 32, 32), "convnet": (3, 32, 32), "mlp": (1, 28, 28)}
@@ -55,7 +55,7 @@ class Side:
     variant: str
     sparsity: float = 0.0
     pattern: str = "unstructured"
-    block_size: int = 4
+    block_size: int = BLOCK
     model: str = "resnet18"
     width: int = 64
     batch: int = 32
@@ -153,6 +153,7 @@ def measure_all(
     _check(model, width, batch, threads, sparsities)
     for pattern in patterns:
         make_pattern(pattern, block_size)
+    check_block(block_size, patterns)
     torch.set_num_threads(threads)
     base = Side("nchw", model=model, width=width, batch=batch, threads=threads)
     dense = [replace(base, variant=v) for v in DENSE_VARIANTS if compiled or v != "compile"]

@@ -19,6 +19,7 @@ from sparcl.methods.respond import evaluating
 from sparcl.run import optimizers, pretrained
 from sparcl.run.experiment import OF_BUFFER, Experiment
 from sparcl.sparsity import SPARSIFIERS, find
+from sparcl.sparsity.ddr import MISCLASSIFIED
 from sparcl.sparsity.patterns import make_pattern
 from sparcl.sparsity.sparcl import SparCL
 from sparcl.sparsity.sparsifier import Sparsifier
@@ -94,7 +95,7 @@ def sparsifier(experiment: Experiment) -> Sparsifier:
             block_size=experiment.block_size,
             distribution=experiment.distribution,
             prunable=experiment.prunable,
-            ddr_score=experiment.ddr_score or "misclassified",
+            ddr_score=experiment.ddr_score or MISCLASSIFIED,
             ranking=experiment.ranking or "step",
             use_gradients=experiment.importance != "magnitude",
             **stay,

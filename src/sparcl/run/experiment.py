@@ -30,7 +30,8 @@ from sparcl.run.protocols import OF_OWN, PROTOCOLS
 from sparcl.run.toml import check_type, toml_value, tupled
 from sparcl.sparsity import SPARSIFIERS, find
 from sparcl.sparsity.collected import RANKINGS
-from sparcl.sparsity.patterns import DISTRIBUTIONS, PATTERNS
+from sparcl.sparsity.ddr import DDR, MISCLASSIFIED
+from sparcl.sparsity.patterns import BLOCK, DISTRIBUTIONS, PATTERNS, check_block
 from sparcl.sparsity.static import DEFAULT_SPARSITY, FIRST_MASKS
 from sparcl.streams import STREAMS
 from sparcl.streams.augment import augmentations
@@ -104,7 +105,7 @@ class Experiment:
     sparsifier_options: dict[str, float] = field(default_factory=dict)
     sparsity: float | None = None
     pattern: str = "unstructured"
-    block_size: int = 4
+    block_size: int = BLOCK
     distribution: str = "uniform"
     prunable: tuple[str, ...] | None = None
     first_mask: str | None = None
@@ -241,8 +242,7 @@ class Experiment:
             told = f"{unusual[0].replace('_', ' ')} {toml_value(getattr(self, unusual[0]))}"
             otherwise = "" if usual[unusual[0]] is None else f", or {usual[unusual[0]]}"
             raise ConfigError(f"{told} goes with a sparsifier; dense has none (leave it out{otherwise})")
-        if self.pattern != "block" and "block_size" in unusual:
-            raise ConfigError(f"block size {self.block_size} goes with pattern block, not {self.pattern}")
+        check_block(self.block_size, [self.pattern])
         if self.sparsifier == "snip" and self.first_mask is not None:
             raise ConfigError("first mask goes with another sparsifier: snip's comes from gradients (leave it out)")
         if self.sparsifier_options and not named.is_own(self.sparsifier):
@@ -251,6 +251,7 @@ class Experiment:
         given = [name for name in only_sparcl if getattr(self, name) is not None]
         if self.sparsifier != "sparcl" and given:
             raise ConfigError(f"{given[0].replace('_', ' ')} is SparCL's alone; sparsifier {self.sparsifier} has none")
+        self._removal()
         if self.backend == "native" and self.device == "cuda":
             raise ConfigError("backend native is for the CPU; on cuda use backend reference or auto")
         micro.check(self.micro_batch, self.batch_size, method)
@@ -275,6 +276,7 @@ class Experiment:
         has_mask = self.sparsifier != "snip" and not own
         usual_mask = "magnitude" if self.init else "random"  # the largest of given weights are what they know
         lr, weight_decay = self._rates(settings)
+        ddr = self._removal()
         by_epochs = self.steps is None and self.max_seconds is None
         return dataclasses.replace(
             self,
@@ -296,11 +298,15 @@ class Experiment:
             prunable=self.prunable if sparse or own else None,
             first_mask=(self.first_mask or usual_mask) if sparse and has_mask else self.first_mask,
             gradient_sparsity=_default(self.gradient_sparsity, 0.2) if sparcl else None,
-            sample_removal=_default(self.sample_removal, 0.3 if by_epochs else 0.0) if sparcl else None,
-            ddr_score=self.ddr_score or "misclassified" if sparcl else None,
+            sample_removal=(ddr.share if by_epochs or not ddr.by_epochs else 0.0) if sparcl else None,
+            ddr_score=ddr.score if sparcl else None,
             importance=self.importance or "cwi" if sparcl else None,
             ranking=self.ranking or "step" if sparcl else None,
         )
+
+    def _removal(self) -> DDR:
+        """DDR as it is asked for."""
+        return DDR(self.sample_removal, score=self.ddr_score or MISCLASSIFIED)
 
     def _rates(self, published: dict[str, Any]) -> tuple[float | None, float | None]:
         """Learning rate and weight decay: given, published for SGD, or the optimizer's; one's own is asked itself."""

@@ -31,6 +31,7 @@ DEVICE_SPARSIFIERS = ("dense", "static", "tdm", "dgm", "ddr", "sparcl")
 """Those that `sparcl-device learn` runs."""
 TDM_NUMBERS = ("sparsity", "p_intra", "p_inter", "alpha", "beta", "batches")
 DGM_NUMBERS = ("frozen", "interval", "alpha", "beta")
+DDR_SETTINGS = ("share", "score", "by_epochs")
 
 
 def export_device(
@@ -125,7 +126,7 @@ def sparsifier_figures(learner: Learner) -> dict[str, Any]:
         ],
         "tdm": tdm and {name: getattr(tdm, name) for name in TDM_NUMBERS},
         "dgm": dgm and {name: getattr(dgm, name) for name in DGM_NUMBERS},
-        "ddr": ddr and {"share": ddr.share, "score": ddr.score},
+        "ddr": ddr and {name: getattr(ddr, name) for name in DDR_SETTINGS},
     }
 
 

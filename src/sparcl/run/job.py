@@ -29,6 +29,7 @@ from sparcl.run import bench, build
 from sparcl.run.bench import INPUT_SHAPES, peak_bytes
 from sparcl.run.experiment import MOST, Experiment, check_range
 from sparcl.sparsity.dgm import DGM
+from sparcl.sparsity.patterns import check_block
 from sparcl.sparsity.rigl import UPDATES_AT_LEAST, RigL
 from sparcl.sparsity.tdm import updates_within
 from sparcl.streams.split import from_arrays
@@ -223,6 +224,7 @@ def rows_of(
         blocks = {p: {"pattern": p, **({"block_size": block_size} if p == "block" else {})} for p in patterns}
         asked += [{"sparsifier": name, "sparsity": s, **blocks[p]} for p in patterns for s in sparsities]
     experiments = [Experiment.from_dict({**base, **row}, "options") for row in asked if row != {"sparsifier": "dense"}]
+    check_block(block_size, patterns)
     if (stream := base["stream"]) not in SHAPES:
         raise ConfigError(f"the shape of {stream} is not known without its data; allowed: {', '.join(SHAPES)}")
     return [Experiment.from_dict({**base, "sparsifier": "dense"}, "options"), *experiments]

@@ -17,14 +17,19 @@ from sparcl.sparsity.sparsifier import Moments, Sparsifier
 REMOVAL_MOMENTS = (0.1, 0.2, 0.3, 0.4)
 """Fractions of a task at which samples leave (published: epochs 5, 10, 15 and 20 of 50)."""
 
-SCORES = ("misclassified", "forgetting")
+MISCLASSIFIED, FORGETTING = SCORES = ("misclassified", "forgetting")
+
+REMOVED = 0.3
+"""Share of a task's samples that leaves (published)."""
 
 
 class DDR(Sparsifier):
     """Dynamic data removal.
 
     Args:
-        removed: share of the task's samples that has left after the last removal (published: .3), 0 to less than 1.
+        removed: share of the task's samples that has left after the last removal, 0 to less than 1. None: the
+            published .3 where a task has epochs, and nothing under a budget of steps or seconds, where what leaves
+            makes no task shorter and has not earned its place (docs/method.md); .3 there too with another score.
         score: `misclassified` counts how often a sample is predicted wrongly since the last removal (the paper);
             `forgetting` counts changes from right to wrong since then, and a sample that was not right once since then
             stays, for it is not learned yet (the published code gives it a score above all others).
@@ -33,13 +38,20 @@ class DDR(Sparsifier):
     name = "ddr"
     drops_last = True
 
-    def __init__(self, removed: float = 0.3, *, score: str = "misclassified") -> None:
+    def __init__(self, removed: float | None = REMOVED, *, score: str = MISCLASSIFIED) -> None:
         super().__init__()
-        if not 0.0 <= removed < 1.0:
+        if removed is not None and not 0.0 <= removed < 1.0:
             raise ConfigError(f"share of removed samples {removed} is not allowed; use 0 to less than 1")
         if score not in SCORES:
             raise ConfigError(unknown("DDR score", score, SCORES))
-        self.share, self.score = removed, score
+        if removed == 0 and score != MISCLASSIFIED:
+            raise ConfigError(
+                f"DDR score {score} says which samples leave, and a share of 0 removes none; leave one out"
+            )
+        self.share, self.score = REMOVED if removed is None else removed, score
+        self.by_epochs = removed is None and score == MISCLASSIFIED  # nobody asked for it
+        self.removes = self.share > 0
+        """Whether samples leave under the budget of the present step."""
         self.moments = Moments(REMOVAL_MOMENTS)
         self._start(0)
 
@@ -75,12 +87,13 @@ class DDR(Sparsifier):
         self.moments.begin_epoch(epoch, steps)
 
     def begin_step(self, step: int, spent: float | None = None) -> None:
-        if self.moments.due(step, spent) and self.share > 0:
+        self.removes = self.share > 0 and (spent is None or not self.by_epochs)
+        if self.moments.due(step, spent) and self.removes:
             self.remove()
 
     def after_forward(self, ids: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Note who was predicted wrongly; read at the next removal only, so that a GPU is not waited for."""
-        if self.share > 0 and self.moments.passed < len(REMOVAL_MOMENTS):
+        if self.removes and self.moments.passed < len(REMOVAL_MOMENTS):
             self._pending.append((ids, logits.detach().argmax(dim=1) != labels))
 
     def remove(self) -> None:
@@ -95,7 +108,7 @@ class DDR(Sparsifier):
         total = min(round(self.share * samples * self.moments.passed / len(REMOVAL_MOMENTS)), samples - 2)
         planned = total - self.removed
         known = self.seen
-        if self.score == "forgetting":  # neither right at the end nor ever forgotten: never right
+        if self.score == FORGETTING:  # neither right at the end nor ever forgotten: never right
             known = known & (self.was_right | (self.count > 0))
         candidates = (self.kept & known).nonzero().squeeze(1)
         shuffled = candidates[torch.randperm(len(candidates), generator=self.generator)]
@@ -111,7 +124,7 @@ class DDR(Sparsifier):
         """Add the noted predictions up, in order."""
         for ids, wrong in self._pending:
             wrong = wrong.cpu()
-            self.count[ids] += (wrong & self.was_right[ids] if self.score == "forgetting" else wrong).int()
+            self.count[ids] += (wrong & self.was_right[ids] if self.score == FORGETTING else wrong).int()
             self.was_right[ids] = ~wrong
             self.seen[ids] = True
         self._pending = []

@@ -19,6 +19,8 @@ from sparcl.errors import ConfigError, unknown
 from sparcl.recorded import Recorded
 
 PATTERNS = ("unstructured", "block")
+BLOCK = 4
+"""Output channels of a block, where no other number is asked for."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Pattern(Recorded):
         return torch.sort(unit, stable=True).indices.view(-1, self.block)
 
 
-def make_pattern(name: Pattern | str, block: int = 4) -> Pattern:
+def make_pattern(name: Pattern | str, block: int = BLOCK) -> Pattern:
     """Pattern by name, in blocks of so many output channels; a Pattern is itself."""
     if isinstance(name, Pattern):
         return name
@@ -92,6 +94,12 @@ def make_pattern(name: Pattern | str, block: int = 4) -> Pattern:
     if name == "block" and block < 2:
         raise ConfigError(f"block size {block} is not allowed; use 2 or more (or pattern unstructured)")
     return Pattern(block if name == "block" else 1)
+
+
+def check_block(block: int, patterns: Sequence[Pattern | str]) -> None:
+    """Raise ConfigError where a size of blocks is asked for and no pattern is in blocks of a size of one's choice."""
+    if block != BLOCK and "block" not in patterns:
+        raise ConfigError(f"block size {block} goes with pattern block, not {' and '.join(map(str, patterns))}")
 
 
 DISTRIBUTIONS = ("uniform", "erk")

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from sparcl.errors import ConfigError
 from sparcl.nn.layers import Prunable
-from sparcl.sparsity.ddr import DDR
+from sparcl.sparsity.ddr import DDR, MISCLASSIFIED
 from sparcl.sparsity.dgm import DGM
 from sparcl.sparsity.importance import Losses
-from sparcl.sparsity.patterns import Pattern, make_pattern
+from sparcl.sparsity.patterns import BLOCK, Pattern, check_block, make_pattern
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.sparsity.static import DEFAULT_SPARSITY
 from sparcl.sparsity.tdm import TDM
@@ -34,7 +34,8 @@ class SparCL(Sparsifier):
         sparsity: s, of each prunable layer, 0 to .99; the settings of the nearest row of `SETTINGS` apply.
         p_intra, p_inter: see TDM; default: that row's. 0 and 0: masks stay as they begin (no TDM).
         gradients: g, share of the active weights that is not updated (0: no DGM).
-        samples: share of each task's samples that is removed (0: no DDR; none in a stream without borders).
+        samples: share of each task's samples that is removed; 0: no DDR; None: see DDR. In a stream without borders
+            none is.
         pattern: `unstructured`, or `block`: `block_size` output channels share their positions; or a Pattern.
         distribution: `uniform` or `erk`.
         prunable: which layers; None for the published choice.
@@ -60,12 +61,12 @@ class SparCL(Sparsifier):
         p_intra: float | None = None,
         p_inter: float | None = None,
         gradients: float = 0.2,
-        samples: float = 0.3,
+        samples: float | None = None,
         pattern: Pattern | str = "unstructured",
-        block_size: int = 4,
+        block_size: int = BLOCK,
         distribution: str = "uniform",
         prunable: Prunable = None,
-        ddr_score: str = "misclassified",
+        ddr_score: str = MISCLASSIFIED,
         ranking: str = "step",
         use_gradients: bool = True,
         first_mask: str = "magnitude",
@@ -75,6 +76,7 @@ class SparCL(Sparsifier):
         setting = SETTINGS[min(SETTINGS, key=lambda s: abs(s - sparsity))]
         alpha, beta = setting["alpha"], setting["beta"]
         self.pattern, self.prunable = make_pattern(pattern, block_size), prunable
+        check_block(block_size, [pattern])
         self.tdm = TDM(
             sparsity,
             p_intra=setting["p_intra"] if p_intra is None else p_intra,
