@@ -170,6 +170,8 @@ def test_checkpoints_and_evaluation_take_nothing_from_a_budget_of_seconds(
         ({"seconds": float("inf")}, "above 0"),
         ({"epochs": 2, "steps": 3}, "epochs and steps are both given; a budget is one of: epochs, steps, seconds"),
         ({"seconds": 2.0, "pace": [[1, 2]]}, "rising"),
+        ({"epochs": 2, "pace": [[*range(1, UNITS + 1)]]}, "has no effect beside epochs"),
+        ({"steps": 2, "pace": [[*range(1, UNITS + 1)]]}, "has no effect beside steps"),
         ({"seconds": 2.0, "pace": [[*range(UNITS, 0, -1)]]}, "rising"),
     ],
 )

@@ -32,11 +32,13 @@ class Budget:
     amount: float
 
     @classmethod
-    def of(cls, epochs: float | None, steps: float | None, seconds: float | None) -> Budget:
+    def of(
+        cls, epochs: float | None, steps: float | None, seconds: float | None, pace: Sequence[Sequence[int]] = ()
+    ) -> Budget:
         """The one that is given; one epoch where none is.
 
         Raises:
-            ConfigError: two are given, or one is outside its range.
+            ConfigError: two are given, one is outside its range, or a pace is none or beside another than seconds.
         """
         given = {k: v for k, v in zip(KINDS, (epochs, steps, seconds), strict=True) if v is not None}
         if len(given) > 1:
@@ -45,6 +47,9 @@ class Budget:
         if isinstance(amount, Integral) and not isinstance(amount, bool):
             amount = int(amount)  # NumPy's is no number of a checkpoint's
         check_amount(kind, amount)
+        check_pace(pace)
+        if pace and kind != "seconds":
+            raise ConfigError(f"a pace is what a budget of seconds came to, and has no effect beside {kind}")
         return cls(kind, amount)
 
     def spent(self, position: Position) -> float:

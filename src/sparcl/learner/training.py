@@ -22,7 +22,7 @@ from sparcl.learner import alone, apart, micro, refusals, saving
 from sparcl.learner.asked import Asked
 from sparcl.learner.average import ANSWERS_NOW, Average, check_share
 from sparcl.learner.backend import give_to_backend
-from sparcl.learner.budget import Budget, check_pace
+from sparcl.learner.budget import Budget
 from sparcl.learner.chance import ChanceWatch
 from sparcl.learner.classes import Classes
 from sparcl.learner.frozen import Frozen
@@ -99,8 +99,7 @@ class Training(Telling):
         self.device = refusals.device_of(device)
         self.model = model.to(self.device).eval()  # training mode is for `learn` alone
         memory.own_memory(self.model)
-        self.budget, self.batch_size, self.seed = Budget.of(epochs, steps, seconds), batch_size, seed
-        check_pace(pace)
+        self.budget, self.batch_size, self.seed = Budget.of(epochs, steps, seconds, pace), batch_size, seed
         self.pace = [list(steps) for steps in pace]
         self.frozen = Frozen(self.model, freeze)
         alone.check_batches(self.model, batch_size, replay_batch_size, micro_batch)  # a frozen norm takes none from it
