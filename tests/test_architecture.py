@@ -87,6 +87,7 @@ LEARNER = (
     "budget",
     "average",
     "schedule",
+    "undo",
     "classes",
     "trained",
     "backend",
