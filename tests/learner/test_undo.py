@@ -86,6 +86,41 @@ def test_a_method_or_sparsifier_of_another_learner_is_refused_before_the_model_i
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), network().parameters(), strict=True))
 
 
+class Own(torch.nn.Module):
+    """A network that no checkpoint can make."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.net = nn.ConvNet(4, channels=3, width=width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.net(x)
+        return logits
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_refused_load_leaves_the_model_as_it_was(backend: str, tmp_path: Path) -> None:
+    adam: dict[str, Any] = {"optimizer": torch.optim.AdamW}
+    learner = Learner(Own(), methods.ER(8), Static(0.5), batch_size=8, **adam)
+    learner.learn(streams.from_arrays(X, np.arange(24) % 4)[0])
+    learner.save(tmp_path)
+    for model, given in (
+        (Own(4), {}),
+        (Own(), {"optimizer": torch.optim.Adamax}),
+        (Own(), {"method": methods.DERpp(8)}),
+        (Own(), {"sparsifier": Static(0.7)}),
+    ):
+        before, weights = shape_of(model), copy.deepcopy(model.state_dict())
+        with pytest.raises(SparclError):
+            Learner.load(tmp_path, model, backend=backend, **{**adam, **given})
+        assert shape_of(model) == before
+        assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
+    assert Learner.load(tmp_path, model, backend=backend, **adam).learned == 1
+    for wrong in ("resnet18", Own):
+        with pytest.raises(ConfigError, match=r"model .* is not allowed; use an object"):
+            Learner.load(tmp_path, wrong, **adam)  # type: ignore[arg-type]
+
+
 # --- a head that grows ----------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ from sparcl.learner.prediction import Prediction, predict
 from sparcl.learner.schedule import Factor
 from sparcl.learner.telling import SAFE, Observer
 from sparcl.learner.training import MakeOptimizer
+from sparcl.learner.undo import left_as_it_was
 from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating
 from sparcl.nn.dense import dense_model
@@ -250,18 +251,21 @@ class Learner(Observing):
             CheckpointError: missing, damaged, hostile, or of another model, method or optimizer.
         """
         state = open_folder(refusals.folder(directory))
-        made, settings = making.make(state, model, method, sparsifier, lr_schedule)
-        learner = cls(
-            *made,
-            optimizer=optimizer or making.make_optimizer(state),
-            **settings,
-            device=device,
-            backend=backend,
-            observers=observers,
-            checkpoint_dir=checkpoint_dir,
-            checkpoint_every=checkpoint_every,
-        )
-        learner.restore(state)
+        parts = {"model": model, "method": method, "sparsifier": sparsifier}
+        refusals.check_kinds(**(given := {name: part for name, part in parts.items() if part is not None}))
+        with contextlib.nullcontext() if model is None else left_as_it_was(model, *given.values(), copies=True):
+            made, settings = making.make(state, model, method, sparsifier, lr_schedule)
+            learner = cls(
+                *made,
+                optimizer=optimizer or making.make_optimizer(state),
+                **settings,
+                device=device,
+                backend=backend,
+                observers=observers,
+                checkpoint_dir=checkpoint_dir,
+                checkpoint_every=checkpoint_every,
+            )
+            learner.restore(state)
         return learner
 
     def checkpoint_state(self) -> dict[str, Any]:

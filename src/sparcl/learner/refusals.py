@@ -29,16 +29,17 @@ LR = 0.03
 
 MOST_SEED = 2**63 - 1
 
+KINDS: dict[str, tuple[type, str]] = {
+    "model": (nn.Module, "sparcl.nn.resnet18(10)"),
+    "method": (Method, "sparcl.methods.DERpp(200)"),
+    "sparsifier": (Sparsifier, "sparcl.SparCL(0.9)"),
+}
+"""What a Learner is made of, and an example of each."""
+
 
 def check_parts(model: object, method: object, sparsifier: object, optimizer: object, observers: object) -> None:
     """Raise ConfigError unless each is an object of its kind, not a name or a class, and the model can be trained."""
-    for label, value, kind, example in (
-        ("model", model, nn.Module, "sparcl.nn.resnet18(10)"),
-        ("method", method, Method, "sparcl.methods.DERpp(200)"),
-        ("sparsifier", sparsifier, Sparsifier, "sparcl.SparCL(0.9)"),
-    ):
-        if not isinstance(value, kind):
-            raise ConfigError(f"{label} {_told(value)} is not allowed; use an object such as {example}")
+    check_kinds(model=model, method=method, sparsifier=sparsifier)
     if optimizer is not None and not callable(optimizer):
         raise ConfigError(
             f"optimizer {_told(optimizer)} is not allowed; use a function that makes one of parameters, such as"
@@ -48,6 +49,14 @@ def check_parts(model: object, method: object, sparsifier: object, optimizer: ob
         raise ConfigError(f"observers {_told(observers)} are not allowed; use a list of functions of event and figures")
     assert isinstance(model, nn.Module)
     _check_model(model)
+
+
+def check_kinds(**parts: object) -> None:
+    """Raise ConfigError unless each is an object of its kind, not a name or a class."""
+    for label, value in parts.items():
+        kind, example = KINDS[label]
+        if not isinstance(value, kind):
+            raise ConfigError(f"{label} {_told(value)} is not allowed; use an object such as {example}")
 
 
 def _told(value: object) -> str:

@@ -8,20 +8,27 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 Kept = tuple[dict[str, Any], dict[str, Any], list[tuple[dict[Any, Any], dict[Any, Any]]]]
 """An object's attributes, a copy of them, and the dicts among them with a copy of each."""
 
 
 @contextlib.contextmanager
-def left_as_it_was(model: nn.Module, *parts: object) -> Iterator[None]:
+def left_as_it_was(model: nn.Module, *parts: object, copies: bool = False) -> Iterator[None]:
     """Whatever is raised in here, a model is then what it was: its modules, hooks and modes, and its tensors.
 
-    Kept are the tensors themselves, not copies: what is written into one stays. `parts` get their attributes back, and
-    so do the sparcl objects that these hold.
+    Args:
+        parts: objects that get their attributes back, and so do the sparcl objects that these hold.
+        copies: what is written into the tensors is undone as well; it takes a copy of them. Else they are themselves
+            what is kept.
     """
     kinds = [(module, type(module), _kept(module)) for module in model.modules()]
-    tensors = [(t, t.data, t.requires_grad) for t in (*model.parameters(), *model.buffers())]
+    tensors = [
+        (t, t.data, t.data.clone() if copies else None, t.requires_grad)
+        for t in (*model.parameters(), *model.buffers())
+        if not is_lazy(t)
+    ]
     others = [_kept(part) for part in _with_inner(parts)]
     try:
         yield
@@ -29,9 +36,11 @@ def left_as_it_was(model: nn.Module, *parts: object) -> Iterator[None]:
         for module, kind, kept in kinds:
             module.__class__ = kind
             _put_back(kept)
-        for tensor, data, moves in tensors:
+        for tensor, data, copy, moves in tensors:
             if tensor.data.data_ptr() != data.data_ptr() or tensor.shape != data.shape:
                 set_data(tensor, data)
+            if copy is not None:
+                tensor.data.copy_(copy)
             tensor.requires_grad_(moves)
         for kept in others:
             _put_back(kept)
@@ -60,6 +69,6 @@ def _kept(holder: object) -> Kept:
 
 def _put_back(kept: Kept) -> None:
     now, before, inner = kept
-    for entries, copy in [*inner, (now, before)]:
+    for entries, kept_entries in [*inner, (now, before)]:
         entries.clear()
-        entries.update(copy)
+        entries.update(kept_entries)
