@@ -24,6 +24,10 @@ struct Method {
   bool stores_logits() const { return name == "der" || name == "derpp"; }
 };
 
+bool stands_inside(const ModelFile& model);  // inside a task
+
+constexpr char kTooFast[] = ": the learning rate in the file is too high; what was saved last is kept";
+
 class Learning {
  public:
   // Appends the classes that the network does not have. wanted: instead of the file's budget, where given. Throws std::invalid_argument
@@ -33,7 +37,7 @@ class Learning {
   bool over() const { return position.over(budget_); }
   void step();  // one, unless no batch of the epoch is left
   void end_task();
-  void save(const std::string& path);  // the whole state; throws std::runtime_error
+  void save(const std::string& path);  // the whole state; throws std::runtime_error, also for weights that are no numbers
 
   Position position;
   double loss = 0;
@@ -46,7 +50,7 @@ class Learning {
 
  private:
   void read_settings();
-  void read_position(bool begin_anew);
+  void read_position(bool begin_anew, const Budget& wanted);
   void begin_task();
   Random seeded_for_task() const;
   bool removes() const;
@@ -60,6 +64,8 @@ class Learning {
   void backward(const std::vector<float>& gradient, long of_task, long N, bool ranks);
   double replay(bool logits, double weight);
   void replays(bool ranks);
+  void check_count() const;
+  void check_finite() const;
   void store_state();
 
   ModelFile& model_;

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "device/json.h"
+#include "device/model_file.h"
 #include "engine/plan.h"
 
 namespace sparcl {
@@ -24,8 +24,13 @@ struct Wanted {
   Extent input;  // what the network takes
   bool resize;   // images of another size; otherwise they are refused
   bool classes;  // images must lie in folders of their classes
+  enum Stored { kUnknown, kBytes, kFloats } stored;  // of the samples that the network has learned
+  bool images;                                       // whether they may have been images
 };
-// Samples of the shape that a network takes. Throws std::invalid_argument, one line.
+// Of the samples that a model is to answer to or to learn. Throws std::invalid_argument.
+Wanted wanted_by(const ModelFile& model, const Extent& input, bool resize, bool classes);
+// Samples of the shape and the type that a network takes, of classes that all have some; files that are passed over are told on stderr.
+// Throws std::invalid_argument, one line.
 Samples read_samples(const std::string& path, const Wanted& wanted);
 
 // What happens to a sample between storage and network.

@@ -108,7 +108,7 @@ def test_a_second_learn_on_a_file_is_refused(program: Path, file: Path) -> None:
         process.kill()
         process.communicate()
     assert file.with_name(".m.sparcl.lock").exists()  # nobody holds it any more
-    done = made.run(program, "learn", file, file.with_name("s.sparcl"), "--max-seconds", 0.001)
+    done = made.run(program, "learn", file, file.with_name("s.sparcl"), "--new-task", "--steps", 1)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(place.name for place in file.parent.iterdir()) == ["m.sparcl", "other.sparcl", "s.sparcl"]
 
