@@ -204,11 +204,12 @@ ModelFile source_of(const Options& o, const std::string& out) {
   return model;
 }
 
-void say_stopped(long steps) {
+void say_stopped(long steps, bool new_task) {
+  const char* const goes_on = new_task ? "the same command without --new-task goes on" : "the same command goes on";
   if (stopped_by == SIGPIPE)
-    std::fprintf(stderr, "sparcl-device: the output was closed by its reader; everything is saved, the same command goes on\n");
+    std::fprintf(stderr, "sparcl-device: the output was closed by its reader; everything is saved, %s\n", goes_on);
   else
-    std::printf("stopped after step %ld; everything is saved, the same command goes on\n", steps);
+    std::printf("stopped after step %ld; everything is saved, %s\n", steps, goes_on);
 }
 
 int learn(const Options& o) {
@@ -244,7 +245,7 @@ int learn(const Options& o) {
   }
   learning.save(out);
   if (!over) {
-    say_stopped(steps);
+    say_stopped(steps, o.new_task);
   } else {
     std::printf("learned %zu samples of %zu class(es) by %s: %ld steps, %.1f s, last loss %.4f\n", samples.size(), samples.classes.size(), learning.method().c_str(), steps,
                 seconds, learning.loss);

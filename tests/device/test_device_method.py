@@ -279,6 +279,11 @@ def test_a_file_of_an_earlier_version_does_not_tell_the_budget(program: Path, tm
     file, samples = made.export(learner, tmp_path / "m.sparcl", first), packed(second, tmp_path / "s.sparcl")
     made.stopped_inside(program, file, samples, "--steps", 100_000)
     model = model_file.read(file)
+    model.state["learner"]["position"]["budget"] = {"weeks": 3}
+    model_file.write(file, model)
+    with pytest.raises(CheckpointError, match="the budget in the checkpoint is not one of: epochs, steps, seconds"):
+        Learner.load(file)
+    assert "budget is not one of: epochs, steps, seconds" in made.run(program, "learn", file, samples).stderr
     del model.state["learner"]["position"]["budget"]
     model_file.write(file, model)
     again = Learner.load(file, backend="reference")

@@ -46,6 +46,9 @@ def test_what_was_stopped_with_out_goes_on_from_there(program: Path, file: Path)
         assert (done.returncode, done.stdout, said in done.stderr) == (2, "", True), done
         assert out.read_bytes() == stopped
     assert file.read_bytes() == whole
+    said = made.stopped_inside(program, file, samples, "--new-task", "--epochs", 1_000_000, "--out", out)
+    assert "the same command without --new-task goes on" in said
+    made.stopped_inside(program, file, samples, "--epochs", 1_000_000, "--out", out)
     done = made.run(program, "learn", file, samples, "--new-task", "--steps", 2, "--out", out)
     assert (done.returncode, done.stderr) == (0, "")
     assert "begun_from" not in model_file.read(out).device

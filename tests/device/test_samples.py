@@ -33,12 +33,12 @@ def file(tmp_path: Path) -> Path:
 
 
 def images(folder: Path, *names: str | bytes) -> Path:
-    """Two PNG images in a folder for each class."""
+    """Two images in a folder for each class."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     for name in names:
         (place := Path(os.fsdecode(os.fsencode(folder) + b"/" + os.fsencode(name)))).mkdir(parents=True)
         for i, image in enumerate(pixels):
-            Image.fromarray(image).save(place / f"{i}.png")
+            Image.fromarray(image).save(place / f"{i}.ppm")
     return folder
 
 
@@ -136,7 +136,7 @@ def test_what_is_no_image_is_passed_over_and_told(program: Path, file: Path, tmp
     (folder / "cat" / "Thumbs.db").write_bytes(b"no image")
     (folder / "cat" / "more").mkdir()
     (folder / "__MACOSX").mkdir()
-    (folder / "loose.png").write_bytes((folder / "cat" / "0.png").read_bytes())
+    (folder / "loose.ppm").write_bytes((folder / "cat" / "0.ppm").read_bytes())
     for command, count in (("learn", 3), ("evaluate", 3), ("predict", 2)):
         done = made.run(program, command, file, folder)
         assert done.returncode == 0, done
