@@ -89,6 +89,7 @@ void predict(const ModelFile& model, const std::string& place, const AnswerOptio
       told += "\n";
     }
   });
+  say_passed_over(samples);
   std::fwrite(told.data(), 1, told.size(), stdout);
 }
 
@@ -106,6 +107,7 @@ void evaluate(const ModelFile& model, const std::string& place, const AnswerOpti
       right[of] += best_of(logits, graph.classes(), n, N, samples.names[sample]) == columns[of];
     }
   });
+  say_passed_over(samples);
   long total = 0;
   for (size_t c = 0; c < seen.size(); ++c) {
     total += right[c];
@@ -141,6 +143,7 @@ void gradients(const ModelFile& model, const std::string& place, const std::stri
     put(file, name + ".running_var", state.running_var);
   }
   write_safetensors(out, file);
+  say_passed_over(samples);
   std::printf("loss %.9g\n", loss);
 }
 

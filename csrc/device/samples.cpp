@@ -131,7 +131,7 @@ class Reader {
   }
 
   void pass_over(const fs::path& path) {
-    if (passed_over_++ == 0) first_ = path.string();
+    if (samples_.passed_over++ == 0) samples_.first_passed_over = path.string();
   }
 
   void consider(const fs::path& path) { !fs::is_directory(path) && (is_image(path.string()) || called_image(path)) ? add(path) : pass_over(path); }
@@ -143,10 +143,7 @@ class Reader {
     samples_.classes.push_back(folder.filename().string());
   }
 
-  Samples done() {
-    if (passed_over_) std::fprintf(stderr, "sparcl-device: %ld file(s) passed over, the first %s\n", passed_over_, printable(first_).c_str());
-    return std::move(samples_);
-  }
+  Samples done() { return std::move(samples_); }
   size_t size() const { return samples_.size(); }
 
  private:
@@ -159,8 +156,6 @@ class Reader {
 
   const Wanted& wanted_;
   Samples samples_;
-  long passed_over_ = 0;
-  std::string first_;
 };
 
 // <class>/*; where no classes are asked for, also the images beside the folders, or one image alone.
@@ -214,6 +209,10 @@ Samples read_samples(const std::string& path, const Wanted& wanted) {
   }
   if (!may_be_packed(path)) refuse(path + " is neither what sparcl pack wrote nor an image that is read here: allowed are " + image_formats() + "; pack others with sparcl pack");
   return packed(path, wanted);
+}
+
+void say_passed_over(const Samples& samples) {
+  if (samples.passed_over) std::fprintf(stderr, "sparcl-device: %ld file(s) passed over, the first %s\n", samples.passed_over, printable(samples.first_passed_over).c_str());
 }
 
 Transform transform_of(const Json& json, const Extent& input) {

@@ -221,6 +221,7 @@ int learn(const Options& o) {
   const Extent input = Graph(model, o.threads).input();  // checks the file as it is, before its head grows; it is not kept
   const Samples samples = read_samples(o.places[1], wanted_by(model, input, o.resize, true));
   Learning learning(model, samples, o.threads, o.new_task, o.budget);
+  say_passed_over(samples);
   if (learning.grown()) std::printf("%ld new class(es): the head has grown\n", learning.grown());
   if (learning.removal_is_off()) std::printf("no samples are removed: DDR is for budgets of epochs\n");
   if (learning.position.done) std::printf("going on in epoch %ld, after step %ld\n", learning.position.epoch + 1, learning.position.done);

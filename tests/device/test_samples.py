@@ -142,6 +142,8 @@ def test_what_is_no_image_is_passed_over_and_told(program: Path, file: Path, tmp
         assert done.returncode == 0, done
         first = folder / "cat" / "Thumbs.db"
         assert done.stderr == f"sparcl-device: {count} file(s) passed over, the first {first}\n"
+    images(folder, "unknown")
+    refused(program, file, folder, 'class "unknown" has no column', "evaluate")
     (folder / "x" / "photo.webp").write_bytes(b"RIFF")
     refused(program, file, folder, "photo.webp is no readable image: allowed are")
 
