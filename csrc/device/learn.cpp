@@ -98,6 +98,7 @@ Learning::Learning(ModelFile& model, const Samples& samples, int threads, bool b
   data_ = fingerprint();
   read_position(begin_anew, wanted);
   graph_.take_over(model);
+  mark_ = std::chrono::steady_clock::now();  // what goes before is no training
 }
 
 void Learning::read_settings() {
@@ -202,7 +203,6 @@ void Learning::begin_epoch() {
 }
 
 void Learning::step() {
-  const auto start = std::chrono::steady_clock::now();
   if (!position.begun) begin_task();
   if (!position.ordered) begin_epoch();
   const long removed = sparsifier_.removed();
@@ -211,8 +211,9 @@ void Learning::step() {
   ledger_.removed(sparsifier_.removed() - removed);
   if (const long samples = position.upcoming(drop_last_)) {
     train();
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    position.note(budget_, seconds, budget_of_file_.seconds > 0);
+    const auto now = std::chrono::steady_clock::now();
+    position.note(budget_, std::chrono::duration<double>(now - mark_).count(), budget_of_file_.seconds > 0);
+    mark_ = now;
     position.cursor += samples;
     ++position.step;
     ++steps_;

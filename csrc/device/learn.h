@@ -1,6 +1,7 @@
 // One more task, learned from where a model file stands, as sparcl.learner.Training learns it: fine-tuning, ER, DER or DER++, under the
 // file's sparsifier. Every random number is drawn from the generators in the file, in Python's order.
 #pragma once
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -83,6 +84,7 @@ class Learning {
   Random order_, augment_, remember_;
   long batch_ = 0, replay_batch_ = 0, learned_ = 0, steps_ = 0;
   bool drop_last_ = false;
+  std::chrono::steady_clock::time_point mark_;  // until when time is counted, saves included, as in Python
   double most_ = 0;           // share of the samples that the most frequent class has
   std::vector<long> labels_;  // columns of the logits, of the samples
   std::vector<bool> own_;     // of the columns, whether they are the task's

@@ -136,6 +136,13 @@ def test_a_signal_saves_and_says_so(program: Path, file: Path, number: signal.Si
     assert not list(file.parent.glob(".*"))
 
 
+def test_saves_are_of_the_seconds(program: Path, file: Path) -> None:
+    begun = time.monotonic()
+    options = ("--max-seconds", 2, "--save-every", 0, "--threads", 1)
+    assert made.run(program, "learn", file, file.with_name("s.sparcl"), *options).returncode == 0
+    assert time.monotonic() - begun < 6  # steps alone take a fraction of the time that their saves take
+
+
 def test_hangups_that_are_ignored_stay_so(program: Path, file: Path) -> None:
     process = long_run(program, file, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     process.send_signal(signal.SIGHUP)
