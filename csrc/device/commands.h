@@ -1,4 +1,4 @@
-// Commands of sparcl-device that fill a file of their own. Both throw as the rest does, see sparcl_device.cpp.
+// Commands of sparcl-device that fill a file of their own. All throw as the rest does, see sparcl_device.cpp.
 #pragma once
 #include <functional>
 #include <string>
@@ -8,7 +8,16 @@
 namespace sparcl {
 
 // What is in the file, and what this build can read.
-void info(const ModelFile& model, int threads);
+void info(const ModelFile& model);
+
+struct AnswerOptions {
+  int threads = 1;
+  bool resize = false, logits = false;
+};
+// `samples`: their file or folder. All three print what they find; gradients() writes a safetensors file, too.
+void predict(const ModelFile& model, const std::string& samples, const AnswerOptions& options);
+void evaluate(const ModelFile& model, const std::string& samples, const AnswerOptions& options);
+void gradients(const ModelFile& model, const std::string& samples, const std::string& out, const AnswerOptions& options);
 
 struct BenchOptions {
   int threads = 1;

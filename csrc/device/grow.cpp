@@ -40,15 +40,24 @@ void append_columns(Tensor& tensor, long columns) {
   tensor = tensor_of("F32", {rows, before + columns}, wider);
 }
 
-// Where the state names all columns, it names the new ones. A head that does not grow in Python is made again with more classes: by Python
-// where the network is of sparcl.nn, else by whoever hands it to Learner.load.
+// Whether a text is a whole number as Python writes it.
+bool is_whole(const std::string& text) {
+  const size_t sign = text[0] == '-';
+  const bool digits = text.size() > sign && text.size() <= 18 && text.find_first_not_of("0123456789", sign) == std::string::npos;
+  return digits && (text[sign] != '0' || text == "0");
+}
+
+// Where the state names all columns, it names the new ones, by numbers where the others are. A head that does not grow in Python is made
+// again with more classes: by Python where the network is of sparcl.nn, else by whoever hands it to Learner.load.
 void add_names(ModelFile& model, const std::vector<std::string>& names) {
   Json& classes = model.state.at("learner", "the state").at("classes", "the state");
   Json& known = classes.at("names", "the classes");
   const bool grows = classes.at("grows", "the classes").truth("grows");
   const size_t named = known.list("the classes' names", 0, 1 << 20).size();
-  if (grows || named == model.classes.items.size())
-    for (const std::string& name : names) known.items.push_back(Json::of(name));
+  if (grows || named == model.classes.items.size()) {
+    const bool numbers = named && std::all_of(known.items.begin(), known.items.end(), [](const Json& had) { return had.kind == Json::kNumber; });
+    for (const std::string& name : names) known.items.push_back(numbers && is_whole(name) ? Json::of(std::stol(name)) : Json::of(name));
+  }
   if (!grows) {
     Json& recipe = model.state.at("settings", "the state").at("made_from", "the state").at("model", "the state");
     if (recipe.kind != Json::kNull) {

@@ -54,8 +54,8 @@ std::string buffer_line(const ModelFile& model) {
 
 }  // namespace
 
-void info(const ModelFile& model, int threads) {
-  const Graph graph(model, threads);
+void info(const ModelFile& model) {
+  const Graph graph(model, 1);
   // What may be missing is asked for before the first line.
   const std::string method = to_text(model.device.at("method", "device")), buffer = buffer_line(model);
   const Json& learner = model.state.at("learner", "the state");

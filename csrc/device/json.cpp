@@ -18,6 +18,7 @@ class Parser {
   Parser(const std::string& text, const std::string& what) : text_(text), what_(what) {}
 
   Json all() {
+    if (!is_utf8(text_)) refuse(what_ + " is not UTF-8");
     Json value = this->value(0);
     if (space() != text_.size()) wrong();
     return value;
@@ -317,6 +318,31 @@ void Json::set(const std::string& key, Json value) {
       return;
     }
   members.emplace_back(key, std::move(value));
+}
+
+bool is_utf8(const std::string& text) {
+  for (size_t at = 0; at < text.size();) {
+    const auto byte = [&](size_t i) { return static_cast<unsigned>(static_cast<unsigned char>(i < text.size() ? text[i] : 0)); };
+    const unsigned first = byte(at);
+    const size_t more = first < 0x80 ? 0 : first < 0xC2 ? 4 : first < 0xE0 ? 1 : first < 0xF0 ? 2 : first < 0xF5 ? 3 : 4;
+    if (more == 4) return false;
+    unsigned code = more == 0 ? first : first & (0x3F >> more);
+    for (size_t i = 1; i <= more; ++i) {
+      if ((byte(at + i) & 0xC0) != 0x80) return false;
+      code = code << 6 | (byte(at + i) & 63);
+    }
+    const bool shortest = more < 2 || code >= (more == 2 ? 0x800u : 0x10000u);
+    if (!shortest || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) return false;
+    at += more + 1;
+  }
+  return true;
+}
+
+std::string printable(std::string text) {
+  const bool utf8 = is_utf8(text);
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f || (!utf8 && static_cast<unsigned char>(c) > 0x7f)) c = '?';
+  return text;
 }
 
 Json parse_json(const std::string& text, const std::string& what) { return Parser(text, what).all(); }

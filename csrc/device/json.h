@@ -33,5 +33,8 @@ struct Json {
 
 Json parse_json(const std::string& text, const std::string& what);  // throws std::invalid_argument
 std::string to_text(const Json& value);
+bool is_utf8(const std::string& text);
+// For people: names out of files must not steer the terminal.
+std::string printable(std::string text);
 
 }  // namespace sparcl

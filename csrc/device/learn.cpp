@@ -17,8 +17,6 @@ constexpr char kState[] = "the state";
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
-bool stands_inside(const ModelFile& model) { return model.state.at("learner", kState).at("position", kState).kind != Json::kNull; }
-
 // How many classes of the samples the network does not have: they are appended to it.
 long appended(ModelFile& model, const Samples& samples, bool inside) {
   std::vector<std::string> fresh;
@@ -74,6 +72,8 @@ std::vector<size_t> nodes_of(const std::vector<SparseLayer>& layers) {
 
 }  // namespace
 
+bool stands_inside(const ModelFile& model) { return model.state.at("learner", kState).at("position", kState).kind != Json::kNull; }
+
 Learning::Learning(ModelFile& model, const Samples& samples, int threads, bool begin_anew, const Budget& wanted)
     : model_(model), samples_(samples), grown_(appended(model, samples, stands_inside(model) && !begin_anew)), graph_(model, threads),
       transform_(transform_of(model.transform, graph_.input())), sparsifier_(model, graph_), optimizer_(model, graph_), average_(model, graph_),
@@ -82,6 +82,7 @@ Learning::Learning(ModelFile& model, const Samples& samples, int threads, bool b
   for (const char* others : {"head", "torch"}) generator(model, others);  // refuses what is none, before any work
   read_settings();
   budget_ = wanted.given() ? wanted : budget_of_file_;
+  if (!stands_inside(model) || begin_anew) check_count();
   const std::vector<long> columns = columns_of(model, samples);
   std::vector<long> counts(static_cast<size_t>(graph_.classes()), 0);
   own_.assign(counts.size(), false);
@@ -95,8 +96,9 @@ Learning::Learning(ModelFile& model, const Samples& samples, int threads, bool b
   if (const Json* counted = model.device.find("cost"); counted && counted->kind != Json::kNull) ledger_.load(*counted);
   if (method_.buffer_size) buffer_.load(model, samples, method_.buffer_size, method_.stores_logits(), graph_.classes());
   data_ = fingerprint();
-  read_position(begin_anew);
+  read_position(begin_anew, wanted);
   graph_.take_over(model);
+  mark_ = std::chrono::steady_clock::now();  // what goes before is no training
 }
 
 void Learning::read_settings() {
@@ -104,7 +106,7 @@ void Learning::read_settings() {
   batch_ = settings.at("batch_size", "settings").whole("batch_size", 1, 1 << 20);
   replay_batch_ = settings.at("replay_batch_size", "settings").whole("replay_batch_size", 1, 1 << 20);
   drop_last_ = settings.at("drop_last", "settings").truth("drop_last");
-  budget_of_file_ = budget_of(settings);
+  budget_of_file_ = budget_of(settings.at("budget", "settings"));
   const Json& method = model_.device.at("method", "device");
   method_.name = method.at("name", "the method").string("the method");
   if (method_.name != "er" && method_.name != "der" && method_.name != "derpp" && method_.name != "finetune")
@@ -140,7 +142,7 @@ bool Learning::removes() const { return budget_.epochs > 0 || (budget_of_file_.e
 
 bool Learning::removal_is_off() const { return sparsifier_.removes() && !removes(); }
 
-void Learning::read_position(bool begin_anew) {
+void Learning::read_position(bool begin_anew, const Budget& wanted) {
   const Json& at = model_.state.at("learner", kState).at("position", kState);
   if (at.kind == Json::kNull) return;
   if (begin_anew) {
@@ -152,6 +154,11 @@ void Learning::read_position(bool begin_anew) {
   if (!same_data(data_, data)) refuse("the file stands inside a task of other samples: give those, or --new-task to leave it where it is");
   position.load(model_, at, static_cast<long>(samples_.size()));
   position.data = data;
+  const std::string under_way = position.budget.text();
+  if (position.budget.given() && wanted.given() && wanted.text() != under_way)
+    refuse("the file stands inside a task of " + under_way + ": give that or no budget to go on, or --new-task to leave it where it is");
+  if (position.budget.given()) budget_ = position.budget;
+  position.budget = budget_;  // a file of an earlier version does not tell
   if (position.task != learned_) refuse("the position is not inside the next task");
   if (sparsifier_.removes() && sparsifier_.samples() != static_cast<long>(samples_.size())) refuse("DDR knows of another number of samples");
   sparsifier_.set_removes(removes());
@@ -180,6 +187,7 @@ void Learning::begin_task() {
   position.begun = true;
   position.task = learned_;
   position.data = data_;
+  position.budget = budget_;
   const auto& paces = model_.state.at("learner", kState).at("pace", kState).list("the pace", 0, 1 << 20);
   if (budget_of_file_.seconds <= 0 || budget_.seconds != budget_of_file_.seconds || static_cast<long>(paces.size()) <= learned_) return;
   position.replayed = true;
@@ -195,7 +203,6 @@ void Learning::begin_epoch() {
 }
 
 void Learning::step() {
-  const auto start = std::chrono::steady_clock::now();
   if (!position.begun) begin_task();
   if (!position.ordered) begin_epoch();
   const long removed = sparsifier_.removed();
@@ -204,8 +211,9 @@ void Learning::step() {
   ledger_.removed(sparsifier_.removed() - removed);
   if (const long samples = position.upcoming(drop_last_)) {
     train();
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    position.note(budget_, seconds, budget_of_file_.seconds > 0);
+    const auto now = std::chrono::steady_clock::now();
+    position.note(budget_, std::chrono::duration<double>(now - mark_).count(), budget_of_file_.seconds > 0);
+    mark_ = now;
     position.cursor += samples;
     ++position.step;
     ++steps_;
@@ -214,6 +222,7 @@ void Learning::step() {
 }
 
 void Learning::end_task() {
+  check_finite();
   sparsifier_.end_task();
   Json& paces = model_.state.at("learner", kState).at("pace", kState);
   if (budget_of_file_.seconds > 0 && !position.replayed) {
@@ -236,7 +245,25 @@ double Learning::density() const {
   return all > 0 ? active / all : 1;
 }
 
+// One sample has no batch statistics (sparcl.learner.alone).
+void Learning::check_count() const {
+  for (const Node& node : graph_.nodes())
+    if (node.op == Node::kNorm && samples_.size() == 1)
+      refuse("there is 1 sample to learn: layer " + node.name.substr(0, 80) + " needs 2 or more for its batch statistics");
+}
+
+// Such a state is no place to go on from (sparcl.learner.saving.capture).
+void Learning::check_finite() const {
+  for (size_t at = 0; at < graph_.nodes().size(); ++at) {
+    const Graph::State& state = graph_.states()[at];
+    for (const auto* values : {&state.weight.value, &state.bias.value, &state.running_mean, &state.running_var})
+      if (!std::all_of(values->begin(), values->end(), [](float value) { return std::isfinite(value); }))
+        throw std::runtime_error(graph_.nodes()[at].name.substr(0, 80) + " became NaN or infinite by step " + std::to_string(position.done) + kTooFast);
+  }
+}
+
 void Learning::save(const std::string& path) {
+  check_finite();
   trim();  // what is written is not to come on top of a step's memory
   graph_.store(model_);
   optimizer_.store(model_, graph_);

@@ -1,6 +1,7 @@
 // One more task, learned from where a model file stands, as sparcl.learner.Training learns it: fine-tuning, ER, DER or DER++, under the
 // file's sparsifier. Every random number is drawn from the generators in the file, in Python's order.
 #pragma once
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,10 @@ struct Method {
   bool stores_logits() const { return name == "der" || name == "derpp"; }
 };
 
+bool stands_inside(const ModelFile& model);  // inside a task
+
+constexpr char kTooFast[] = ": the learning rate in the file is too high; what was saved last is kept";
+
 class Learning {
  public:
   // Appends the classes that the network does not have. wanted: instead of the file's budget, where given. Throws std::invalid_argument
@@ -33,7 +38,7 @@ class Learning {
   bool over() const { return position.over(budget_); }
   void step();  // one, unless no batch of the epoch is left
   void end_task();
-  void save(const std::string& path);  // the whole state; throws std::runtime_error
+  void save(const std::string& path);  // the whole state; throws std::runtime_error, also for weights that are no numbers
 
   Position position;
   double loss = 0;
@@ -46,7 +51,7 @@ class Learning {
 
  private:
   void read_settings();
-  void read_position(bool begin_anew);
+  void read_position(bool begin_anew, const Budget& wanted);
   void begin_task();
   Random seeded_for_task() const;
   bool removes() const;
@@ -60,6 +65,8 @@ class Learning {
   void backward(const std::vector<float>& gradient, long of_task, long N, bool ranks);
   double replay(bool logits, double weight);
   void replays(bool ranks);
+  void check_count() const;
+  void check_finite() const;
   void store_state();
 
   ModelFile& model_;
@@ -77,6 +84,7 @@ class Learning {
   Random order_, augment_, remember_;
   long batch_ = 0, replay_batch_ = 0, learned_ = 0, steps_ = 0;
   bool drop_last_ = false;
+  std::chrono::steady_clock::time_point mark_;  // until when time is counted, saves included, as in Python
   double most_ = 0;           // share of the samples that the most frequent class has
   std::vector<long> labels_;  // columns of the logits, of the samples
   std::vector<bool> own_;     // of the columns, whether they are the task's

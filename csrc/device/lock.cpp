@@ -9,6 +9,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "device/place.h"
+
 namespace sparcl {
 namespace {
 
@@ -35,8 +37,9 @@ bool is_still(const std::string& place, int descriptor) {
 FileLock::FileLock(const std::string& path) {
   struct stat about {};
   if (stat(path.c_str(), &about) == 0 && !S_ISREG(about.st_mode)) refuse(path + " is not a regular file");
-  const size_t name = path.rfind('/') == std::string::npos ? 0 : path.rfind('/') + 1;
-  place_ = path.substr(0, name) + "." + path.substr(name) + ".lock";
+  if (is_there(path) && access(path.c_str(), W_OK) != 0) refuse(path + " cannot be written: " + std::strerror(errno));
+  const std::string place = real_place(path);  // a link's lock is that of its file
+  place_ = folder_of(place) + "/." + name_of(place) + ".lock";
   for (int tries = 0; descriptor_ < 0; ++tries) {
     descriptor_ = open(place_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
     if (descriptor_ < 0) refuse(path + " cannot be written: " + std::strerror(errno));

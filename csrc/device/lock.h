@@ -6,7 +6,7 @@ namespace sparcl {
 
 class FileLock {
  public:
-  // Holds `path`, which need not be there yet, by a file .NAME.lock beside it. Throws std::invalid_argument, one line: another process
+  // Holds `path`, which need not be there yet, by a file .NAME.lock beside it, or beside what it links to. Throws std::invalid_argument, one line: another process
   // holds it, or nothing can be written there.
   explicit FileLock(const std::string& path);
   ~FileLock();

@@ -10,6 +10,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "device/place.h"
 #include "device/sha256.h"
 
 namespace sparcl {
@@ -35,7 +36,9 @@ long bytes_of(const std::string& dtype, const std::string& what) {
 
 class File {
  public:
-  File(const std::string& path, int flags, mode_t mode = 0) : path_(path), descriptor_(open(path.c_str(), flags | O_CLOEXEC, mode)) {}
+  // named: what messages call it
+  File(const std::string& path, int flags, mode_t mode = 0, const std::string& named = "")
+      : path_(named.empty() ? path : named), descriptor_(open(path.c_str(), flags | O_CLOEXEC, mode)) {}
   ~File() { close(); }
   File(const File&) = delete;
   int get() const { return descriptor_; }
@@ -218,29 +221,24 @@ SafeTensors read_safetensors(const std::string& path) {
 }
 
 void write_safetensors(const std::string& path, const SafeTensors& file) {
-  const size_t slash = path.rfind('/');
-  const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-  const std::string temporary = folder + "/." + path.substr(slash == std::string::npos ? 0 : slash + 1) + ".tmp";
+  const std::string place = real_place(path);  // a link stays a link
+  const std::string folder = folder_of(place), temporary = folder + "/." + name_of(place) + ".tmp";
   unlink(temporary.c_str());  // of a write that was cut off
-  const auto fail = [&](const std::string& what) {
-    const std::string why = std::strerror(errno);
-    unlink(temporary.c_str());
-    throw std::runtime_error(what + " cannot be written: " + why);
-  };
+  const auto fail = [&] { throw std::runtime_error(path + " cannot be written: " + std::strerror(errno)); };
   try {
-    File to(temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
-    if (to.get() < 0) fail(path);
+    File to(temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0666, path);
+    struct stat old {};
+    if (to.get() < 0 || (stat(place.c_str(), &old) == 0 && fchmod(to.get(), old.st_mode & 07777) != 0)) fail();
     const std::string header = header_of(file);
     const std::string length = little_endian(header.size());
     to.write(length.data(), length.size());
     to.write(header.data(), header.size());
     for (const auto& tensor : in_order(file.tensors)) to.write(tensor->second.bytes.data(), tensor->second.bytes.size());
-    if (fsync(to.get()) != 0 || !to.close()) fail(path);
+    if (fsync(to.get()) != 0 || !to.close() || rename(temporary.c_str(), place.c_str()) != 0) fail();
   } catch (...) {
     unlink(temporary.c_str());
     throw;
   }
-  if (rename(temporary.c_str(), path.c_str()) != 0) fail(path);
   File directory(folder, O_RDONLY | O_DIRECTORY);
   if (directory.get() < 0 || fsync(directory.get()) != 0) throw std::runtime_error(folder + " cannot be synced: " + std::strerror(errno));
 }

@@ -17,9 +17,18 @@ constexpr char kPath[] = "learner/position/order", kWhat[] = "the position";
 
 }  // namespace
 
-Budget budget_of(const Json& settings) {
+std::string Budget::text() const {
+  const Json amount = epochs ? Json::of(epochs) : steps ? Json::of(steps) : Json::of_real(seconds);
+  return (epochs ? "--epochs " : steps ? "--steps " : "--max-seconds ") + to_text(amount);
+}
+
+Json Budget::state() const {
+  if (epochs) return Json::of_members({{"epochs", Json::of(epochs)}});
+  return Json::of_members({steps ? std::make_pair(std::string("steps"), Json::of(steps)) : std::make_pair(std::string("seconds"), Json::of_real(seconds))});
+}
+
+Budget budget_of(const Json& said) {
   Budget budget;
-  const Json& said = settings.at("budget", "settings");
   const char* const allowed = "the file's budget is not one of: epochs, steps, seconds";
   if (said.members.size() != 1) refuse(allowed);
   const std::string& kind = said.members.begin()->first;
@@ -86,7 +95,7 @@ Json Position::store(ModelFile& model) const {
   std::vector<Json> steps;
   for (long after : pace) steps.push_back(Json::of(after));
   const Json there = ordered ? put_tensor(model, kPath, tensor_of("I64", {static_cast<long>(order.size())}, order)) : Json();
-  return Json::of_members({{"accuracy", Json::of_real(accuracy)}, {"batch", Json::of(batch)}, {"cursor", Json::of(cursor)}, {"data", Json::of(data)},
+  return Json::of_members({{"accuracy", Json::of_real(accuracy)}, {"batch", Json::of(batch)}, {"budget", budget.state()}, {"cursor", Json::of(cursor)}, {"data", Json::of(data)},
                            {"done", Json::of(done)}, {"epoch", Json::of(epoch)}, {"learned", Json::of_truth(learned)}, {"order", there},
                            {"pace", Json::of_list(steps)}, {"planned_steps", Json::of(planned_steps)}, {"replayed", Json::of_truth(replayed)},
                            {"right", Json::of(right)}, {"seconds", Json::of_real(seconds)}, {"step", Json::of(step)}, {"task", Json::of(task)}});
@@ -104,6 +113,7 @@ void Position::load(const ModelFile& model, const Json& state, long samples) {
   learned = state.at("learned", kWhat).truth("the position: learned");
   replayed = state.at("replayed", kWhat).truth("the position: replayed");
   accuracy = state.at("accuracy", kWhat).number("the position: accuracy", 0, 1);
+  if (const Json* said = state.find("budget"); said && said->kind != Json::kNull) budget = budget_of(*said);
   seconds = state.at("seconds", kWhat).number("the position: seconds", 0, 1e30);
   for (const Json& after : state.at("pace", kWhat).list("the position: pace", 0, static_cast<size_t>(kUnits))) pace.push_back(after.whole("a step of the pace", pace.empty() ? 1 : pace.back(), kMost));
   ordered = state.at("order", kWhat).kind != Json::kNull;

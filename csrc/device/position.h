@@ -11,8 +11,10 @@ struct Budget {
   long epochs = 0, steps = 0;  // of the three one is above 0
   double seconds = 0;
   bool given() const { return epochs || steps || seconds > 0; }
+  std::string text() const;  // as the option that asks for it
+  Json state() const;
 };
-Budget budget_of(const Json& settings);  // throws std::invalid_argument
+Budget budget_of(const Json& said);  // of the settings or the position; throws std::invalid_argument
 
 struct Position {
   bool begun = false;  // whether the task has
@@ -26,6 +28,7 @@ struct Position {
   double accuracy = 0;     // of the last whole epoch, so counted
   bool learned = false;    // whether an epoch was better than guessing
   std::string data;        // fingerprint of the task's samples
+  Budget budget;           // that the task was begun with
 
   void plan(std::vector<int64_t> ids, long batch_size, bool drop_last);
   long upcoming(bool drop_last) const;  // samples of the next step

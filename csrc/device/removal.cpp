@@ -47,6 +47,7 @@ void Removal::begin_task(long samples, long epochs, bool removes) {
   was_right_.assign(n, 0);
   count_.assign(n, 0);
   moments_.begin_task(epochs);
+  if (!removes && !by_epochs_) moments_.pass_all();  // Python, which may go on, removes under any budget what was asked for
 }
 
 bool Removal::begin_step(long step, double spent) {

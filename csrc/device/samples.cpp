@@ -1,8 +1,13 @@
 #include "device/samples.h"
 
 #include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <set>
 #include <stdexcept>
 
 #include "device/images.h"
@@ -14,6 +19,7 @@ namespace sparcl {
 namespace {
 
 constexpr size_t kMostSamples = 1 << 24, kMostClasses = 1 << 16;
+const char* const kSuffixes[] = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"};  // of images in Python
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
@@ -21,15 +27,51 @@ std::string shape_text(const Extent& e) {
   return "[" + std::to_string(e.channels) + ", " + std::to_string(e.height) + ", " + std::to_string(e.width) + "]";
 }
 
-Samples packed(const std::string& path, const Extent& input) {
+// Those that name no sample are no classes of these samples: they leave.
+void keep_classes_with_samples(Samples& samples) {
+  std::vector<long> place(samples.classes.size(), -1);
+  for (long label : samples.labels) place[static_cast<size_t>(label)] = 0;
+  std::vector<std::string> kept;
+  for (size_t c = 0; c < place.size(); ++c) {
+    if (place[c] < 0) continue;
+    place[c] = static_cast<long>(kept.size());
+    kept.push_back(samples.classes[c]);
+  }
+  for (long& label : samples.labels) label = place[static_cast<size_t>(label)];
+  samples.classes = std::move(kept);
+}
+
+void read_classes(const std::string& path, const std::string& text, Samples& samples) {
+  std::set<std::string> seen;
+  const Json classes = parse_json(text, "the classes of " + path);
+  for (const Json& name : classes.list("the classes of " + path, 1, kMostClasses)) {
+    samples.classes.push_back(name.string("a class of " + path));
+    if (!seen.insert(samples.classes.back()).second) refuse(path + ": class " + to_text(name) + " is named twice");
+  }
+}
+
+// Numbers of the kind that the network has learned, as sparcl.run.predict.array has it.
+void check_values(const std::string& path, const Samples& samples, Wanted::Stored stored) {
+  if (samples.bytes && stored == Wanted::kFloats) refuse(path + " holds uint8 samples where the network has learned float32");
+  for (size_t i = 0; !samples.bytes && i < samples.raw.size() / 4; ++i) {
+    float value;
+    std::memcpy(&value, samples.raw.data() + 4 * i, 4);
+    const std::string sample = std::to_string(i / static_cast<size_t>(samples.extent.count()));
+    if (!std::isfinite(value)) refuse(path + ": inputs hold NaN or infinite values, the first in sample " + sample + ": all must be finite");
+    if (stored == Wanted::kBytes && (value < 0 || value > 1))
+      refuse(path + " holds " + std::to_string(value) + " in sample " + sample + ": the network has learned pixels, uint8 or floating from 0 to 1");
+  }
+}
+
+Samples packed(const std::string& path, const Wanted& wanted) {
+  const Extent& input = wanted.input;
   SafeTensors file = read_safetensors(path);
   const auto format = file.metadata.find("format");
   if (format == file.metadata.end() || format->second != "sparcl samples" || !file.metadata.count("classes"))
     refuse(path + " holds no samples: use what sparcl pack wrote, or a folder <class>/* of images");
+  if (wanted.resize) refuse("--resize is for images: " + path + " holds packed samples, which have the network's size");
   Samples samples;
-  const Json classes = parse_json(file.metadata.at("classes"), "the classes of " + path);
-  for (const Json& name : classes.list("the classes of " + path, 1, kMostClasses))
-    samples.classes.push_back(name.string("a class of " + path));
+  read_classes(path, file.metadata.at("classes"), samples);
   const Tensor &inputs = file.at("inputs"), &labels = file.at("labels");
   if (labels.shape.size() != 1 || inputs.shape.size() < 2 || inputs.shape[0] != labels.shape[0] || labels.shape[0] < 1)
     refuse(path + ": inputs [N, ...] and labels [N] do not fit each other");
@@ -46,12 +88,13 @@ Samples packed(const std::string& path, const Extent& input) {
     samples.names.push_back(std::to_string(i));
   }
   samples.raw = std::move(file.tensors.at("inputs").bytes);
+  check_values(path, samples, wanted.stored);
+  keep_classes_with_samples(samples);
   return samples;
 }
 
 void append_image(const fs::path& path, const Wanted& wanted, std::vector<uint8_t>& raw) {
   const Extent& input = wanted.input;
-  if (input.channels != 1 && input.channels != 3) refuse("the network takes samples of shape " + shape_text(input) + ", no images: use sparcl pack");
   Image image = read_image(path.string());
   if (image.width != input.width || image.height != input.height) {
     if (!wanted.resize)
@@ -65,47 +108,111 @@ void append_image(const fs::path& path, const Wanted& wanted, std::vector<uint8_
 std::vector<fs::path> sorted(const fs::path& folder) {
   std::vector<fs::path> paths;
   for (const auto& entry : fs::directory_iterator(folder)) {
-    if (entry.path().filename().string()[0] != '.') paths.push_back(entry.path());
+    const std::string name = entry.path().filename().string();
+    if (name[0] != '.' && name.compare(0, 8, "__MACOSX") != 0) paths.push_back(entry.path());
     if (paths.size() > kMostSamples) refuse(folder.string() + " holds too many files");
   }
   std::sort(paths.begin(), paths.end());
   return paths;
 }
 
-void append_sample(const fs::path& path, const Wanted& wanted, Samples& samples) {
-  append_image(path, wanted, samples.raw);
-  samples.labels.push_back(static_cast<long>(samples.classes.size()));
-  samples.names.push_back(path.string());
-}
+// A folder being read: what lies in it that is no image is passed over, as sparcl.streams.folder does.
+class Reader {
+ public:
+  explicit Reader(const Wanted& wanted) : wanted_(wanted) {
+    samples_.extent = wanted.input;
+    samples_.bytes = true;
+  }
+
+  void add(const fs::path& path) {
+    append_image(path, wanted_, samples_.raw);
+    samples_.labels.push_back(static_cast<long>(samples_.classes.size()));
+    samples_.names.push_back(path.string());
+  }
+
+  void pass_over(const fs::path& path) {
+    if (samples_.passed_over++ == 0) samples_.first_passed_over = path.string();
+  }
+
+  void consider(const fs::path& path) { !fs::is_directory(path) && (is_image(path.string()) || called_image(path)) ? add(path) : pass_over(path); }
+
+  void add_class(const fs::path& folder) {
+    const size_t before = samples_.size();
+    for (const fs::path& path : sorted(folder)) consider(path);
+    if (samples_.size() == before) refuse(folder.string() + " holds no image: allowed are " + image_formats() + "; pack other formats with sparcl pack");
+    samples_.classes.push_back(folder.filename().string());
+  }
+
+  Samples done() { return std::move(samples_); }
+  size_t size() const { return samples_.size(); }
+
+ private:
+  // Python would read it, and here it is refused, rather than left out in silence.
+  static bool called_image(const fs::path& path) {
+    std::string suffix = path.extension().string();
+    for (char& c : suffix) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    return std::find(std::begin(kSuffixes), std::end(kSuffixes), suffix) != std::end(kSuffixes);
+  }
+
+  const Wanted& wanted_;
+  Samples samples_;
+};
 
 // <class>/*; where no classes are asked for, also the images beside the folders, or one image alone.
 Samples images(const std::string& place, const Wanted& wanted) {
-  Samples samples;
-  samples.extent = wanted.input;
-  samples.bytes = true;
+  if (!wanted.images) refuse("the network takes samples of shape " + shape_text(wanted.input) + " that are no images: use sparcl pack");
+  Reader reader(wanted);
   std::error_code ignored;
   const bool folder = fs::is_directory(place, ignored);
   if (!folder && wanted.classes) refuse(place + " is one image, without a class: give a folder <class>/* of images, or what sparcl pack wrote");
-  if (!folder) append_sample(place, wanted, samples);
-  for (const fs::path& of_class : folder ? sorted(place) : std::vector<fs::path>()) {
-    if (!fs::is_directory(of_class)) {
-      if (!wanted.classes) append_sample(of_class, wanted, samples);
-      continue;
-    }
-    const size_t before = samples.size();
-    for (const fs::path& path : sorted(of_class)) append_sample(path, wanted, samples);
-    if (samples.size() == before) refuse(of_class.string() + " holds no image");
-    samples.classes.push_back(of_class.filename().string());
+  if (!folder) reader.add(place);
+  const std::vector<fs::path> paths = folder ? sorted(place) : std::vector<fs::path>();
+  for (const fs::path& path : paths)
+    if (wanted.classes && fs::is_directory(path) && !is_utf8(path.filename().string())) refuse(path.string() + " is no name of a class: it is not UTF-8");
+  for (const fs::path& path : paths) {
+    if (fs::is_directory(path))
+      reader.add_class(path);
+    else if (wanted.classes)
+      reader.pass_over(path);
+    else
+      reader.consider(path);
   }
-  if (samples.size() == 0) refuse(place + " holds no class folder with images: <class>/* are needed");
-  return samples;
+  if (reader.size() == 0) refuse(place + " holds no class folder with images: <class>/* are needed");
+  return reader.done();
+}
+
+// Whether a file may be of safetensors, by its first bytes; what cannot be read is left to whoever reads it.
+bool may_be_packed(const std::string& path) {
+  std::error_code ignored;
+  if (!fs::is_regular_file(path, ignored)) return true;
+  std::ifstream file(path, std::ios::binary);
+  char first[9] = "";
+  return !file || (file.read(first, sizeof first) && first[8] == '{');
 }
 
 }  // namespace
 
+Wanted wanted_by(const ModelFile& model, const Extent& input, bool resize, bool classes) {
+  Wanted wanted{input, resize, classes, Wanted::kUnknown, false};
+  const Json* said = model.device.find("samples");
+  const Tensor* remembered = model.file.find("learner/method/buffer/inputs");
+  if (said || remembered) wanted.stored = (said ? said->text == "uint8" : remembered->dtype == "U8") ? Wanted::kBytes : Wanted::kFloats;
+  wanted.images = model.input_shape.items.size() == 3 && (input.channels == 1 || input.channels == 3) && wanted.stored != Wanted::kFloats;
+  return wanted;
+}
+
 Samples read_samples(const std::string& path, const Wanted& wanted) {
-  std::error_code ignored;
-  return fs::is_directory(path, ignored) || is_image(path) ? images(path, wanted) : packed(path, wanted.input);
+  try {
+    if (fs::is_directory(path) || is_image(path)) return images(path, wanted);
+  } catch (const fs::filesystem_error& error) {
+    refuse(error.path1().string() + " cannot be read: " + error.code().message());
+  }
+  if (!may_be_packed(path)) refuse(path + " is neither what sparcl pack wrote nor an image that is read here: allowed are " + image_formats() + "; pack others with sparcl pack");
+  return packed(path, wanted);
+}
+
+void say_passed_over(const Samples& samples) {
+  if (samples.passed_over) std::fprintf(stderr, "sparcl-device: %ld file(s) passed over, the first %s\n", samples.passed_over, printable(samples.first_passed_over).c_str());
 }
 
 Transform transform_of(const Json& json, const Extent& input) {

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "device/json.h"
+#include "device/model_file.h"
 #include "engine/plan.h"
 
 namespace sparcl {
@@ -16,6 +16,8 @@ struct Samples {
   std::vector<long> labels;          // into classes
   std::vector<std::string> classes;  // names
   std::vector<std::string> names;    // of the samples
+  long passed_over = 0;              // files of a folder that are no images
+  std::string first_passed_over;
 
   size_t size() const { return labels.size(); }
   size_t stride() const { return static_cast<size_t>(extent.count()) * (bytes ? 1 : 4); }
@@ -24,9 +26,15 @@ struct Wanted {
   Extent input;  // what the network takes
   bool resize;   // images of another size; otherwise they are refused
   bool classes;  // images must lie in folders of their classes
+  enum Stored { kUnknown, kBytes, kFloats } stored;  // of the samples that the network has learned
+  bool images;                                       // whether they may have been images
 };
-// Samples of the shape that a network takes. Throws std::invalid_argument, one line.
+// Of the samples that a model is to answer to or to learn. Throws std::invalid_argument.
+Wanted wanted_by(const ModelFile& model, const Extent& input, bool resize, bool classes);
+// Samples of the shape and the type that a network takes, of classes that all have some. Throws
+// std::invalid_argument, one line.
 Samples read_samples(const std::string& path, const Wanted& wanted);
+void say_passed_over(const Samples& samples);  // on stderr, where files were
 
 // What happens to a sample between storage and network.
 struct Transform {

@@ -1,5 +1,6 @@
 // sparcl-device: goes on learning where Python stopped, without Python and PyTorch. `sparcl-device --help` names the commands.
-// Exit status 0: done, 1: memory or disk failed, 2: a wrong argument or file, 128 + N: stopped by signal N, all saved.
+// Exit status 0: done, 1: memory, disk or training failed, 2: a wrong argument or file, 128 + N: stopped by signal N, all saved.
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,20 +18,20 @@
 #include <thread>
 #include <vector>
 
-#include "device/average.h"
 #include "device/commands.h"
 #include "device/images.h"
 #include "device/learn.h"
 #include "device/lock.h"
-#include "device/losses.h"
+#include "device/place.h"
 
 using namespace sparcl;
 
 namespace {
 
-constexpr size_t kBatch = 64;
 constexpr double kSaveSeconds = 30;
 constexpr long kMostBenchSteps = 1L << 20;
+constexpr double kMostSteps = 2147483647;  // of a budget, as in Python
+constexpr char kFrom[] = "begun_from";      // of device: the checksum of the file that a task under way was begun from, where it is another
 
 const char kHelp[] =
     "sparcl-device: goes on learning where Python stopped\n"
@@ -76,6 +77,9 @@ void listen() {
   handle(SIGPIPE, SIG_IGN);                                                      // whoever reads the progress may go: see tell()
 }
 
+// Whether all that was printed has arrived.
+bool flushed() { return std::fflush(stdout) == 0 && !std::ferror(stdout); }
+
 // Progress, at once; output that nobody reads any more asks to stop.
 void tell() {
   if (std::fflush(stdout) != 0 && errno == EPIPE && !stopped_by) stopped_by = SIGPIPE;
@@ -98,7 +102,7 @@ double number(const std::string& option, const char* text, double least, double 
   const double value = text ? std::strtod(text, &end) : 0;
   if (!text || end == text || *end || !(value >= least && value <= most) || (whole && value != std::floor(value))) {
     char allowed[96];
-    std::snprintf(allowed, sizeof allowed, "use a %s from %g to %g", whole ? "whole number" : "number", least, most);
+    std::snprintf(allowed, sizeof allowed, whole ? "use a whole number from %.0f to %.0f" : "use a number from %g to %g", least, most);
     refuse(option + " " + (text ? text : "without a value") + " is not allowed; " + allowed);
   }
   return value;
@@ -131,9 +135,9 @@ Options parse(int count, char** arguments) {
     else if (option == "--batch")
       o.batch = static_cast<long>(number(option, next, 1, 1 << 16, true));
     else if (option == "--epochs")
-      o.budget.epochs = static_cast<long>(number(option, next, 1, 1e12, true)), ++budgets;
+      o.budget.epochs = static_cast<long>(number(option, next, 1, kMostSteps, true)), ++budgets;
     else if (option == "--steps")
-      o.budget.steps = static_cast<long>(number(option, next, 1, 1e12, true)), ++budgets;
+      o.budget.steps = static_cast<long>(number(option, next, 1, kMostSteps, true)), ++budgets;
     else if (option == "--max-seconds")
       o.budget.seconds = number(option, next, 1e-3, 1e12, false), ++budgets;
     else if (option == "--save-every")
@@ -147,109 +151,6 @@ Options parse(int count, char** arguments) {
   }
   if (budgets > 1) refuse("give one of --epochs, --steps and --max-seconds");
   return o;
-}
-
-// Calls use(first sample, logits [classes][N], N) for one batch after the other.
-template <class Use>
-void each_batch(Graph& graph, const Transform& transform, const Samples& samples, Use use) {
-  std::vector<float> x;
-  for (size_t first = 0; first < samples.size(); first += kBatch) {
-    const long N = static_cast<long>(std::min(kBatch, samples.size() - first));
-    x.resize(static_cast<size_t>(samples.extent.count() * N));
-    for (long n = 0; n < N; ++n)
-      put_sample(transform, samples.extent, samples.bytes, samples.raw.data() + (first + static_cast<size_t>(n)) * samples.stride(), {0, 0, false}, x.data(), n, N);
-    use(first, graph.forward(x.data(), N, false), N);
-  }
-}
-
-long best_of(const float* logits, long classes, long n, long N) {
-  long best = 0;
-  for (long c = 1; c < classes; ++c)
-    if (logits[c * N + n] > logits[best * N + n]) best = c;
-  return best;
-}
-
-void predict(const ModelFile& model, const Options& o) {
-  Graph graph(model, o.threads);
-  Average(model, graph).answer(graph);
-  const bool all = o.logits;
-  const Samples samples = read_samples(o.places[1], {graph.input(), o.resize, false});
-  const Transform transform = transform_of(model.transform, graph.input());
-  each_batch(graph, transform, samples, [&](size_t first, const float* logits, long N) {
-    for (long n = 0; n < N; ++n) {
-      std::printf("%s", to_text(Json::of(samples.names[first + static_cast<size_t>(n)])).c_str());
-      for (long c = 0; all && c < graph.classes(); ++c) std::printf(" %.9g", static_cast<double>(logits[c * N + n]));
-      if (!all) std::printf(" %s", to_text(model.classes.items[static_cast<size_t>(best_of(logits, graph.classes(), n, N))]).c_str());
-      std::printf("\n");
-    }
-  });
-}
-
-std::vector<long> columns_of(const ModelFile& model, const Samples& samples) {
-  std::vector<long> columns;
-  for (const std::string& name : samples.classes) {
-    const auto& names = model.classes.items;
-    const auto found = std::find_if(names.begin(), names.end(), [&](const Json& had) { return had.text == name; });
-    columns.push_back(found == names.end() ? -1 : found - names.begin());
-  }
-  return columns;
-}
-
-void evaluate(const ModelFile& model, const Options& o) {
-  Graph graph(model, o.threads);
-  Average(model, graph).answer(graph);
-  const Samples samples = read_samples(o.places[1], {graph.input(), o.resize, true});
-  const std::vector<long> columns = columns_of(model, samples);
-  std::vector<long> right(samples.classes.size()), seen(right.size());
-  each_batch(graph, transform_of(model.transform, graph.input()), samples, [&](size_t first, const float* logits, long N) {
-    for (long n = 0; n < N; ++n) {
-      const size_t of = static_cast<size_t>(samples.labels[first + static_cast<size_t>(n)]);
-      ++seen[of];
-      right[of] += best_of(logits, graph.classes(), n, N) == columns[of];
-    }
-  });
-  long total = 0;
-  for (size_t c = 0; c < seen.size(); ++c) {
-    total += right[c];
-    if (seen[c]) std::printf("%s %.2f\n", to_text(Json::of(samples.classes[c])).c_str(), 100.0 * static_cast<double>(right[c]) / static_cast<double>(seen[c]));
-  }
-  std::printf("accuracy %.4f (%ld of %zu)\n", 100.0 * static_cast<double>(total) / static_cast<double>(samples.size()), total, samples.size());
-}
-
-Tensor tensor_of(const std::vector<float>& from) {
-  Tensor tensor{"F32", {static_cast<long>(from.size())}, std::vector<uint8_t>(from.size() * sizeof(float))};
-  if (!from.empty()) std::memcpy(tensor.bytes.data(), from.data(), tensor.bytes.size());
-  return tensor;
-}
-
-void gradients(const ModelFile& model, const Options& o) {
-  Graph graph(model, o.threads);
-  graph.compute_frozen(true);
-  const Samples samples = read_samples(o.places[1], {graph.input(), o.resize, true});
-  const Transform transform = transform_of(model.transform, graph.input());
-  const std::vector<long> columns = columns_of(model, samples);
-  const long N = static_cast<long>(samples.size());
-  std::vector<float> x(static_cast<size_t>(samples.extent.count() * N));
-  std::vector<long> labels;
-  for (long n = 0; n < N; ++n) {
-    put_sample(transform, samples.extent, samples.bytes, samples.raw.data() + static_cast<size_t>(n) * samples.stride(), {0, 0, false}, x.data(), n, N);
-    labels.push_back(columns[static_cast<size_t>(samples.labels[static_cast<size_t>(n)])]);
-    if (labels.back() < 0) refuse("a class of the samples is not the model's");
-  }
-  std::vector<float> gradient(static_cast<size_t>(graph.classes() * N));
-  const double loss = cross_entropy(graph.forward(x.data(), N, true), labels, graph.classes(), 1.0, {}, 0, gradient.data());
-  graph.backward(gradient.data());
-  SafeTensors file;
-  file.tensors["loss"] = tensor_of({static_cast<float>(loss)});
-  for (size_t at = 0; at < graph.nodes().size(); ++at) {
-    const Graph::State& state = graph.states()[at];
-    if (!state.weight.value.empty()) file.tensors[graph.nodes()[at].name + ".weight"] = tensor_of(state.weight.gradient);
-    if (!state.bias.value.empty()) file.tensors[graph.nodes()[at].name + ".bias"] = tensor_of(state.bias.gradient);
-    if (!state.running_mean.empty()) file.tensors[graph.nodes()[at].name + ".running_mean"] = tensor_of(state.running_mean);
-    if (!state.running_var.empty()) file.tensors[graph.nodes()[at].name + ".running_var"] = tensor_of(state.running_var);
-  }
-  write_safetensors(o.places[2], file);
-  std::printf("loss %.9g\n", loss);
 }
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -276,12 +177,51 @@ void note_task(ModelFile& model, const Samples& samples, long steps) {
   if (!tasks) tasks = &model.device.members.emplace_back("tasks", Json()).second;
   tasks->kind = Json::kList;
   tasks->items.push_back(task);
+  model.device.set("samples", Json::of(std::string(samples.bytes ? "uint8" : "float32")));
+  auto& said = model.device.members;
+  said.erase(std::remove_if(said.begin(), said.end(), [](const auto& member) { return member.first == kFrom; }), said.end());
 }
 
-int learn(ModelFile& model, const Options& o, const std::string& out) {
+// What `learn` goes on from: --out's file where that stands inside a task that was begun from MODEL, else MODEL.
+ModelFile source_of(const Options& o, const std::string& out) {
+  ModelFile model = read_model(o.places[0]);
+  if (same_file(out, o.places[0])) return model;
+  const std::string from = model.file.metadata["sha256"];
+  struct stat about {};
+  if (stat(out.c_str(), &about) == 0 && about.st_size > 0) {
+    ModelFile begun;
+    try {
+      begun = read_model(out);
+    } catch (const std::invalid_argument& error) {
+      refuse("--out is there, and would be lost: " + std::string(error.what()) + "; name another file");
+    }
+    if (stands_inside(begun)) {
+      if (const Json* known = begun.device.find(kFrom); known && known->text == from) return begun;
+      refuse(out + " stands inside a task that was not begun from " + o.places[0] + ": learn " + out + " itself goes on with it; or name another --out");
+    }
+  }
+  model.device.set(kFrom, Json::of(from));
+  return model;
+}
+
+void say_stopped(long steps, bool new_task) {
+  const char* const goes_on = new_task ? "the same command without --new-task goes on" : "the same command goes on";
+  if (stopped_by == SIGPIPE)
+    std::fprintf(stderr, "sparcl-device: the output was closed by its reader; everything is saved, %s\n", goes_on);
+  else
+    std::printf("stopped after step %ld; everything is saved, %s\n", steps, goes_on);
+}
+
+int learn(const Options& o) {
+  const std::string out = o.out.empty() ? o.places[0] : o.out;
+  const FileLock lock(out);  // before the file is read: it is then what the last one left
+  if (same_file(out, o.places[1])) refuse(out + " holds the samples, and would be lost: name another --out");
+  ModelFile model = source_of(o, out);
+  if (o.new_task && !stands_inside(model)) refuse("--new-task has no effect: the file stands inside no task");
   const Extent input = Graph(model, o.threads).input();  // checks the file as it is, before its head grows; it is not kept
-  const Samples samples = read_samples(o.places[1], {input, o.resize, true});
+  const Samples samples = read_samples(o.places[1], wanted_by(model, input, o.resize, true));
   Learning learning(model, samples, o.threads, o.new_task, o.budget);
+  say_passed_over(samples);
   if (learning.grown()) std::printf("%ld new class(es): the head has grown\n", learning.grown());
   if (learning.removal_is_off()) std::printf("no samples are removed: DDR is for budgets of epochs\n");
   if (learning.position.done) std::printf("going on in epoch %ld, after step %ld\n", learning.position.epoch + 1, learning.position.done);
@@ -299,27 +239,26 @@ int learn(ModelFile& model, const Options& o, const std::string& out) {
   }
   const long steps = learning.position.done;
   const double seconds = learning.position.seconds;
-  if (learning.over()) {
+  const bool over = learning.over();
+  if (over) {
     learning.end_task();
     note_task(model, samples, steps);
-    learning.save(out);
+  }
+  learning.save(out);
+  if (!over) {
+    say_stopped(steps, o.new_task);
+  } else {
     std::printf("learned %zu samples of %zu class(es) by %s: %ld steps, %.1f s, last loss %.4f\n", samples.size(), samples.classes.size(), learning.method().c_str(), steps,
                 seconds, learning.loss);
     say_cost(learning);
-    return 0;
   }
-  learning.save(out);
-  if (stopped_by == SIGPIPE)
-    std::fprintf(stderr, "sparcl-device: the output was closed by its reader; everything is saved, the same command goes on\n");
-  else
-    std::printf("stopped after step %ld; everything is saved, the same command goes on\n", steps);
-  return 128 + stopped_by;
+  // What was to be done is done and saved, whoever reads of it.
+  if (!flushed() && (over || stopped_by != SIGPIPE)) std::fprintf(stderr, "sparcl-device: the output cannot be written; everything is saved\n");
+  return over ? 0 : 128 + stopped_by;
 }
 
-int fail(std::string what, int status) {
-  for (char& c : what)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';  // a file's names must not steer the terminal
-  std::fprintf(stderr, "sparcl-device: %s\n", what.c_str());
+int fail(const std::string& what, int status) {
+  std::fprintf(stderr, "sparcl-device: %s\n", printable(what).c_str());
   return status;
 }
 
@@ -344,7 +283,7 @@ int run(const Options& o) {
     size_t places;
     const char* options;
   };
-  constexpr Command kCommands[] = {{"info", 1, "--threads "},
+  constexpr Command kCommands[] = {{"info", 1, ""},
                                    {"predict", 2, "--threads --resize --logits "},
                                    {"evaluate", 2, "--threads --resize "},
                                    {"learn", 2, "--threads --resize --epochs --steps --max-seconds --save-every --out --new-task "},
@@ -361,32 +300,35 @@ int run(const Options& o) {
     if (o.budget.steps) options.steps = o.budget.steps;
     return bench(o.places[0], options, [](const std::function<void()>& work) { return guarded([&] { return work(), 0; }); });
   }
-  if (o.command == "learn") {
-    const std::string out = o.out.empty() ? o.places[0] : o.out;
-    const FileLock lock(out);  // before the file is read: it is then what the last one left
-    ModelFile model = read_model(o.places[0]);
-    return learn(model, o, out);
+  if (o.command == "learn") return learn(o);
+  const AnswerOptions options{o.threads, o.resize, o.logits};
+  if (o.command == "gradients") {
+    for (size_t input : {0, 1})
+      if (same_file(o.places[2], o.places[input])) refuse(o.places[2] + " is an input, and would be lost: name another file");
+    const FileLock lock(o.places[2]);
+    gradients(read_model(o.places[0]), o.places[1], o.places[2], options);
+    return 0;
   }
   const ModelFile model = read_model(o.places[0]);
-  if (o.command == "info") info(model, o.threads);
-  if (o.command == "predict") predict(model, o);
-  if (o.command == "evaluate") evaluate(model, o);
-  if (o.command == "gradients") gradients(model, o);
+  if (o.command == "info") info(model);
+  if (o.command == "predict") predict(model, o.places[1], options);
+  if (o.command == "evaluate") evaluate(model, o.places[1], options);
   return 0;
 }
 
 }  // namespace
 
 int main(int count, char** arguments) {
+  handle(SIGXFSZ, SIG_IGN);  // a file that may not be so large is a disk that is full
   return guarded([&] {
     const Options o = parse(count, arguments);
     kernels();  // refuses an unknown SPARCL_ISA
-    if (!o.help && count > 1) {
-      const int status = run(o);
-      if (std::fflush(stdout) != 0 && status != 128 + SIGPIPE) return fail("the output cannot be written", 1);
-      return status;
+    if (o.help || count == 1) {
+      std::printf("%s%s%s", kHelp, image_formats(), kHelpEnd);
+      return 0;
     }
-    std::printf("%s%s%s", kHelp, image_formats(), kHelpEnd);
-    return 0;
+    const int status = run(o);
+    if (status == 0 && o.command != "learn" && !flushed()) return fail("the output cannot be written", 1);
+    return status;
   });
 }

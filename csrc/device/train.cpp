@@ -149,7 +149,7 @@ void Learning::train() {
   if (ranks) read_task(logits, of_task, N);
   backward(gradient, of_task, N, ranks);
   if (method_.stores_logits() && buffer_.size()) replays(ranks);
-  if (!std::isfinite(loss)) throw std::runtime_error("the loss became NaN or infinite in step " + std::to_string(position.done + 1) + ": lower the learning rate");
+  if (!std::isfinite(loss)) throw std::runtime_error("the loss became NaN or infinite in step " + std::to_string(position.done + 1) + kTooFast);
   ledger_.step(graph_, passed_, of_task);
   if (ranks) {
     ledger_.ranked(graph_, extra_, passed_);

@@ -9,17 +9,17 @@ from typing import Any
 
 OUT = "out.sparcl"
 COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "info": (1, ("--threads",)),
-    "predict": (2, ("--threads", "--resize", "--logits")),
-    "evaluate": (2, ("--threads", "--resize")),
+    "info": (1, ()),
+    "predict": (2, ("--threads", "--logits")),
+    "evaluate": (2, ("--threads",)),
     "learn": (
         2,
-        ("--threads", "--resize", "--epochs", "--steps", "--max-seconds", "--save-every", "--out", "--new-task"),
+        ("--threads", "--epochs", "--steps", "--max-seconds", "--save-every", "--out"),
     ),
     "bench": (1, ("--threads", "--batch", "--steps", "--json")),
-    "gradients": (3, ("--threads", "--resize")),
+    "gradients": (3, ("--threads",)),
 }
-"""Of each: how many files it needs, and its options."""
+"""Of each: how many files it needs, and the options that have an effect: the samples are packed, no task has begun."""
 BUDGETS = {"--epochs", "--steps", "--max-seconds"}
 FLAGS = {"--resize", "--logits", "--new-task", "--json"}
 GOOD: dict[str, tuple[Any, ...]] = {
@@ -69,8 +69,8 @@ def call(rng: random.Random, model: Path, samples: Path) -> Call:
     elif kind == 2 and (others := sorted((GOOD.keys() | FLAGS | {"--out"}) - set(allowed))):
         name = rng.choice(others)
         wrong, options = True, [*options, name, *([] if name in FLAGS else [good(rng, name, model)])]
-    elif kind in (3, 4):
-        name = rng.choice([name for name in allowed if name in BAD])
+    elif kind in (3, 4) and (numbered := [name for name in allowed if name in BAD]):
+        name = rng.choice(numbered)
         wrong, options = True, [*options, name, *rng.choice(([rng.choice(BAD[name])], []))]
     elif kind == 5:
         wrong, options = True, [rng.choice(UNKNOWN), *options]

@@ -90,7 +90,7 @@ class Files:
             if not made.SANITIZED:
                 resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
-        threads = () if "--threads" in arguments else ("--threads", 1)
+        threads = () if "--threads" in arguments or arguments[0] == "info" else ("--threads", 1)
         command = [str(part) for part in (self.program, *arguments, *threads)]
         done = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS, preexec_fn=limit)
         errors = done.stderr.decode()
@@ -114,7 +114,7 @@ class Files:
     def learn(self, samples: Path, *options: object) -> int:
         """One step; the file is as it was, or whole again."""
         before = self.file.read_bytes()
-        status = self.run("learn", self.file, samples, "--steps", 1, "--new-task", *options)
+        status = self.run("learn", self.file, samples, "--steps", 1, *options)
         if status:
             assert self.file.read_bytes() == before, "a file that was refused has changed"
         else:
@@ -184,8 +184,8 @@ def image(files: Files, rng: random.Random) -> int:
         place.write_bytes(content)
     command, answers = rng.choice((("predict", 1), ("evaluate", 3)))  # one a class, and their mean
     looked = files.root / "images" if command == "evaluate" else rng.choice((place, place.parent))
+    status = files.learn(files.root / "images", "--resize")  # evaluate refuses classes that were never learned
     read = files.run(command, files.file, looked, "--resize", answers=answers)
-    status = files.learn(files.root / "images", "--resize")
     assert status == read or status == 1, f"learn says {status}, {command} says {read}"
     if status:
         return status

@@ -104,15 +104,16 @@ def run(program: Path, *arguments: object, isa: str = "") -> subprocess.Complete
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
-def stopped_inside(program: Path, *arguments: object) -> None:
-    """`learn`, stopped by Ctrl-C once it has made a step."""
+def stopped_inside(program: Path, *arguments: object) -> str:
+    """`learn`, stopped by Ctrl-C once it has made a step; what it said then."""
     command = [str(program), "learn", *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert any(line.startswith("epoch") for line in iter(process.stdout.readline, ""))
         process.send_signal(signal.SIGINT)
-        process.stdout.read()
+        said = process.stdout.read()
     assert process.returncode == 130
+    return said
 
 
 SPARSIFIERS = {

@@ -108,7 +108,7 @@ def test_a_second_learn_on_a_file_is_refused(program: Path, file: Path) -> None:
         process.kill()
         process.communicate()
     assert file.with_name(".m.sparcl.lock").exists()  # nobody holds it any more
-    done = made.run(program, "learn", file, file.with_name("s.sparcl"), "--max-seconds", 0.001)
+    done = made.run(program, "learn", file, file.with_name("s.sparcl"), "--new-task", "--steps", 1)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(place.name for place in file.parent.iterdir()) == ["m.sparcl", "other.sparcl", "s.sparcl"]
 
@@ -134,6 +134,13 @@ def test_a_signal_saves_and_says_so(program: Path, file: Path, number: signal.Si
     done = int(told.split("stopped after step ")[1].split(";")[0])
     assert model_file.read(file).state["learner"]["position"]["done"] == done
     assert not list(file.parent.glob(".*"))
+
+
+def test_saves_are_of_the_seconds(program: Path, file: Path) -> None:
+    begun = time.monotonic()
+    options = ("--max-seconds", 2, "--save-every", 0, "--threads", 1)
+    assert made.run(program, "learn", file, file.with_name("s.sparcl"), *options).returncode == 0
+    assert time.monotonic() - begun < 6  # steps alone take a fraction of the time that their saves take
 
 
 def test_hangups_that_are_ignored_stay_so(program: Path, file: Path) -> None:

@@ -42,7 +42,7 @@ def of_device(program: Path, folder: Path, model: str = "own", sparsifier: str =
     learner = made.learner(model, made.SPARSIFIERS[sparsifier](), ER(12))
     learner.learn(stream[0])
     file = made.export(learner, folder / "m.sparcl", stream[0])
-    made.packed(stream[1], folder / "s.sparcl")
+    made.packed(stream[2], folder / "s.sparcl")
     assert made.run(program, "learn", file, folder / "s.sparcl", "--epochs", 2).returncode == 0
     return file, torch.cat([task.test.inputs for task in stream])
 

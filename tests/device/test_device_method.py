@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -233,6 +233,65 @@ def test_python_goes_on_inside_a_task_where_the_device_was_stopped(program: Path
     assert (again.learned, again.steps) == (2, 20 + stopped + 30)
     active = sum(len(layer.index) for layer in again.sparsifier.layers)
     assert active == sum(len(layer.index) for layer in learner.sparsifier.layers)
+
+
+@pytest.mark.parametrize(
+    ("own", "asked"),
+    [
+        ({"epochs": 2}, ("--epochs", 100_000)),
+        ({"epochs": 2}, ("--steps", 100_000)),
+        ({"steps": 20}, ("--epochs", 100_000)),
+        ({"seconds": 0.2}, ("--steps", 100_000)),
+        ({"seconds": 0.2}, ("--epochs", 100_000)),
+    ],
+)
+def test_a_task_ends_by_the_budget_that_it_was_begun_with(
+    program: Path, tmp_path: Path, own: dict[str, Any], asked: tuple[str, int]
+) -> None:
+    first, second, _ = made.stream()
+    learner = learner_of(Case(lambda: SparCL(0.6, samples=0.3), lambda: ER(12), options=own))
+    learner.learn(first)
+    file, samples = made.export(learner, tmp_path / "m.sparcl", first), packed(second, tmp_path / "s.sparcl")
+    made.stopped_inside(program, file, samples, *asked, "--threads", 1)
+    before = file.read_bytes()
+    for other in (("--steps", 7), ("--epochs", 7), ("--max-seconds", 1)):
+        done = made.run(program, "learn", file, samples, *other)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"stands inside a task of {asked[0]} {asked[1]}: give that or no budget" in done.stderr
+    made.stopped_inside(program, file, samples)  # by none goes on, too
+    assert file.read_bytes() != before
+    again = Learner.load(file, backend="reference")
+    position = again.position
+    assert position is not None
+    assert (again.budget.kind, again.budget.amount) == (asked[0][2:], asked[1])
+    position.epoch, position.done = (99_999, 500_000) if asked[0] == "--epochs" else (0, 99_990)
+    again.learn(second)
+    assert again.sparsifier.removed == 0 or (own, asked[0]) != ({"epochs": 2}, "--steps")  # as on the device
+    assert {again.budget.kind: again.budget.amount} == own == again.settings["budget"]
+    assert (again.learned, len(again.pace)) == (2, 2 if "seconds" in own else 0)
+    Learner.load(made.export(again, file, second)).learn(replace(second, index=2))
+
+
+def test_a_file_of_an_earlier_version_does_not_tell_the_budget(program: Path, tmp_path: Path) -> None:
+    first, second, _ = made.stream()
+    learner = learner_of(CASES["steps"])
+    learner.learn(first)
+    file, samples = made.export(learner, tmp_path / "m.sparcl", first), packed(second, tmp_path / "s.sparcl")
+    made.stopped_inside(program, file, samples, "--steps", 100_000)
+    model = model_file.read(file)
+    model.state["learner"]["position"]["budget"] = {"weeks": 3}
+    model_file.write(file, model)
+    with pytest.raises(CheckpointError, match="the budget in the checkpoint is not one of: epochs, steps, seconds"):
+        Learner.load(file)
+    assert "budget is not one of: epochs, steps, seconds" in made.run(program, "learn", file, samples).stderr
+    del model.state["learner"]["position"]["budget"]
+    model_file.write(file, model)
+    again = Learner.load(file, backend="reference")
+    assert again.position is not None
+    assert again.position.budget is None
+    done = made.run(program, "learn", file, samples, "--steps", again.position.done + 5)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f": {again.position.done + 5} steps" in done.stdout
 
 
 @despite_rounding

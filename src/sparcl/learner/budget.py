@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
+from typing import Any, Self
 
+from sparcl.checkpoint import checks
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner.position import Position
 
@@ -26,10 +28,15 @@ MOST_STEPS = 2**31 - 1
 
 @dataclass(frozen=True)
 class Budget:
-    """So many `kind` for each task."""
+    """So many `kind` for each task.
+
+    Attributes:
+        paced: whether a pace is recorded: of seconds, and of a task in their place, which a device was asked for.
+    """
 
     kind: str
     amount: float
+    paced: bool = False
 
     @classmethod
     def of(
@@ -51,7 +58,28 @@ class Budget:
         check_pace(pace)
         if pace and kind != "seconds":
             raise ConfigError(f"a pace is what a budget of seconds came to, and has no effect beside {kind}")
-        return cls(kind, amount)
+        return cls(kind, amount, paced=kind == "seconds")
+
+    @classmethod
+    def under_way(cls, settings: Mapping[str, float], position: Position | None) -> Self:
+        """That of the task at `position`, which may be another than the Learner's own: a device was asked for it.
+
+        Raises:
+            CheckpointError: the position's is none.
+        """
+        told = settings if position is None or position.budget is None else saved_budget(position.budget)
+        ((kind, amount),) = told.items()
+        return cls(kind, amount, paced="seconds" in settings)
+
+    def begin(self, index: int, paces: Sequence[Sequence[int]]) -> Position:
+        """Where a task begins; the pace of it, where one is given, is gone through again."""
+        pace = [*paces[index]] if index < len(paces) else []
+        return Position(index, pace=pace, replayed=bool(pace), budget={self.kind: self.amount})
+
+    def paces(self, position: Position) -> list[list[int]]:
+        """That of a task that is over, where one was recorded, as a list of one."""
+        recorded = self.paced and not position.replayed
+        return [position.pace + [position.done] * (UNITS - len(position.pace))] if recorded else []
 
     def spent(self, position: Position) -> float:
         """Share of the budget that is spent when the step at `position` begins, 0 to 1."""
@@ -83,15 +111,21 @@ class Budget:
         """
         position.done += 1
         position.seconds += seconds
-        if self.kind != "seconds" or position.replayed:
+        if not self.paced or position.replayed:
             return
-        if position.done == 1 and seconds > 2 * self.amount:
+        if self.kind == "seconds" and position.done == 1 and seconds > 2 * self.amount:
             raise ConfigError(
                 f"a budget of {self.amount:g} seconds is too little: one step takes {seconds:.3g}; use {seconds:.1g}"
                 " or more"
             )
-        units = min(UNITS, int(position.seconds / self.amount * UNITS))
+        units = min(UNITS, int(self._behind_step(position) * UNITS))
         position.pace += [position.done] * (units - len(position.pace))
+
+    def _behind_step(self, position: Position) -> float:
+        """Share that is spent behind a step that was counted, while `position.step` is still its own."""
+        if self.kind == "seconds":
+            return position.seconds / self.amount
+        return self.spent(replace(position, step=position.step + 1))
 
     def describe(self, position: Position) -> str:
         """Where it stands, for people: `epoch 2/5`, `step 120/600`, `42/120 s`."""
@@ -100,6 +134,22 @@ class Budget:
         if self.kind == "steps":
             return f"step {position.done}/{self.amount}"
         return f"{self.spent(position) * self.amount:.0f}/{self.amount:g} s"
+
+
+def saved_budget(saved: Any) -> dict[str, float]:
+    """A budget of a checkpoint, checked.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    if not isinstance(saved, dict) or len(saved) != 1 or not saved.keys() <= set(KINDS):
+        raise CheckpointError(f"the budget in the checkpoint is not one of: {', '.join(KINDS)}")
+    ((kind, amount),) = saved.items()
+    if not isinstance(amount, int | float):
+        raise CheckpointError(f"the budget in the checkpoint is {amount!r:.40}")
+    with checks.refusing("the budget"):
+        check_amount(kind, amount)
+    return {kind: amount}
 
 
 def check_amount(kind: str, amount: float) -> None:

@@ -13,7 +13,7 @@ from sparcl.checkpoint import checks
 from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError
 from sparcl.learner import frozen
-from sparcl.learner.budget import KINDS, check_amount
+from sparcl.learner.budget import saved_budget
 from sparcl.learner.classes import classes_in
 from sparcl.learner.frozen import FREEZE, UNTRAINED
 from sparcl.learner.latents import LATENTS
@@ -60,7 +60,7 @@ def make(
         raise CheckpointError(f"drop_last in the checkpoint is {drop_last!r:.40}, not true or false")
     most = {"seed": MOST_SEED}
     counts = {name: checks.integer(settings[name], name, most=most.get(name, 1 << 62)) for name in COUNTS}
-    more = {**_budget(settings["budget"]), **_growth(state), "drop_last": drop_last}
+    more = {**saved_budget(settings["budget"]), **_growth(state), "drop_last": drop_last}
     more |= of_checkpoint(settings, schedule)
     more |= {MICRO_BATCH: checks.integer(settings[MICRO_BATCH], MICRO_BATCH)} if MICRO_BATCH in settings else {}
     more |= {LATENTS: settings[LATENTS]} if LATENTS in settings else {}
@@ -72,17 +72,6 @@ def _growth(state: State) -> dict[str, Any]:
     """The head of a Learner that grows is made without columns, and grows as it is restored."""
     classes = classes_in(checks.keys(state, PARTS, "the state")["learner"])
     return {"classes": ()} if classes["grows"] else {}
-
-
-def _budget(saved: Any) -> dict[str, float]:
-    if not isinstance(saved, dict) or len(saved) != 1 or not saved.keys() <= set(KINDS):
-        raise CheckpointError(f"the budget in the checkpoint is not one of: {', '.join(KINDS)}")
-    ((kind, amount),) = saved.items()
-    if not isinstance(amount, int | float):
-        raise CheckpointError(f"the budget in the checkpoint is {amount!r:.40}")
-    with checks.refusing("the budget"):
-        check_amount(kind, amount)
-    return {kind: amount}
 
 
 def _made(part: str, recipe: Any, depth: int) -> Any:

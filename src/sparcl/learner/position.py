@@ -34,6 +34,7 @@ class Position:
     accuracy: float = 0.0  # of the last whole epoch, so counted
     learned: bool = False  # whether an epoch was better than guessing (`ChanceWatch`)
     data: str | None = None  # fingerprint of the task's samples, once a checkpoint has asked for it
+    budget: dict[str, float] | None = None  # that the task was begun with; None: an earlier version did not tell
 
     def plan(self, order: Tensor, batch_size: int, drop_last: bool) -> None:
         """The epoch goes through `order`, int64, `batch_size` samples a step, or all of it where it is less."""
@@ -52,6 +53,10 @@ class Position:
         self.order = torch.cat([self.order[: self.cursor], keep(self.order[self.cursor :])])
         if self.cursor == 0:  # a small task may now be less than the batch that the epoch began with
             self.plan(self.order, batch_size, drop_last)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of a checkpoint; what is not known is left out."""
+        return {name: value for name, value in vars(self).items() if name != "budget" or value is not None}
 
     def place(self, steps_ago: int) -> str:
         """So many steps before the one at hand, for people."""

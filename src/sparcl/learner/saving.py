@@ -168,7 +168,7 @@ def _progress(learner: Saved) -> State:
         "pace": learner.pace,
         "classes": learner.classes.state_dict(),
         "transform": learner.transform.settings() if isinstance(learner.transform, Transform) else None,
-        "position": None if position is None else dict(vars(position)),
+        "position": None if position is None else position.state_dict(),
         "method": _remembered(learner),
         "sparsifier": learner.sparsifier.state_dict(),
         "generators": learner.generators.state_dict(),
@@ -185,7 +185,7 @@ def _remembered(learner: Saved) -> State:
 
 def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
     """Take what `_progress` gave."""
-    budget, pace = learner.budget, state["pace"]
+    pace = state["pace"]
     if not isinstance(pace, list) or not all(isinstance(steps, list) for steps in pace):
         raise CheckpointError("the pace in the checkpoint is no list of lists")
     check_pace(pace, CheckpointError)
@@ -194,6 +194,7 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
     learner.learned = checks.integer(state["learned"], "learned")
     learner.steps = checks.integer(state["steps"], "steps")
     learner.position = None if state["position"] is None else Position(**state["position"])
+    budget = learner.budget = Budget.under_way(learner.settings["budget"], learner.position)
     if learner.position is not None:
         learner.position.check(learner.learned, int(budget.amount) if budget.kind == "epochs" else None)
     learner.stream = StreamPosition.of(state["stream"], learner.position) if "stream" in state else None

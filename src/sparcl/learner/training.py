@@ -236,12 +236,12 @@ class Training(Telling):
         with self._under_way():
             self.sparsifier.end_task()
             self.method.end_task(self.trained_on)
-        if self.budget.kind == "seconds" and not position.replayed:
-            self.pace.append(position.pace)
+        self.pace += self.budget.paces(position)
         if not position.learned:
             figures = {"task": task.index, "accuracy": position.accuracy, "chance": self.watch_chance.most}
             self.tell("learner.chance", figures)
         self.position = None
+        self.budget = Budget.under_way(self.settings["budget"], None)
         self.learned += 1
 
     @property
@@ -290,8 +290,7 @@ class Training(Telling):
             self.method.begin_task(trained)
             epochs = int(self.budget.amount) if self.budget.kind == "epochs" else 1
             self.sparsifier.begin_task(task.index, samples=len(task.train), epochs=epochs, losses=losses)
-        pace = self.pace[task.index :][:1]
-        position = Position(task.index, pace=[*pace[0]] if pace else [], replayed=bool(pace))
+        position = self.budget.begin(task.index, self.pace)
         self.position, self.stream = position, None  # not before: a state saved until now begins the task anew
 
     def _trained_on(self, task: Task) -> Task:

@@ -24,7 +24,7 @@ from sparcl.run.experiment import Experiment
 from sparcl.run.toml import read_toml
 from sparcl.sparsity import DDR, DGM, SNIP, SPARSIFIERS, TDM, SparCL, Sparsifier, Static
 from sparcl.streams.augment import Transform
-from sparcl.streams.task import Samples
+from sparcl.streams.task import Name, Samples
 
 SAMPLES = "sparcl samples"
 DEVICE_SPARSIFIERS = ("dense", "static", "tdm", "dgm", "ddr", "sparcl")
@@ -35,7 +35,7 @@ DDR_SETTINGS = ("share", "score", "by_epochs")
 
 
 def export_device(
-    learner: Learner, path: Path, *, transform: Transform, input_shape: Sequence[int], classes: Sequence[str]
+    learner: Learner, path: Path, *, transform: Transform, input_shape: Sequence[int], classes: Sequence[Name]
 ) -> None:
     """Write a Learner as one file for `sparcl-device`, inside a task too; `Learner.load` goes on from it as well.
 
@@ -44,10 +44,10 @@ def export_device(
         path: the file; one that is there is replaced.
         transform: from stored samples to what the network sees.
         input_shape: of one sample.
-        classes: names in the order of the logits.
+        classes: names in the order of the logits; a device has them as texts.
 
     Raises:
-        ConfigError: a layer or a setting that a device does not have.
+        ConfigError: a layer or a setting that a device does not have; a class that is named twice.
         CheckpointError: the file cannot be written.
     """
     _check_device(learner, transform)
@@ -70,7 +70,20 @@ def export_device(
     nodes, state = graph(learner.model, input_shape), learner.checkpoint_state()
     method, sparsifier = method_figures(learner.method), sparsifier_figures(learner)
     device = {"method": method, "sparsifier": sparsifier, **_stored_as(learner)}
-    model_file.write(path, model_file.ModelFile(state, nodes, list(input_shape), list(classes), figures, device))
+    model_file.write(path, model_file.ModelFile(state, nodes, list(input_shape), _named(classes), figures, device))
+
+
+def _named(classes: Sequence[Name]) -> list[str]:
+    """As a device reads them.
+
+    Raises:
+        ConfigError: two are the same text.
+    """
+    names = list(map(str, classes))
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"class {twice!r} is named twice")
+    return names
 
 
 def _check_device(learner: Learner, transform: Transform) -> None:
@@ -182,18 +195,21 @@ def _experiment(config: Path) -> Experiment:
     return dataclasses.replace(given, backend="reference", device="cpu")  # a state is every backend's
 
 
-def pack(samples: Samples, classes: Sequence[str], path: Path) -> None:
-    """Write samples as one file for `sparcl-device`: `inputs` as stored, `labels` int64, and the classes' names.
+def pack(samples: Samples, classes: Sequence[Name], path: Path) -> None:
+    """Write samples as one file for `sparcl-device`: `inputs` as stored, `labels` int64, and the names of the classes.
 
     Raises:
         CheckpointError: the file cannot be written.
-        ConfigError: inputs that are neither uint8 nor float32.
+        ConfigError: inputs that are neither uint8 nor float32; a class that is named twice, or a label that has none.
     """
     if samples.inputs.dtype not in (torch.uint8, torch.float32):
         raise ConfigError(f"samples of {samples.inputs.dtype} cannot be packed; allowed: uint8 and float32")
+    names = _named(classes)
+    if len(samples.labels) and not 0 <= (least := int(samples.labels.min())) <= int(samples.labels.max()) < len(names):
+        raise ConfigError(f"labels from {least} to {int(samples.labels.max())} do not point into {len(names)} classes")
     tensors = {"inputs": samples.inputs[:].contiguous(), "labels": samples.labels.contiguous()}
     first, *data = safetensors_parts(tensors)
-    header = {"__metadata__": {"format": SAMPLES, "version": "1", "classes": json.dumps(list(classes))}}
+    header = {"__metadata__": {"format": SAMPLES, "version": "1", "classes": json.dumps(names)}}
     text = json.dumps({**header, **json.loads(bytes(first)[8:])}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     try:
@@ -213,6 +229,8 @@ def pack_stream(name: str, path: Path, *, task: int | None, split: str, data: st
     """
     if split not in ("train", "test"):
         raise ConfigError(unknown("split", split, ("train", "test")))
+    if task is None and name == "folder" and options.get("classes_per_task") is None:
+        options["classes_per_task"] = 1  # all of it is packed: any number of classes will do
     stream = streams.load(name, None if data is None else Path(data), **options)
     if task is not None and not 1 <= task <= len(stream):
         raise ConfigError(f"task {task} is not there; {name} has the tasks 1 to {len(stream)}")
