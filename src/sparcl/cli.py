@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from sparcl import outputs
 from sparcl.errors import ConfigError, unknown
 from sparcl.report import neutral
 from sparcl.run.console import CommandConsole
@@ -230,6 +231,8 @@ def report(
 
     if len(files) < len(runs):
         raise ConfigError(f"{files[0]} is a file, the rest are runs: report one or the other")
+    if out is not None:
+        outputs.check(out, *files)
     text = device_file.report(files, format)
     if out is None:
         print(text, end="")

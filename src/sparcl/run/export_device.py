@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sparcl import streams
+from sparcl import outputs, streams
 from sparcl.checkpoint import disk, model_file
 from sparcl.checkpoint.files import safetensors_parts
 from sparcl.checkpoint.store import Store, open_folder
@@ -208,11 +208,12 @@ def pack_stream(name: str, path: Path, *, task: int | None, split: str, data: st
     `options` as of `streams.load`: which classes are of which task, and the size of images.
 
     Raises:
-        ConfigError: an unknown stream, task or split.
+        ConfigError: an unknown stream, task or split, or a file that is a run's own or the data's.
         DataError: the data is not there.
     """
     if split not in ("train", "test"):
         raise ConfigError(unknown("split", split, ("train", "test")))
+    outputs.check(path, *([] if data is None else [Path(data)]))
     stream = streams.load(name, None if data is None else Path(data), **options)
     if task is not None and not 1 <= task <= len(stream):
         raise ConfigError(f"task {task} is not there; {name} has the tasks 1 to {len(stream)}")
