@@ -328,7 +328,7 @@ def bench(
     The JSON file holds a list of rows: sparsity, pattern, dense_ms, dense_variant, native_ms, speedup, theoretical_gain
     (multiply-adds of the dense step over those of the sparse one), peak_dense_bytes, peak_native_bytes, isa, threads,
     batch, width, model. With --job: method, sparsifier, sparsity, pattern, step_ms, update_ms (what a mask update takes
-    more), choice_ms, evaluate_image_ms, parameter_bytes, buffer_bytes, peak_bytes (of a step), seconds, steps, epochs.
+    more), choice_ms, evaluate_image_ms, parameter_bytes, buffer_bytes, peak_bytes, seconds, steps, epochs.
     """
     from sparcl.report.write import check_place, write_text
     from sparcl.run import bench as steps
@@ -338,7 +338,6 @@ def bench(
     if json_ is not None:
         check_place(json_)  # a measurement takes minutes
     of_job = {"stream": stream, "method": method, "buffer_size": buffer_size, "device": device}
-    sparsities, patterns = sparsity or [0.75, 0.90, 0.95], pattern or ["unstructured", "block"]
 
     def tell(what: str) -> None:
         console.print(what, highlight=False)
@@ -346,7 +345,9 @@ def bench(
     if job:
         base = {**of_job, "model": model, "width": width, "batch_size": batch_size, "threads": threads}
         base = {k: v for k, v in {**base, "stream": stream or "seq-cifar10"}.items() if v is not None}
-        experiments = jobs.rows_of(base, sparsifier or ["sparcl"], sparsities, patterns, block_size)
+        if compile_:
+            raise ConfigError("--compile goes without --job, whose rows are all trained as `sparcl run` does")
+        experiments = jobs.rows_of(base, sparsifier or ["sparcl"], sparsity, pattern, block_size)
         rows = jobs.measure(experiments, 60.0 if seconds is None else seconds, samples, tell)
         console.print(jobs.as_table(rows))
     else:
@@ -358,8 +359,8 @@ def bench(
             width=width,
             batch=batch_size,
             threads=threads,
-            sparsities=sparsities,
-            patterns=patterns,
+            sparsities=sparsity or jobs.SPARSITIES,
+            patterns=pattern or ["unstructured", "block"],
             block_size=block_size,
             compiled=compile_,
             tell=tell,
