@@ -296,6 +296,8 @@ class Run:
         held = memory(learner.model, learner.optimizer, learner.sparsifier.layers, learner.method.buffer)
         most = self.experiment.max_memory
         held["budget_bytes"] = None if most is None else parse_bytes(most, "max memory")
+        with learner.averaged():  # of the weights that answer, as they are saved
+            digest = model_sha256(learner.model)
         return {
             "benchmark": self.experiment.stream,
             "method": self.experiment.method,
@@ -304,7 +306,7 @@ class Run:
             "seed": self.experiment.seed,
             "data": final.data(self.stream),
             "model": final.model(learner.method),
-            "model_sha256": model_sha256(learner.model),
+            "model_sha256": digest,
             **metrics,
             "accuracy_matrix": self.matrix.rows(),
             "per_class": self.matrix.per_class(self.stream.class_names),
