@@ -49,7 +49,7 @@ def run(
     sample_removal: Annotated[float | None, typer.Option(help="DDR: share of a task's samples removed")] = None,
     ddr_score: Annotated[str | None, typer.Option(help="misclassified (default) or forgetting")] = None,
     importance: Annotated[str | None, typer.Option(help="TDM ranks by cwi (default), magnitude; none: no TDM")] = None,
-    ranking: Annotated[str | None, typer.Option(help="gradients of: step (default), training's, or fresh")] = None,
+    ranking: Annotated[str | None, typer.Option(help="by gradients of step (default) or fresh batches")] = None,
     buffer_size: Annotated[int | None, typer.Option(help="samples kept for rehearsal; default 200")] = None,
     buffer_bytes: Annotated[str | None, typer.Option(help="bytes kept, e.g. 2MB, in place of a size")] = None,
     buffer_policy: Annotated[str | None, typer.Option(help="reservoir (default) or balanced over classes")] = None,
@@ -382,9 +382,11 @@ def _tell_written(files: Sequence[Path], more: str = "") -> None:
 
 def _options(pairs: list[str], option: str) -> dict[str, float]:
     """NAME=NUMBER pairs."""
-    options = {}
+    options: dict[str, float] = {}
     for pair in pairs:
         name, _, number = pair.partition("=")
+        if name in options:
+            raise ConfigError(f"--{option} {name} is given twice: leave one of them out")
         try:
             options[name] = float(number)
         except ValueError:

@@ -126,6 +126,10 @@ def test_the_place_of_the_data_holds_for_every_run_that_reads_any(tmp_path: Path
             "[base]\nstream = 'seq-digits'\n[grid]\nsparsifier = ['sparcl', 'dense']\npattern = ['block']\n",
             'sparsifier=dense, pattern=block: pattern "block" goes with a sparsifier',
         ),
+        (
+            "[base]\nstream = 'seq-digits'\n[grid]\nscenario = ['class-il', 'task-il']\n",
+            "scenario task-il changes nothing",
+        ),
         ("= 1", "is not valid TOML"),
     ],
 )

@@ -146,8 +146,8 @@ def steps_within(seconds: float, row: Mapping[str, Any]) -> int:
 
 
 def a_pass(row: Mapping[str, Any]) -> int:
-    """Steps of a pass over a task."""
-    return steps_of_epoch(row["samples"], row["batch_size"], row["drop_last"])[0]
+    """Steps of a pass over a task; rows of before do not say what becomes of a last partial batch."""
+    return steps_of_epoch(row["samples"], row["batch_size"], row.get("drop_last", True))[0]
 
 
 def updates_of(row: Mapping[str, Any], steps: int) -> int:

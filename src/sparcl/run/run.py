@@ -19,7 +19,7 @@ from sparcl.cost.flops import Ledger, left_out
 from sparcl.cost.memory import memory, peak_rss_bytes
 from sparcl.errors import ConfigError, Stopped
 from sparcl.methods.buffer import parse_bytes
-from sparcl.run import build, final, fit, pretrained, trackers
+from sparcl.run import build, effect, final, fit, pretrained, trackers
 from sparcl.run.console import deserted
 from sparcl.run.evaluate import AccuracyMatrix
 from sparcl.run.experiment import Experiment
@@ -79,6 +79,9 @@ def execute(
         if not os.path.lexists(directory.page):  # it was killed before that was drawn
             final.write_page(directory, console)
         return directory.read_result()
+    begun = resume and directory.used
+    if not begun:
+        effect.check(experiment)
     with (
         locked(directory.path) as made,
         nothing_left_behind(directory, made),
@@ -96,6 +99,8 @@ def execute(
             torch.set_num_threads(experiment.threads)
         stream = build.stream(experiment, _reading(console, stop))
         stop.check()
+        if not begun:
+            effect.check_stream(experiment, stream)
         if part is not None:
             check_data(stream, part)
         elif experiment.max_memory is not None and not experiment.fitted:

@@ -33,7 +33,7 @@ from rich.live import Live
 from rich.text import Text
 
 from sparcl.errors import ConfigError, SparclError, unknown
-from sparcl.run import build, pretrained
+from sparcl.run import build, effect, pretrained
 from sparcl.run.experiment import Experiment
 from sparcl.run.launch import Job, Launcher, Outcome
 from sparcl.run.progress import duration, updates_in_place
@@ -80,6 +80,7 @@ def read(path: Path, data: str | None = None) -> list[Cell]:
             if data is not None and reads_data(experiment.stream):
                 experiment = dataclasses.replace(experiment, data=data)
             build.check_parts(experiment)
+            effect.check(experiment)
         except ConfigError as error:
             raise ConfigError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from None
         cell = Cell(_name(experiment, given), experiment)
