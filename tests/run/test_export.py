@@ -169,6 +169,7 @@ def test_bad_requests_are_one_line_and_leave_nothing(tmp_path, runs, capsys, mon
     assert "answers for one task: add --task 1 to 5" in refused("packnet", *out)
     assert "task 9 is not known" in refused("mlp", *out, "--task", "9")
     assert "is no run directory" in refused("none", *out)
+    assert "none.toml does not exist: name a run" in refused("none.toml", "--format", "device", *out)
     (tmp_path / "m.py").write_text("print('mine')", encoding="utf-8")
     assert "m.py would hold the code that loads m.safetensors, but is there already" in refused("mlp", *out)
     assert (tmp_path / "m.py").read_text(encoding="utf-8") == "print('mine')"

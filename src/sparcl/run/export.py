@@ -103,6 +103,8 @@ def to_device(run: Path, out: Path, task: int | None) -> list[Path]:
     if task is not None:
         raise ConfigError("format device holds the whole network: leave --task out")
     file = os.path.isfile(run)
+    if not file and not os.path.isdir(run):
+        raise ConfigError(f"{run} does not exist: name a run directory, or a TOML file of settings")
     if file and run.suffix != ".toml":
         raise ConfigError(f"{run} is a device's file already, or no run directory: copy it, or name a run")
     (export_fresh if file else export_run)(run, out)

@@ -21,6 +21,7 @@ from sparcl.methods import METHODS, Method
 from sparcl.nn.graph import graph
 from sparcl.run import build
 from sparcl.run.experiment import Experiment
+from sparcl.run.record import RunDirectory
 from sparcl.run.toml import read_toml
 from sparcl.sparsity import DDR, DGM, SNIP, SPARSIFIERS, TDM, SparCL, Sparsifier, Static
 from sparcl.streams.augment import Transform
@@ -152,6 +153,10 @@ def export_run(run: Path, path: Path) -> None:
     """
     experiment = _experiment(run / "config.toml")
     if Store(run / "checkpoint").empty:
+        if RunDirectory(run).finished:
+            raise CheckpointError(
+                f"{run} has no checkpoint any more, which is what a device goes on from: run it again"
+            )
         raise CheckpointError(f"{run} has no checkpoint yet: go on with sparcl run --resume")
     state = open_folder(run / "checkpoint")
     state.pop("run", None)

@@ -14,7 +14,7 @@ import torch
 
 import sparcl
 from sparcl import kernels
-from sparcl.checkpoint import Loaded, checks
+from sparcl.checkpoint import Loaded, Store, checks
 from sparcl.errors import CheckpointError, ConfigError, SparclError
 from sparcl.learner import Learner
 from sparcl.run.experiment import Experiment
@@ -88,6 +88,18 @@ def changes(was: Mapping[str, Any]) -> str | None:
     now = computed_with()
     told = [f"{COMPUTED_WITH[k]} {was[k]} -> {now[k]}" for k in now if k in was and was[k] != now[k]]
     return ", ".join(told) or None
+
+
+def load(checkpoints: Path) -> Loaded | None:
+    """A run's newest whole checkpoint; None where there is none at all.
+
+    Raises:
+        CheckpointError: there are some, but none can be used; it says what is left to do.
+    """
+    try:
+        return Store(checkpoints).load()
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; to begin anew, choose another --out, or remove {checkpoints}") from error
 
 
 def extent(part: Mapping[str, Any]) -> Extent:

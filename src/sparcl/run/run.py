@@ -21,6 +21,7 @@ from sparcl.errors import ConfigError, Stopped
 from sparcl.methods.buffer import parse_bytes
 from sparcl.run import build, effect, final, fit, pretrained, trackers
 from sparcl.run.console import deserted
+from sparcl.run.damage import check_mendable, damage
 from sparcl.run.evaluate import AccuracyMatrix
 from sparcl.run.experiment import Experiment
 from sparcl.run.leftover import nothing_left_behind
@@ -37,6 +38,7 @@ from sparcl.run.resume import (
     check_same,
     computed_with,
     extent,
+    load,
     resumed,
     run_part,
     settings,
@@ -75,10 +77,10 @@ def execute(
         ran = Experiment.from_dict(read_toml(directory.config), str(directory.config)).resolve()
         experiment = as_fitted(experiment, settings(ran), named)
         check_same(experiment, settings(ran), str(directory.config))
-        console.print(f"{directory.path} is finished; nothing to do", highlight=False)
-        if not os.path.lexists(directory.page):  # it was killed before that was drawn
-            final.write_page(directory, console)
-        return directory.read_result()
+        if (damaged := damage(directory)) is None:
+            return _finished(directory, ran, console, track)
+        check_mendable(directory, damaged)
+        console.print(f"{damaged}: it is written again from the checkpoint", highlight=False, soft_wrap=True)
     begun = resume and directory.used
     if not begun:
         effect.check(experiment)
@@ -91,7 +93,7 @@ def execute(
             raise ConfigError(
                 f"run directory {directory.path} is in use: add --resume to go on, or choose another --out"
             )
-        loaded = Store(directory.checkpoints).load() if resume else None
+        loaded = load(directory.checkpoints) if resume else None
         part = None if loaded is None else run_part(loaded)
         if part is not None:
             experiment = resumed(as_fitted(experiment, part["experiment"], named), part)
@@ -112,6 +114,17 @@ def execute(
         elif resume:
             console.print(f"no checkpoint in {directory.path}: starting from the beginning", highlight=False)
         return run.execute(resume)
+
+
+def _finished(directory: RunDirectory, ran: Experiment, console: Console, track: Sequence[str]) -> dict[str, Any]:
+    """The result of a run that is finished and whole; what was not drawn or told of it yet is."""
+    if told := trackers.tell_again(track, directory.path, settings(ran)):
+        console.print(f"{directory.path} is finished; {', '.join(told)} told of it", highlight=False)
+    else:
+        console.print(f"{directory.path} is finished; nothing to do", highlight=False)
+    if not os.path.lexists(directory.page):  # it was killed before that was drawn
+        final.write_page(directory, console)
+    return directory.read_result()
 
 
 class Run:

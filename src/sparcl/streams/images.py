@@ -51,7 +51,13 @@ Check = Callable[[int, int], None]
 """Told of (width, height) from an image's header, before it is decoded; it may refuse."""
 
 
-def decode(content: bytes, name: str, size: Size | None = None, check: Check | None = None) -> npt.NDArray[np.uint8]:
+def decode(
+    content: bytes,
+    name: str,
+    size: Size | None = None,
+    check: Check | None = None,
+    resized: Callable[[], None] | None = None,
+) -> npt.NDArray[np.uint8]:
     """One image file -> RGB, uint8 [H, W, 3]; grey, palette and alpha are converted.
 
     Args:
@@ -59,6 +65,7 @@ def decode(content: bytes, name: str, size: Size | None = None, check: Check | N
         name: for messages.
         size: (height, width) to resize to, bilinear with antialiasing; None keeps the image's own.
         check: asked before anything is decoded.
+        resized: told where the upright image is of another size.
 
     Raises:
         DataError: damaged, truncated, of another format, or larger than `MAX_PIXELS`.
@@ -78,6 +85,8 @@ def decode(content: bytes, name: str, size: Size | None = None, check: Check | N
             rgb = _upright(_to_rgb(image), image)
             if size is not None and rgb.size != size[::-1]:
                 rgb = rgb.resize(size[::-1], PILImage.Resampling.BILINEAR)
+                if resized is not None:
+                    resized()
             return np.asarray(rgb)
     except DataError:
         raise
