@@ -73,6 +73,10 @@ def refused(capsys, *arguments: str) -> str:
         (["run", "seq-digits", "--scenario", "task-il"], "a run of method derpp is measured in class-il and task-il"),
         (["run", "seq-digits", "--ranking", "fresh", "--importance", "none", *NO_DGM], "nothing ranks by gradients"),
         (["run", "seq-digits", "--ranking", "fresh", "--importance", "magnitude", *NO_DGM], "leave it out"),
+        (
+            ["run", "seq-digits", "--ranking", "fresh", "--sparsity", "0", *NO_DGM],
+            "with sparsity 0 and gradient sparsity",
+        ),
         (["run", "seq-digits", "--method", "joint", "--single-head"], "single head masks nothing"),
         (["run", "seq-digits", "--optimizer-option", "dampening=0.5"], "dampening goes with --momentum"),
         (["run", "seq-digits", "--sparsity", "0", "--distribution", "erk"], "erk changes nothing at sparsity 0"),

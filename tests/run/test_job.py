@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sparcl.main import _main
-from sparcl.run import build, job
+from sparcl.run import bench, build, job
 from sparcl.run.experiment import Experiment
 
 QUICK = ["--stream", "seq-digits", "--width", "4"]
@@ -52,6 +53,18 @@ def test_the_peak_is_that_of_the_jobs_own_steps() -> None:
     assert usual - peak(stream="seq-digits") > 5e6, "weights of 64 times 12 288, and their gradients"
     assert peak(optimizer="adam") - usual > 5e6, "two moments of them"
     assert peak(method="er", buffer_size=1000) - usual > 1e6, "up to 96 images a turn are kept, 12 kB each"
+
+
+def test_what_was_timed_is_not_lost_where_memory_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*_: object, **__: object) -> Any:
+        return subprocess.CompletedProcess([], 1, "", "Traceback ...\nMemoryError")
+
+    monkeypatch.setattr(bench.subprocess, "run", ended)
+    rows, told = job.rows_of({"stream": "seq-digits", "width": 4}, ["dense"], None, None, 4), []
+    (row,) = job.measure(rows, 1.0, 50, told.append)
+    assert (row["peak_bytes"], row["steps"] > 0) == (None, True)
+    assert told[-1] == "the memory of dense could not be measured: MemoryError"
+    assert "–" in str(list(job.as_table([row]).columns[-1].cells))
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,8 @@ def peak_apart(asked: Mapping[str, Any], what: str) -> int | None:
     command = [sys.executable, "-m", "sparcl.run.footprint", json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ConfigError(f"the memory of {what} could not be measured: {done.stderr.strip()[-200:]}")
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ConfigError(f"the memory of {what} could not be measured: {said:.200}")
     peak: int | None = json.loads(done.stdout)
     return peak
 

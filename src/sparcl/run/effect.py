@@ -38,11 +38,13 @@ def check(experiment: Experiment) -> None:
 
 
 def _check_ranking(experiment: Experiment) -> None:
-    """By gradients TDM ranks for `cwi` alone, and DGM where it freezes any."""
-    if experiment.ranking != "step" and experiment.importance != "cwi" and not experiment.gradient_sparsity:
+    """By gradients TDM ranks for `cwi` alone, where its mask moves, and DGM where it freezes any."""
+    moves = experiment.importance == "cwi" and experiment.sparsity
+    if experiment.ranking != "step" and not moves and not experiment.gradient_sparsity:
+        why = f"importance {experiment.importance}" if experiment.sparsity else "sparsity 0"
         raise ConfigError(
-            f"ranking {experiment.ranking} changes nothing: with importance {experiment.importance} and gradient"
-            " sparsity 0 nothing ranks by gradients; leave it out"
+            f"ranking {experiment.ranking} changes nothing: with {why} and gradient sparsity 0 nothing ranks by"
+            " gradients; leave it out"
         )
 
 

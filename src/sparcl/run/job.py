@@ -210,9 +210,14 @@ def measure(
     }
     shared = {"stream": first.stream, "model": first.model, "width": first.width}
     tell("measuring memory, each row in a process of its own")
-    return [
-        {**side.fits(seconds, samples), "peak_bytes": side.peak_bytes(samples), **shared, **where} for side in sides
-    ]
+    rows = [{**side.fits(seconds, samples), **shared, **where} for side in sides]
+    for side, row in zip(sides, rows, strict=True):
+        try:
+            row["peak_bytes"] = side.peak_bytes(samples)
+        except ConfigError as error:  # what was timed is not lost for it
+            row["peak_bytes"] = None
+            tell(str(error))
+    return rows
 
 
 def two_turns(asked: dict[str, Any], samples: int) -> None:
