@@ -47,7 +47,7 @@ BLOCK = ("base", "grid", "stage")
 IN_NAME = ("stream", "method", "sparsifier", "sparsity", "pattern", "seed")
 """Settings that a run's name holds anyway."""
 
-INCIDENTAL = ("data", "init", "threads", "layer_choice", "pace", "device")
+INCIDENTAL = ("data", "init", "threads", "layer_choice", "pace", "device", "scenario")
 """Settings in which a finished run may differ from what the file asks for: where, not what."""
 
 WORK = ".sweep"
