@@ -216,9 +216,9 @@ def pack_stream(name: str, path: Path, *, task: int | None, split: str, data: st
         ConfigError: an unknown stream, task or split, or a file that is a run's own or the data's.
         DataError: the data is not there.
     """
+    outputs.check(path, *([] if data is None else [Path(data)]))
     if split not in ("train", "test"):
         raise ConfigError(unknown("split", split, ("train", "test")))
-    outputs.check(path, *([] if data is None else [Path(data)]))
     stream = streams.load(name, None if data is None else Path(data), **options)
     if task is not None and not 1 <= task <= len(stream):
         raise ConfigError(f"task {task} is not there; {name} has the tasks 1 to {len(stream)}")
