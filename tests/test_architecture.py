@@ -88,6 +88,7 @@ LEARNER = (
     "budget",
     "average",
     "schedule",
+    "undo",
     "classes",
     "trained",
     "backend",

@@ -296,7 +296,12 @@ def test_auto_measures_each_layer_at_its_own_density(monkeypatch: pytest.MonkeyP
         return 1.0
 
     monkeypatch.setattr(auto, "_seconds", seconds)
-    learner = Learner(Net(), sparsifier=sparcl.SparCL(0.75, pattern=pattern, block_size=2, distribution="erk"))
+    learner = Learner(
+        Net(),
+        sparsifier=sparcl.SparCL(
+            0.75, pattern=pattern, **({"block_size": 2} if pattern == "block" else {}), distribution="erk"
+        ),
+    )
     assert measured == {layer.shape: len(layer.index) for layer in learner.sparsifier.layers}
     assert len({round(active / torch.Size(shape).numel(), 2) for shape, active in measured.items()}) == 3
 

@@ -77,7 +77,8 @@ def test_old_rows_their_optimizer_state_and_old_logits_keep_their_bits(backend: 
     before = learner.model(x).detach()
     arrived = task("fox", 7, -3)
     bound, new = learner.classes.bind(arrived, 1)
-    learner.classes.extend(new, learner.optimizer, learner.generators.head)
+    with learner.classes.extended(new, learner.optimizer, learner.generators.head):
+        pass
     assert bound.classes == (2, 3, 4)
     assert torch.equal(head.weight[:2], weight)
     assert torch.equal(learner.optimizer.state[head.weight]["exp_avg"][:2], state)
@@ -194,7 +195,9 @@ def test_a_fixed_head_predicts_by_number_and_by_task(tmp_path: Path) -> None:
     assert 100 * right == pytest.approx(learner.evaluate().task_il[0], abs=1e-3)  # type: ignore[index]
     with pytest.raises(ConfigError, match="answers for one task"):
         again.predict(x)
-    with pytest.raises(ConfigError, match="allowed are 0 to 1"):
+    with pytest.raises(ConfigError, match="task 2 is not known; allowed: 0 to 1"):
         again.predict(x, task=2)
+    with pytest.raises(ConfigError, match="task '0' is not known; allowed: 0 to 1"):
+        again.predict(x, task="0")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="does not take these inputs"):
         again.predict(torch.rand(2, 5), task=0)

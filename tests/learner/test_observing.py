@@ -297,8 +297,10 @@ def test_the_transform_is_kept_and_comes_back(tmp_path: Path) -> None:
     again = Learner.load(tmp_path)
     with pytest.raises(ConfigError, match="transform of your own class: give it"):
         again.observe(x, y)
+    with pytest.raises(ConfigError, match=r"transform of your own class: put it into learner\.transform"):
+        again.predict(x)
     again.observe(x, y, transform=Own())
-    with pytest.raises(ConfigError, match="int is no transform"):
+    with pytest.raises(ConfigError, match="observe has a int for a transform"):
         again.observe(x, y, transform=3)  # type: ignore[arg-type]
 
 

@@ -52,7 +52,10 @@ def test_a_head_that_grows_is_asked_by_name() -> None:
     stream = blobs(tasks=2, per_class=120)
     fixed, grown = online(learner(), stream, every=240), (growing := learner(classes=()))
     found = online(grown, stream, every=240)
-    assert set(growing.classes.names) == set(stream.class_names)
+    assert set(growing.classes.names) == {0, 1, 2, 3}  # as `learn` takes them
+    assert growing.evaluate([stream[0]]).class_il is not None
+    growing.learn(stream[0])
+    assert len(growing.classes.names) == 4
     assert abs(found.final - fixed.final) < 30.0
     assert found.final > 45.0
 

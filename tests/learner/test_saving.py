@@ -273,7 +273,7 @@ def test_a_buffer_of_other_inputs_than_the_tasks_is_refused(tmp_path: Path, stat
     buffer(bent)["inputs"] = buffer(bent)["inputs"].int()
     Store(tmp_path).save(1, bent)
     learner = sparcl.Learner.load(tmp_path)
-    with pytest.raises(DataError, match="must agree"):
+    with pytest.raises(DataError, match="int32 was learned"):
         learner.learn(stream()[learner.learned])
 
 

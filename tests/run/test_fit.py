@@ -217,11 +217,24 @@ assert all(map(torch.equal, weights, model.parameters()))
 print(found)
 print(found.options())
 assert abs(found.peak_bytes - resident_bytes("VmHWM")) < 60e6, (found.peak_bytes, resident_bytes("VmHWM"))
-for memory, named in (("100MB", {}), ("2GB", {"sparsty": 0.9}), ("lots", {}), ("2GB", {"device": "cuda"})):
+for memory, named in (
+    *[("100MB", {}), ("2GB", {"sparsty": 0.9}), ("lots", {}), ("2GB", {"device": "cuda"})],
+    *[("2GB", {"max_memory": "1GB"}), ("2GB", {"max_seconds": 5.0}), ("2GB", {"steps": 5}), ("2GB", {"samples": 0})],
+):
     try:
         sparcl.fit("convnet", (3, 16, 16), 10, memory, width=8, **named)
     except sparcl.SparclError as error:
         print("refused:", error)
+try:
+    sparcl.fit(model, (3, 16, 16), 10, "2GB", width=8)
+except sparcl.SparclError as error:
+    print("refused:", error)
+named = {"batch_size": 8, "buffer_size": 8, "backend": "reference"}
+parts = [
+    sparcl.fit(model, (3, 16, 16), 10, "2GB", **named, **more).parts["weights"]
+    for more in ({}, {"optimizer": "adam"}, {"average": 0.1}, {"freeze": "0"})
+]
+print(parts[1] > 1.5 * parts[0], parts[2] > 1.2 * parts[0], parts[3] < parts[0])
 """
 
 
@@ -238,8 +251,16 @@ def test_fit_in_python() -> None:
     assert re.match("refused: max memory 100.0 MB is too little: even batch size .* would do, all as asked", lines[4])
     assert re.match("refused: fit: unknown setting 'sparsty'.*did you mean sparsity", lines[5])
     assert lines[6].startswith("refused: max memory of 'lots' is not allowed; use a number of bytes")
+    assert lines[8:13] == [
+        "refused: max_memory is not taken here: name it memory",
+        "refused: max_seconds is not taken here: name it seconds",
+        "refused: steps has no effect on what fits: leave it out",
+        "refused: samples 0 is not allowed; use 1 or more",
+        "refused: width has no effect on what fits: leave it out",
+    ]
+    assert lines[13] == "True True True"
     assert "cuda" in lines[7]
-    assert len(lines) == 8
+    assert len(lines) == 14
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -86,10 +87,61 @@ def test_test_transform_draws_nothing_and_training_obeys_the_generator():
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize(("mean", "std"), [((), ()), ((0.5,), (0.5, 0.5)), ((0.5,), (0.0,))])
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        *[((), ()), ((0.5,), (0.5, 0.5)), ((0.5,), (0.0,)), ((NAN,), (0.5,)), ((0.5,), (INFINITE,))],
+        *[("grey", 1.0), (0.5, NAN), (0.5, None)],
+    ],
+)
 def test_impossible_statistics_are_refused(mean, std):
-    with pytest.raises(ConfigError, match="std above 0"):
+    with pytest.raises(ConfigError, match="one finite value per channel, std above 0"):
         Normalize(mean, std)
+
+
+@pytest.mark.parametrize("kind", [list, np.asarray, torch.tensor, lambda values: values[0]])
+def test_statistics_are_lists_arrays_or_one_number(kind):
+    normalize = Normalize(kind([0.5]), kind([2.0]))
+    assert (normalize.mean, normalize.std) == ((0.5,), (2.0,))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"crop_padding": -1}, "crop padding -1 is not allowed; use 0"),
+        ({"crop_padding": 1.5}, "crop padding 1.5 is not allowed"),
+        ({"flip": "yes"}, "flip 'yes' is not allowed; use True or False"),
+        ({"augment": 5}, "augment 5 is not allowed; use a function"),
+        ({"normalize": (0.5, 0.5)}, "normalize .* is not allowed; use a function"),
+        ({"normalize": Normalize}, "normalize .* is not allowed; use a function"),
+    ],
+)
+def test_a_transform_of_other_values_is_refused(options, told):
+    with pytest.raises(ConfigError, match=told):
+        Transform(**options)
+
+
+def test_numpys_numbers_make_a_transform_that_can_be_saved():
+    settings = Transform(crop_padding=np.int64(2), flip=np.bool_(True)).settings()
+    assert [type(settings[key]) for key in ("crop_padding", "flip")] == [int, bool]
+
+
+@pytest.mark.parametrize("how", [5, 0.5, [5], object()])
+def test_an_augmentation_that_is_none_is_one_line(how):
+    with pytest.raises(ConfigError, match="augmentation"):
+        Transform().augmented(how)
+
+
+@pytest.mark.parametrize("transform", [Transform, lambda batch: batch, "flip"])
+def test_what_is_no_transform_is_refused(transform):
+    x, y = np.zeros((4, 1, 4, 4), np.uint8), np.arange(4) % 2
+    with pytest.raises(ConfigError, match=r"has .* for a transform: use Transform"):
+        streams.from_arrays(x, y, transform=transform)
+    with pytest.raises(ConfigError, match=r"has .* for a transform: use Transform"):
+        streams.make_task(x, y, transform=transform)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,15 @@ def stream_of(n_classes=6, train=5, test=3, **options):
     return from_arrays(*data(n_classes, train), *data(n_classes, test), **options)
 
 
+def test_class_names_are_one_for_each_class_in_any_list():
+    x, y = data(3, 2)
+    for names in (["a", "b", "c"], np.array(["a", "b", "c"]), ("a", "b", "c")):
+        assert from_arrays(x, y, classes_per_task=3, class_names=names).class_names == ("a", "b", "c")
+    for names in (["a", "a", "b"], "abc", [], [1, "1", 2]):
+        with pytest.raises(DataError, match="a list of names is needed, one for each class"):
+            from_arrays(x, y, classes_per_task=3, class_names=names)
+
+
 def test_tasks_hold_their_classes_in_natural_order():
     stream = stream_of(classes_per_task=2)
     assert len(stream) == 3

@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from sparcl.errors import ConfigError
 from sparcl.streams import Stream, from_arrays, seq_digits
 
 
@@ -30,3 +32,6 @@ def test_a_limited_test_split_keeps_the_first_of_each_class_and_another_fingerpr
     assert limited[0].test.labels.tolist() == [1, 0, 0, 1]
     assert len(limited[0].train) == 6
     assert limited.fingerprint != stream.fingerprint
+    for number in (0, -2, "3", 1.5):
+        with pytest.raises(ConfigError, match="a whole number of 1 or more is needed"):
+            stream.limit_test(number)

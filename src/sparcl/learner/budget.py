@@ -47,6 +47,7 @@ class Budget:
         if isinstance(amount, Integral) and not isinstance(amount, bool):
             amount = int(amount)  # NumPy's is no number of a checkpoint's
         check_amount(kind, amount)
+        amount = float(amount) if not isinstance(amount, int) else amount
         check_pace(pace)
         if pace and kind != "seconds":
             raise ConfigError(f"a pace is what a budget of seconds came to, and has no effect beside {kind}")

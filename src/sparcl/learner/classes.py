@@ -5,18 +5,22 @@ Legend: C columns of the logits so far, D inputs of the classifier.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sparcl.errors import CheckpointError, ConfigError, DataError
+from sparcl.learner.undo import set_data
 from sparcl.methods import METHODS, Method
 from sparcl.methods.respond import classifier
-from sparcl.nn.layers import AVERAGE, SparseLayer, elementwise_state, fresh_state
+from sparcl.nn.layers import AVERAGE, elementwise_state, fresh_state, prunable_names
+from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.checked import by_name
 from sparcl.streams.task import Name, Samples, Task
 
@@ -51,8 +55,9 @@ class Classes:
     """
 
     def __init__(self, model: nn.Module, method: Method, names: Sequence[Name] | None) -> None:
-        if names is not None and not isinstance(names, Collection):
-            raise ConfigError(f"classes {names!r:.40} are not allowed; use a sequence of names, () for a growing head")
+        names = names.tolist() if isinstance(names, np.ndarray) else names
+        if isinstance(names, str) or not isinstance(names, Sequence | None):
+            raise ConfigError(f"classes {names!r:.40} are not allowed; use a list of names, () for a growing head")
         self.grows = names is not None
         self.names: list[Name] = list(names or ())
         self.of_tasks: list[tuple[int, ...]] = []
@@ -72,9 +77,11 @@ class Classes:
             _set_rows(head.bias, head.bias.detach()[: len(self.names)])
         head.out_features, head.__class__ = len(self.names), GrowingLinear
 
-    def check_dense(self, layers: Sequence[SparseLayer]) -> None:
-        """Raise ConfigError if the growing classifier is pruned: its mask would be that of another shape."""
-        if self.grows and any(layer.parameter is self._head().weight for layer in layers):
+    def check_dense(self, sparsifier: Sparsifier) -> None:
+        """Raise ConfigError if the growing classifier would be pruned: its mask would be that of another shape."""
+        if not self.grows or not sparsifier.prunes:
+            return
+        if any(self.model.get_submodule(n) is self._head() for n in prunable_names(self.model, sparsifier.prunable)):
             raise ConfigError("a classifier that grows cannot be pruned: leave it out of `prunable`")
 
     def bind(self, task: Task, index: int) -> tuple[Task, list[Name]]:
@@ -126,10 +133,22 @@ class Classes:
             raise ConfigError(f"class {new[0]!r} has no column: it was never learned; known are: {self.names!r:.80}")
         return bound
 
-    def extend(self, new: Sequence[Name], optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
-        """New classes get their columns."""
-        self.names += new
-        self._grow(optimizer, generator)
+    @contextlib.contextmanager
+    def extended(
+        self, new: Sequence[Name], optimizer: torch.optim.Optimizer, generator: torch.Generator
+    ) -> Iterator[None]:
+        """New classes get their columns, and lose them again where what is done in here is refused."""
+        names, of_tasks, drawn = self.names, self.of_tasks, generator.get_state()
+        self.names = [*names, *new]
+        try:
+            self._grow(optimizer, generator)
+            yield
+        except BaseException:
+            self.names, self.of_tasks = names, of_tasks
+            if new:
+                self._shrink(optimizer)
+            generator.set_state(drawn)
+            raise
 
     def note(self, task: Task) -> None:
         """A task begins: these are its columns; where its stream names them, they are known by name from now on."""
@@ -151,6 +170,16 @@ class Classes:
                 optimizer.state[parameter][key] = torch.cat([state, fresh.to(state)])
             _set_rows(parameter, torch.cat([parameter.detach(), drawn.to(parameter)]))
         head.out_features = len(self.names)
+
+    @torch.no_grad()
+    def _shrink(self, optimizer: torch.optim.Optimizer) -> None:
+        """As many rows as there are names; those that are left keep their bits."""
+        head, rows = self._head(), len(self.names)
+        for parameter in head.parameters(recurse=False):
+            for key, state in elementwise_state(optimizer, parameter).items():
+                optimizer.state[parameter][key] = state[:rows].clone()
+            _set_rows(parameter, parameter.detach()[:rows])
+        head.out_features = rows
 
     def _check_trained(self) -> None:
         if not all(p.requires_grad for p in self._head().parameters()):
@@ -225,6 +254,4 @@ def _check_names(names: Sequence[Any], error: type[ConfigError] | type[Checkpoin
 
 def _set_rows(parameter: Tensor, rows: Tensor) -> None:
     """Give a Parameter another number of rows; it stays the object that the optimizer holds."""
-    parameter.grad = None
-    parameter.data = torch.empty(0, dtype=torch.float64)  # PyTorch forgets the gradient accumulator of the old shape
-    parameter.data = rows.clone()
+    set_data(parameter, rows.clone())

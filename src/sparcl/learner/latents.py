@@ -172,9 +172,9 @@ class Latents:
             ConfigError: something of it was unfrozen, or the user's own augmentation would have no effect.
         """
         self.check()
-        if task.transform.augment is not None:
+        if (augment := getattr(task.transform, "augment", None)) is not None:
             raise ConfigError(
-                f"augmentation {label_of(task.transform.augment)} would have no effect: latents are computed once for"
+                f"augmentation {label_of(augment)} would have no effect: latents are computed once for"
                 " each sample; leave one of the two out"
             )
         self._tell(task.transform)
@@ -203,7 +203,7 @@ class Latents:
 
     def _tell(self, transform: Transform) -> None:
         """Say once that a stream's augmentation is left out."""
-        if not self._told and (transform.crop_padding or transform.flip):
+        if not self._told and (getattr(transform, "crop_padding", False) or getattr(transform, "flip", False)):
             text = "images are not cropped or flipped: the frozen part is computed once for each, as it is in the test"
             warnings.warn(text, DataWarning, stacklevel=2)
         self._told = True

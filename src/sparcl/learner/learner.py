@@ -11,8 +11,9 @@ Legend: N batch, C classes of the whole stream.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -23,7 +24,7 @@ from sparcl import seeds
 from sparcl.checkpoint import Store
 from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError
-from sparcl.learner import making, saving
+from sparcl.learner import making, refusals, saving
 from sparcl.learner.accuracy import AT_ONCE, Accuracy, measure
 from sparcl.learner.classes import GrowingLinear
 from sparcl.learner.observing import Observing
@@ -31,6 +32,7 @@ from sparcl.learner.prediction import Prediction, predict
 from sparcl.learner.schedule import Factor
 from sparcl.learner.telling import SAFE, Observer
 from sparcl.learner.training import MakeOptimizer
+from sparcl.learner.undo import left_as_it_was
 from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating
 from sparcl.nn.dense import dense_model
@@ -114,12 +116,17 @@ class Learner(Observing):
             ConfigError: there is no task to evaluate on, or it has classes that the model has no logits for.
             DataError: a task has no test samples, or they are not allowed.
         """
+        if isinstance(tasks, Task) or not isinstance(tasks, Iterable | None):
+            raise ConfigError("evaluate takes tasks in a list, as evaluate([task]), or a stream")
         begun = self.learned + (self.position is not None)
         known = [task for task in self.tasks if task.index < begun]  # the last one given may have been refused
         if tasks is None and len(known) < begun:
             raise ConfigError("name the tasks to evaluate on: those before the loaded state were never given")
         tasks = known if tasks is None else [self.classes.known(task, i) for i, task in enumerate(tasks)]
         tasks = [checked_test(task) for task in tasks]
+        for task in tasks:
+            assert task.test is not None
+            refusals.check_kind(task.test.inputs, self._stored_as, f"the test inputs of task {task.index + 1}")
         if not tasks:
             raise ConfigError("nothing to evaluate: learn a task first, or name the tasks")
         self.tell("evaluate.begin", {})
@@ -145,18 +152,21 @@ class Learner(Observing):
             DataError: the inputs are not those that the network takes.
         """
         if self.transform is None:
-            raise ConfigError("nothing to predict with: learn a task first, or observe")
-        if task is None and "class-il" not in self.method.scenarios:
             raise ConfigError(
-                f"method {self.method.name} answers for one task: predict(x, task=0 to {self.learned - 1})"
+                "the loaded state has a transform of your own class: put it into learner.transform"
+                if self.steps
+                else "nothing to predict with: learn a task first, or observe"
             )
-        if task is not None and not 0 <= task < len(self.classes.of_tasks):
-            raise ConfigError(f"task {task} is not known; allowed are 0 to {len(self.classes.of_tasks) - 1}")
+        if task is None and "class-il" not in self.method.scenarios:
+            raise ConfigError(f"method {self.method.name} answers for one task: predict(x, task={_span(self.learned)})")
+        tasks = len(self.classes.of_tasks)
+        if task is not None and (not isinstance(task, Integral) or not 0 <= task < tasks):
+            raise ConfigError(f"task {task!r:.40} is not known; allowed: {_span(tasks)}")
         columns = None if task is None else self.classes.of_tasks[task]
         index = max(self.learned - 1, 0) if task is None else task
         with evaluating(self.model), self.averaged():
             asked = (self.answering.predict, inputs, self.transform, self.classes.names, columns, index)
-            return predict(*asked, self.device, self._at_once)
+            return predict(*asked, self.device, self._at_once, self._stored_as)
 
     @property
     def _at_once(self) -> int:
@@ -205,7 +215,7 @@ class Learner(Observing):
             CheckpointError: it cannot be written, or a step is under way; the last one is as it was.
             TrainingError: weights are NaN or infinite; nothing is written.
         """
-        return self._save_to(Store(Path(directory)))
+        return self._save_to(Store(refusals.folder(directory)))
 
     def _save_to(self, store: Store) -> Path:
         return store.save(self.steps, self.checkpoint_state())
@@ -240,19 +250,22 @@ class Learner(Observing):
         Raises:
             CheckpointError: missing, damaged, hostile, or of another model, method or optimizer.
         """
-        state = open_folder(Path(directory))
-        made, settings = making.make(state, model, method, sparsifier, lr_schedule)
-        learner = cls(
-            *made,
-            optimizer=optimizer or making.make_optimizer(state),
-            **settings,
-            device=device,
-            backend=backend,
-            observers=observers,
-            checkpoint_dir=checkpoint_dir,
-            checkpoint_every=checkpoint_every,
-        )
-        learner.restore(state)
+        state = open_folder(refusals.folder(directory))
+        parts = {"model": model, "method": method, "sparsifier": sparsifier}
+        refusals.check_kinds(**(given := {name: part for name, part in parts.items() if part is not None}))
+        with contextlib.nullcontext() if model is None else left_as_it_was(model, *given.values(), copies=True):
+            made, settings = making.make(state, model, method, sparsifier, lr_schedule)
+            learner = cls(
+                *made,
+                optimizer=optimizer or making.make_optimizer(state),
+                **settings,
+                device=device,
+                backend=backend,
+                observers=observers,
+                checkpoint_dir=checkpoint_dir,
+                checkpoint_every=checkpoint_every,
+            )
+            learner.restore(state)
         return learner
 
     def checkpoint_state(self) -> dict[str, Any]:
@@ -284,3 +297,7 @@ class Learner(Observing):
         saving.restore(self, state)
         if self.latents is not None:
             self.latents.remember()
+
+
+def _span(tasks: int) -> str:
+    return f"0 to {tasks - 1}" if tasks else "none, as no task is learned yet"

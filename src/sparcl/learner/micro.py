@@ -30,10 +30,14 @@ MICRO_BATCH = "micro_batch"
 """Of a checkpoint's settings, where there is one."""
 
 
-def check(size: int | None, batch_size: int, method: type[Method]) -> None:
-    """Raise ConfigError unless passes of that method can be made in parts of so many samples (None: they are not)."""
+def check(size: int | None, batch_size: int, method: type[Method]) -> int | None:
+    """The size, as Python's own number; None: passes are not made in parts.
+
+    Raises:
+        ConfigError: passes of that method cannot be made in parts of so many samples.
+    """
     if size is None:
-        return
+        return None
     if not isinstance(size, Integral) or not 1 <= size <= batch_size:
         raise ConfigError(f"micro-batch {size!r:.40} is not allowed; use 1 to the batch size, {batch_size}")
     if not method.passes_in_parts:
@@ -41,6 +45,7 @@ def check(size: int | None, batch_size: int, method: type[Method]) -> None:
             f"method {method.name} passes through weights that are not the model's own, and cannot do so in"
             " micro-batches: leave them out, or use a smaller batch size"
         )
+    return int(size)
 
 
 class MicroBatches:

@@ -5,6 +5,7 @@ Legend: N samples of a call, C columns of the logits so far.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from sparcl.learner.training import Training
 from sparcl.methods import METHODS
 from sparcl.methods.method import Batch
 from sparcl.streams.arrive import make_task
-from sparcl.streams.augment import Transform
+from sparcl.streams.augment import Transform, check_transform
 from sparcl.streams.labels import Labels
 from sparcl.streams.split import ArrayLike, as_inputs, as_labels, check_size
 from sparcl.streams.task import Name, Samples, Task
@@ -65,11 +66,10 @@ class Observing(Training):
         self._check_observing()
         task, new = self._arrived(x, y, self._known(transform))
         self._check_single(len(task.train))
-        self.classes.extend(new, self.optimizer, self.generators.head)
         self._learning = True
         try:
-            with self.generators.lent():
-                self._observe(task)
+            with self.generators.lent(), torch.inference_mode(False), torch.enable_grad():
+                self._observe(task, new)
         finally:
             self._learning = False
             self.model.eval()
@@ -106,8 +106,7 @@ class Observing(Training):
         if transform is None and self.transform is None and self.steps > 0:
             raise ConfigError("the loaded state has a transform of your own class: give it, observe(x, y, transform=)")
         found = transform or self.transform or Transform()
-        if not all(callable(getattr(found, name, None)) for name in ("train", "test")):
-            raise ConfigError(f"a {type(found).__name__} is no transform: use Transform()")
+        check_transform(found, "observe")
         return found
 
     def _arrived(self, x: ArrayLike, y: Labels | Name, transform: Transform) -> tuple[Task, list[Name]]:
@@ -130,6 +129,7 @@ class Observing(Training):
 
     def _columns(self, task: Task) -> int:
         """Of the logits that the model answers such samples with; asked once for each kind of them."""
+        refusals.check_kind(task.train.inputs, self._stored_as, "the inputs")
         if self.method.buffer is not None and self.latents is None:
             self.method.buffer.check_inputs(task.train.inputs)
         kind = (task.train.inputs.dtype, task.train.inputs.shape[1:], task.transform)
@@ -159,14 +159,16 @@ class Observing(Training):
 
     # --- the step -----------------------------------------------------------------------------------------------
 
-    def _observe(self, task: Task) -> None:
-        """A step on samples that can be trained on; the head has their columns."""
-        trained = self._trained_on(task)
-        self.task, self.trained_on, self.transform = task, trained, task.transform
-        self.inputs, self.labels = trained.train.inputs.to(self.device), trained.train.labels.to(self.device)
-        self.frozen.train()
+    def _observe(self, task: Task, new: Sequence[Name]) -> None:
+        """A step on samples that can be trained on, and whose new classes are these."""
+        samples = len(task.train)
         with self._under_way():
-            stream = self._bind(samples := len(task.train))
+            with self.classes.extended(new, self.optimizer, self.generators.head):
+                trained = self._trained_on(task)
+                self.task, self.trained_on, self.transform = task, trained, task.transform
+                self.inputs, self.labels = trained.train.inputs.to(self.device), trained.train.labels.to(self.device)
+                stream = self._bind(samples)
+            self.frozen.train()
             self.sparsifier.begin_step(stream.steps)
             self.method.begin_step(0.0)
             loss = self._pass(self._assemble(torch.arange(samples)), stream, 0.0)

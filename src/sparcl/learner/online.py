@@ -51,7 +51,7 @@ def online(learner: Learner, stream: Stream, *, every: int = 100, batch_size: in
 
     Args:
         learner: that no stream is under way in; with a column for each class of the stream, or a head that grows (its
-            names are then the stream's `class_names`).
+            names are then the stream's, as its tasks name them).
         stream: each of its tasks has test samples.
         every: samples between two measurements, rounded up to batches.
         batch_size: samples of a call of `observe`.
@@ -69,7 +69,7 @@ def online(learner: Learner, stream: Stream, *, every: int = 100, batch_size: in
         )
     if not stream.tested:
         raise ConfigError(f"stream {stream.name} has tasks without test samples: nothing to measure on")
-    names: Sequence[Name] = stream.class_names if learner.classes.grows else range(stream.n_classes)
+    names: Sequence[Name] = _names(stream) if learner.classes.grows else range(stream.n_classes)
     measured: list[tuple[int, float]] = []
     seen: set[int] = set()
     for x, y in single_pass(stream, batch_size, seed=seed):
@@ -98,7 +98,12 @@ def accuracy_on(learner: Learner, stream: Stream, seen: set[int]) -> float:
     if learner.classes.grows:
         places = torch.searchsorted(torch.tensor(classes), test.labels)
         test = Samples(test.inputs, places)
-        asked = replace(asked, train=test, test=test, names=tuple(stream.class_names[k] for k in classes))
+        asked = replace(asked, train=test, test=test, names=tuple(_names(stream)[k] for k in classes))
     class_il = learner.evaluate([asked]).class_il
     assert class_il is not None  # methods that need the task are refused by `observe`
     return class_il[0]
+
+
+def _names(stream: Stream) -> Sequence[Name]:
+    """Of its columns, as `learn` takes them."""
+    return stream[0].column_names or stream.class_names

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparcl.errors import ConfigError, DataError, one_line
 from sparcl.learner.accuracy import AT_ONCE
+from sparcl.learner.refusals import check_kind
 from sparcl.streams.augment import Transform
 from sparcl.streams.split import stored
 from sparcl.streams.task import Name, Samples, Task
@@ -49,6 +50,7 @@ def predict(
     index: int,
     device: torch.device,
     at_once: int = AT_ONCE,
+    learned: torch.dtype | None = None,
 ) -> Prediction:
     """Answers of a network, which is evaluating, to inputs as stored: the transform of the tests goes first.
 
@@ -57,11 +59,13 @@ def predict(
         columns: of the task that is asked about; None: all.
         index: of that task, or of the last one.
         at_once: inputs that are asked at a time.
+        learned: how the samples were stored that the network learned, where that is known.
 
     Raises:
-        DataError: the inputs are no [N, ...] of uint8 or numbers, or not those that the network takes.
+        DataError: the inputs are no [N, ...] of uint8 or numbers, or not those that the network takes or has learned.
     """
     given = stored(inputs, "new")
+    check_kind(given, learned, "the inputs")
     empty = Samples(given[:0], torch.empty(0, dtype=torch.int64))
     task = Task(index, columns or (), empty, empty, transform)
     answers = []

@@ -6,34 +6,40 @@ Legend: N batch, C classes of the whole stream.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from os import PathLike
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparcl.errors import LARGEST, ConfigError, one_line
+from sparcl.errors import LARGEST, ConfigError, DataError, one_line
 from sparcl.methods.method import Method
 from sparcl.methods.respond import answers_by_classifier, evaluating
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import channels_hint
+from sparcl.streams.lazy import Inputs
 from sparcl.streams.task import Task
 
 LR = 0.03
 """Published, for DER++ on CIFAR-10."""
 
+MOST_SEED = 2**63 - 1
+
+KINDS: dict[str, tuple[type, str]] = {
+    "model": (nn.Module, "sparcl.nn.resnet18(10)"),
+    "method": (Method, "sparcl.methods.DERpp(200)"),
+    "sparsifier": (Sparsifier, "sparcl.SparCL(0.9)"),
+}
+"""What a Learner is made of, and an example of each."""
+
 
 def check_parts(model: object, method: object, sparsifier: object, optimizer: object, observers: object) -> None:
     """Raise ConfigError unless each is an object of its kind, not a name or a class, and the model can be trained."""
-    for label, value, kind, example in (
-        ("model", model, nn.Module, "sparcl.nn.resnet18(10)"),
-        ("method", method, Method, "sparcl.methods.DERpp(200)"),
-        ("sparsifier", sparsifier, Sparsifier, "sparcl.SparCL(0.9)"),
-    ):
-        if not isinstance(value, kind):
-            raise ConfigError(f"{label} {_told(value)} is not allowed; use an object such as {example}")
+    check_kinds(model=model, method=method, sparsifier=sparsifier)
     if optimizer is not None and not callable(optimizer):
         raise ConfigError(
             f"optimizer {_told(optimizer)} is not allowed; use a function that makes one of parameters, such as"
@@ -43,6 +49,14 @@ def check_parts(model: object, method: object, sparsifier: object, optimizer: ob
         raise ConfigError(f"observers {_told(observers)} are not allowed; use a list of functions of event and figures")
     assert isinstance(model, nn.Module)
     _check_model(model)
+
+
+def check_kinds(**parts: object) -> None:
+    """Raise ConfigError unless each is an object of its kind, not a name or a class."""
+    for label, value in parts.items():
+        kind, example = KINDS[label]
+        if not isinstance(value, kind):
+            raise ConfigError(f"{label} {_told(value)} is not allowed; use an object such as {example}")
 
 
 def _told(value: object) -> str:
@@ -55,9 +69,37 @@ def check_settings(batch_size: int, replay_batch_size: int | None, seed: int) ->
     for label, size in (("batch size", batch_size), ("replay batch size", replay)):
         if not isinstance(size, Integral) or size < 1:
             raise ConfigError(f"{label} {size!r:.40} is not allowed; use 1 or more (2 or more with BatchNorm)")
-    if not isinstance(seed, Integral):
-        raise ConfigError(f"seed {seed!r:.40} is not allowed; use a whole number")
+    if not isinstance(seed, Integral) or not 0 <= seed <= MOST_SEED:
+        raise ConfigError(f"seed {seed!r:.40} is not allowed; use a whole number from 0 to {MOST_SEED}")
     return int(batch_size), int(replay), int(seed)
+
+
+def check_last(drop_last: bool | None, usual: bool) -> bool:
+    """Whether an epoch's last partial batch is left out; ConfigError where that is neither true nor false."""
+    if drop_last is None:
+        return usual
+    if not isinstance(drop_last, bool | np.bool_):
+        raise ConfigError(f"drop_last {drop_last!r:.40} is not allowed; use True or False, or leave it out")
+    return bool(drop_last)
+
+
+def check_shape(input_shape: Sequence[int] | None) -> tuple[int, ...] | None:
+    """The shape of one sample; ConfigError where it can be none."""
+    if input_shape is None:
+        return None
+    sizes = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+    if not sizes or not all(isinstance(n, Integral) and n > 0 for n in sizes):
+        raise ConfigError(
+            f"input shape {input_shape!r:.40} is not allowed; use the sizes of a sample, as in (3, 32, 32)"
+        )
+    return tuple(map(int, sizes))
+
+
+def folder(path: object) -> Path:
+    """The path of a folder; ConfigError where it is none."""
+    if not isinstance(path, str | PathLike):
+        raise ConfigError(f"folder {path!r:.40} is not allowed; use the path of a folder")
+    return Path(path)
 
 
 def rates(lr: float | None, weight_decay: float | None, *, of_ours: bool) -> tuple[float, float]:
@@ -110,7 +152,13 @@ def device_of(name: str | torch.device) -> torch.device:
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ConfigError if a step of it computes the loss itself, as often as it likes: a step here is one pass."""
+    """Raise ConfigError if it is none, or a step of it computes the loss itself, as often as it likes: here it is one
+    pass."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(
+            f"optimizer makes a {type(optimizer).__name__}; a torch.optim.Optimizer is needed, as of lambda p:"
+            " torch.optim.SGD(p, lr=0.03)"
+        )
     # of the class: a scheduler wraps the instance's own
     asked = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
     if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in asked):
@@ -183,6 +231,16 @@ def check_fit(
             " here it is another: define that one last in the model"
         )
     return logits.shape[1]
+
+
+def check_kind(inputs: Inputs, learned: torch.dtype | None, what: str) -> None:
+    """Raise DataError unless inputs [N, ...] are stored as what was `learned` (None: that is not known)."""
+    if learned not in (None, inputs.dtype):
+        given, known = (str(dtype).removeprefix("torch.") for dtype in (inputs.dtype, learned))
+        raise DataError(
+            f"{what} are {given}, and {known} was learned: give them as they were learned (uint8 is scaled to [0, 1],"
+            " other numbers stay as they are)"
+        )
 
 
 def check_columns(task: Task, columns: int) -> None:

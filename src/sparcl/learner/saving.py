@@ -167,7 +167,7 @@ def _progress(learner: Saved) -> State:
         "steps": learner.steps,
         "pace": learner.pace,
         "classes": learner.classes.state_dict(),
-        "transform": None if learner.transform is None else learner.transform.settings(),
+        "transform": learner.transform.settings() if isinstance(learner.transform, Transform) else None,
         "position": None if position is None else dict(vars(position)),
         "method": _remembered(learner),
         "sparsifier": learner.sparsifier.state_dict(),

@@ -10,6 +10,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -65,20 +66,22 @@ def _steps(name: str) -> tuple[list[float], float]:
     return shares, by
 
 
-def check_clip(norm: float | None) -> None:
-    """Raise ConfigError unless gradients can be clipped to such a norm."""
+def check_clip(norm: float | None) -> float | None:
+    """The norm, as Python's own number; ConfigError unless gradients can be clipped to it."""
     if norm is not None and not (_is_number(norm) and 0 < norm <= LARGEST):
         raise ConfigError(f"clip grad norm {norm!r:.40} is not allowed; use a number above 0, at most {LARGEST:.2g}")
+    return None if norm is None else float(norm)
 
 
-def check_warmup(warmup: float) -> None:
-    """Raise ConfigError unless it is a share of a task."""
+def check_warmup(warmup: float) -> float:
+    """The share of a task, as Python's own number; ConfigError unless it is one."""
     if not (_is_number(warmup) and 0 <= warmup < 1):
         raise ConfigError(f"warmup {warmup!r:.40} is not allowed; use a share of a task, 0 to less than 1")
+    return float(warmup)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class Rate:
@@ -98,7 +101,7 @@ class Rate:
             raise ConfigError(
                 f"learning-rate schedule {schedule!r:.40} is not allowed; use {FORMS}, or a function of the share spent"
             )
-        check_warmup(warmup)
+        warmup = check_warmup(warmup)
         self.name = schedule if isinstance(schedule, str) else OWN
         self.schedule = parse(schedule) if isinstance(schedule, str) else schedule
         self.warmup = warmup

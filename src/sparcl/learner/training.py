@@ -30,9 +30,10 @@ from sparcl.learner.latents import LATENTS, Answering, Latents
 from sparcl.learner.loss_watch import LossWatch
 from sparcl.learner.micro import MICRO_BATCH, MicroBatches
 from sparcl.learner.position import Position, StreamPosition
-from sparcl.learner.schedule import Factor, Rate, check_clip, clip
+from sparcl.learner.schedule import Factor, Rate, check_clip, check_warmup, clip
 from sparcl.learner.telling import Observer, Telling, tell_all
 from sparcl.learner.trained import Trained
+from sparcl.learner.undo import left_as_it_was
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
 from sparcl.nn import memory
@@ -87,80 +88,87 @@ class Training(Telling):
         self.method = Finetune() if method is None else method
         self.sparsifier = Sparsifier() if sparsifier is None else sparsifier
         refusals.check_parts(model, self.method, self.sparsifier, optimizer, observers)
+        self.method.check_unbound()
+        self.sparsifier.check_unbound()
         batch_size, replay, seed = refusals.check_settings(batch_size, replay_batch_size, seed)
         rate, decay = refusals.rates(lr, weight_decay, of_ours=optimizer is None)
         refusals.check_checkpoints(checkpoint_dir, checkpoint_every)
-        check_clip(clip_grad_norm)
+        clip_grad_norm, warmup = check_clip(clip_grad_norm), check_warmup(warmup)
+        input_shape = refusals.check_shape(input_shape)
+        drop_last = refusals.check_last(drop_last, self.sparsifier.drops_last)
         average = check_share(average, type(self.method))
         self.rate = Rate(lr_schedule, warmup)
-        micro.check(micro_batch, batch_size, type(self.method))
+        micro_batch = micro.check(micro_batch, batch_size, type(self.method))
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
-        self.recipes = saving.recipes(model, self.method, self.sparsifier)
-        self.device = refusals.device_of(device)
-        self.model = model.to(self.device).eval()  # training mode is for `learn` alone
-        memory.own_memory(self.model)
-        self.budget, self.batch_size, self.seed = Budget.of(epochs, steps, seconds, pace), batch_size, seed
-        self.pace = [list(steps) for steps in pace]
-        self.frozen = Frozen(self.model, freeze)
-        alone.check_batches(self.model, batch_size, replay_batch_size, micro_batch)  # a frozen norm takes none from it
-        self.latents = None if latents is None else Latents(self.model, self.frozen, latents, self.method)
-        self.rest = self.model if self.latents is None else self.latents.rest
-        """What is trained: the model, or what of it lies behind a front that gives latents."""
-        self.answering = Answering(self.method, self.latents)
-        self.classes = Classes(self.model, self.method, classes)
-        self.transform: Transform | None = None
-        self.backend, self.layer_choice = give_to_backend(
-            self.model,
-            self.sparsifier,
-            self.device,
-            backend,
-            batch_size=micro_batch or batch_size,
-            layer_choice=layer_choice or {},
-            input_shape=input_shape,
-            tell=partial(tell_all, observers),
-        )
-        self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **self.frozen.settings}
-        named = {LATENTS: latents, MICRO_BATCH: micro_batch}
-        self.settings |= {name: value for name, value in named.items() if value is not None}
-        self.settings |= {"budget": {self.budget.kind: self.budget.amount}, "replay_batch_size": replay}
-        self.settings |= {
-            "lr_schedule": self.rate.name,
-            "warmup": warmup,
-            "clip_grad_norm": clip_grad_norm,
-            "average": average,
-        }
-        self.drop_last = self.settings["drop_last"] = self.sparsifier.drops_last if drop_last is None else drop_last
-        self.observers = list(observers)
-        self._checkpointer: Checkpointer | None = None
-        if checkpoint_dir is not None:
-            store, every = Store(Path(checkpoint_dir)), Interval.parse(checkpoint_every)
-            self._checkpointer = Checkpointer(every, lambda: self._save_to(store))
-        make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=rate, weight_decay=decay))
-        self.optimizer = make([p for p in self.model.parameters() if id(p) not in self.frozen.held_back])
-        refusals.check_optimizer(self.optimizer)
-        self.rate.check(self.optimizer)
-        self.trained = Trained(self.model, self.optimizer)
-        self.average = None if average is None else Average(self.model, self.optimizer, average)
-        self.sparsifier.attach(self.model, self.optimizer, seed)
-        if self.latents is not None:
-            self.sparsifier.trains(self.rest)
-            if self.backend == "native":
-                self.latents.convert()
-        self.micro = None if micro_batch is None else MicroBatches(self.rest, micro_batch, self.tell)
-        self.classes.check_dense(self.sparsifier.layers)
-        self.sparsifier.notify = self.tell
-        self.generators = seeds.Generators(seed, self.device)
-        self.method.attach(
-            Host(
-                model=self.rest,
-                augment=self._augment,
-                generator=self.generators.method,
-                device=self.device,
-                replay_batch_size=replay,
-                mask_gradients=self.sparsifier.mask_gradients,
-                read_replay=self._read_replay,
+        with left_as_it_was(model, self.method, self.sparsifier):
+            self.recipes = saving.recipes(model, self.method, self.sparsifier)
+            self.device = refusals.device_of(device)
+            self.model = model.to(self.device).eval()  # training mode is for `learn` alone
+            memory.own_memory(self.model)
+            self.budget, self.batch_size, self.seed = Budget.of(epochs, steps, seconds, pace), batch_size, seed
+            self.pace = [list(steps) for steps in pace]
+            self.frozen = Frozen(self.model, freeze)
+            alone.check_batches(
+                self.model, batch_size, replay_batch_size, micro_batch
+            )  # a frozen norm takes none from it
+            self.latents = None if latents is None else Latents(self.model, self.frozen, latents, self.method)
+            self.rest = self.model if self.latents is None else self.latents.rest
+            """What is trained: the model, or what of it lies behind a front that gives latents."""
+            self.answering = Answering(self.method, self.latents)
+            self.classes = Classes(self.model, self.method, classes)
+            self.classes.check_dense(self.sparsifier)
+            self.transform: Transform | None = None
+            self.backend, self.layer_choice = give_to_backend(
+                self.model,
+                self.sparsifier,
+                self.device,
+                backend,
+                batch_size=micro_batch or batch_size,
+                layer_choice=layer_choice or {},
+                input_shape=input_shape,
+                tell=partial(tell_all, observers),
             )
-        )
+            self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **self.frozen.settings}
+            named = {LATENTS: latents, MICRO_BATCH: micro_batch}
+            self.settings |= {name: value for name, value in named.items() if value is not None}
+            self.settings |= {"budget": {self.budget.kind: self.budget.amount}, "replay_batch_size": replay}
+            self.settings |= {
+                "lr_schedule": self.rate.name,
+                "warmup": warmup,
+                "clip_grad_norm": clip_grad_norm,
+                "average": average,
+            }
+            self.drop_last = self.settings["drop_last"] = drop_last
+            self.observers = list(observers)
+            self._checkpointer: Checkpointer | None = None
+            if checkpoint_dir is not None:
+                store, every = Store(Path(checkpoint_dir)), Interval.parse(checkpoint_every)
+                self._checkpointer = Checkpointer(every, partial(self._save_to, store))
+            make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=rate, weight_decay=decay))
+            self.optimizer = make([p for p in self.model.parameters() if id(p) not in self.frozen.held_back])
+            refusals.check_optimizer(self.optimizer)
+            self.rate.check(self.optimizer)
+            self.trained = Trained(self.model, self.optimizer)
+            self.average = None if average is None else Average(self.model, self.optimizer, average)
+            self.sparsifier.attach(self.model, self.optimizer, seed)
+            if self.latents is not None:
+                self.sparsifier.trains(self.rest)
+                if self.backend == "native":
+                    self.latents.convert()
+            self.micro = None if micro_batch is None else MicroBatches(self.rest, micro_batch, self.tell)
+            self.sparsifier.notify = self.tell
+            self.generators = seeds.Generators(seed, self.device)
+            self.method.attach(
+                Host(
+                    model=self.rest,
+                    augment=self._augment,
+                    generator=self.generators.method,
+                    device=self.device,
+                    replay_batch_size=replay,
+                    mask_gradients=self.sparsifier.mask_gradients,
+                    read_replay=self._read_replay,
+                )
+            )
         self.tasks: list[Task] = []
         self.position: Position | None = None
         self.stream: StreamPosition | None = None
@@ -185,6 +193,8 @@ class Training(Telling):
             ConfigError: it is not the next, or the model and its optimizer no longer fit each other or the task.
             CheckpointError: a loaded state stands inside a task with other data; or a checkpoint cannot be written.
         """
+        if self._learning:
+            raise ConfigError("learn was called inside a step: leave it first")
         refusals.check_trained(self.optimizer)
         if (misfit := self._misfit()) is not None:
             raise ConfigError(misfit)
@@ -193,11 +203,10 @@ class Training(Telling):
         refusals.check_turn(task, self.learned)
         if self.stream is not None:
             self.watch_loss.settle(self.stream)
-        self.classes.extend(new, self.optimizer, self.generators.head)
         self._learning = True
         try:
-            with self.generators.lent():
-                self._learn(task)
+            with self.generators.lent(), torch.inference_mode(False), torch.enable_grad():
+                self._learn(task, new)
         finally:
             self._learning = False
             self.model.eval()
@@ -210,9 +219,10 @@ class Training(Telling):
         by_parameter = self.method.name if self.method.by_parameter else ""
         return self.trained.misfit(self.model, self.optimizer, self.sparsifier.layers, by_parameter=by_parameter)
 
-    def _learn(self, task: Task) -> None:
-        """Learn a task that is well formed and the next one."""
-        self._enter(task)
+    def _learn(self, task: Task, new: Sequence[Name]) -> None:
+        """Learn a task that is well formed and the next one, and whose new classes are these."""
+        with self.classes.extended(new, self.optimizer, self.generators.head):
+            self._enter(task)
         position = self.position
         assert position is not None
         while not self.budget.over(position):
@@ -234,8 +244,17 @@ class Training(Telling):
         self.position = None
         self.learned += 1
 
+    @property
+    def _stored_as(self) -> torch.dtype | None:
+        """Of the samples that were learned; None where that is not known."""
+        if self.transform is not None and hasattr(self, "task"):
+            return self.task.train.inputs.dtype
+        kind = None if self.method.buffer is None or self.latents is not None else self.method.buffer.kind()
+        return None if kind is None else kind[0]
+
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
+        refusals.check_kind(task.train.inputs, self._stored_as, f"the inputs of task {task.index + 1}")
         if self.method.buffer is not None and self.latents is None:
             self.method.buffer.check_inputs(task.train.inputs)
         columns = 0

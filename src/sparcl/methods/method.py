@@ -126,9 +126,13 @@ class Method(Recorded, ABC):
         Raises:
             ConfigError: the method is bound already: what it remembers is the other Learner's.
         """
+        self.check_unbound()
+        self.host = host
+
+    def check_unbound(self) -> None:
+        """Raise ConfigError if it is bound: what it remembers is the other Learner's."""
         if hasattr(self, "host"):
             raise ConfigError(f"this {self.name} belongs to another Learner: make a new one for each")
-        self.host = host
 
     def check_task(self, task: Task) -> None:
         """Raise ConfigError if a task that is about to begin cannot be learned, before any work."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparcl.checkpoint import checks
-from sparcl.errors import CheckpointError
+from sparcl.errors import CheckpointError, ConfigError
 from sparcl.nn.layers import is_weighted
 from sparcl.streams.lazy import Inputs
 from sparcl.streams.task import Task
@@ -72,8 +72,15 @@ def classifier_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def classifier(model: nn.Module) -> nn.Module:
-    """The last convolution or linear layer that the model defines, taken for the one that makes the logits."""
-    return [module for module in model.modules() if is_weighted(module)][-1]
+    """The last convolution or linear layer that the model defines, taken for the one that makes the logits.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    weighted = [module for module in model.modules() if is_weighted(module)]
+    if not weighted:
+        raise ConfigError("the model has no convolution and no linear layer, and the last one is its classifier here")
+    return weighted[-1]
 
 
 @torch.no_grad()

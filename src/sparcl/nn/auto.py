@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparcl import kernels
-from sparcl.errors import ConfigError, unknown
+from sparcl.errors import ConfigError, one_line, unknown
 from sparcl.kernels.layout import to_batch_last
 from sparcl.nn import choices
 from sparcl.nn.compact import CompactLayer, batch_last_layer, compact_layer, has_kernel
@@ -213,5 +213,8 @@ def _inputs(model: nn.Module, names: list[str], input_shape: tuple[int, ...]) ->
 
     for name in names:
         model.get_submodule(name).register_forward_pre_hook(note(name))
-    model(torch.zeros(1, *input_shape))
+    try:
+        model(torch.zeros(1, *input_shape))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ConfigError(f"the model does not take the input shape {list(input_shape)}: {one_line(error)}") from error
     return seen

@@ -193,15 +193,26 @@ def model(experiment: Experiment, stream: Stream) -> torch.nn.Module:
     return made
 
 
-def learner(experiment: Experiment, stream: Stream, observers: Sequence[Observer] = ()) -> Learner:
-    """The experiment's Learner, its model's weights drawn from the seed; `experiment` is resolved."""
+def learner(
+    experiment: Experiment,
+    stream: Stream,
+    observers: Sequence[Observer] = (),
+    *,
+    network: torch.nn.Module | None = None,
+) -> Learner:
+    """The experiment's Learner, its model's weights drawn from the seed; `experiment` is resolved.
+
+    Args:
+        network: in place of the experiment's model.
+    """
     the_method, the_sparsifier = method(experiment), sparsifier(experiment)
     the_method.check_stream(len(stream), stream.n_classes)
-    with seeds.given_back():
-        seeds.seed_torch(seeds.derive(experiment.seed, "model"))
-        network = model(experiment, stream)
-    if (note := pretrained.start(network, experiment)) is not None:
-        warnings.warn(note, DataWarning, stacklevel=2)
+    if network is None:
+        with seeds.given_back():
+            seeds.seed_torch(seeds.derive(experiment.seed, "model"))
+            network = model(experiment, stream)
+        if (note := pretrained.start(network, experiment)) is not None:
+            warnings.warn(note, DataWarning, stacklevel=2)
     return Learner(
         network,
         the_method,

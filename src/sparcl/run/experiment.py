@@ -19,6 +19,7 @@ from sparcl.learner import micro
 from sparcl.learner.average import check_share
 from sparcl.learner.budget import check_pace
 from sparcl.learner.latents import KINDS
+from sparcl.learner.refusals import MOST_SEED
 from sparcl.learner.schedule import CONSTANT, check_clip, check_warmup, parse
 from sparcl.methods.buffer import parse_bytes
 from sparcl.methods.method import SCENARIOS
@@ -158,7 +159,7 @@ class Experiment:
             ("limit test per class", self.limit_test_per_class, 1, MOST),
             *(("classes per task", k, 1, MOST) for k in sizes),
             ("resize", self.resize, 1, MOST),
-            ("seed", self.seed, 0, 2**63 - 1),
+            ("seed", self.seed, 0, MOST_SEED),
         ):
             if number is not None:
                 check_range(label, number, least, most)

@@ -25,10 +25,19 @@ from sparcl.methods.buffer import parse_bytes
 from sparcl.methods.storage import make_storage
 from sparcl.run import build, trial
 from sparcl.run.choosing import FREE, Choice, Costs, choose, megabytes
-from sparcl.run.experiment import Experiment
+from sparcl.run.experiment import MOST, Experiment, check_range
 from sparcl.streams.lazy import Lazy
 from sparcl.streams.split import from_arrays
 from sparcl.streams.task import Stream
+
+SAID_OTHERWISE = {"max_memory": "name it memory", "max_seconds": "name it seconds", "model": "it is the first argument"}
+"""Settings of an Experiment that `fit` takes by another name."""
+WITHOUT_EFFECT = (
+    *("stream", "data", "resize", "lazy", "limit_per_class", "limit_test_per_class"),
+    *("classes_per_task", "class_order", "class_order_seed", "epochs", "steps", "pace", "fitted", "threads"),
+)
+"""Settings that are of a run's data or length: nothing of what fits depends on them."""
+OF_NAMED_MODELS = ("width", "init")
 
 PARTS = ("import", "data", "weights", "buffer", "activations", "workspace")
 
@@ -148,19 +157,7 @@ def _maker(experiment: Experiment, stream: Stream, model: nn.Module | None) -> t
 
     def make(batch: int, sparsity: float | None, micro: int | None) -> Learner:
         own = dataclasses.replace(base, batch_size=batch, sparsity=sparsity, micro_batch=micro)
-        if model is None:
-            return build.learner(own, stream)
-        return Learner(
-            copy.deepcopy(model),
-            build.method(own),
-            build.sparsifier(own),
-            steps=trial.STEPS,
-            batch_size=batch,
-            micro_batch=micro,
-            lr=own.lr,
-            backend=own.backend,
-            input_shape=stream.input_shape,
-        )
+        return build.learner(own, stream, network=copy.deepcopy(model))
 
     return make
 
@@ -237,6 +234,13 @@ def fit(
     """
     if dtype not in ("uint8", "float32"):
         raise ConfigError(f"dtype {dtype!r:.40} is not allowed; use uint8 or float32")
+    check_range("samples", samples, 1, MOST)
+    own = None if isinstance(model, str) else model
+    for name in settings:
+        if name in SAID_OTHERWISE:
+            raise ConfigError(f"{name} is not taken here: {SAID_OTHERWISE[name]}")
+        if name in WITHOUT_EFFECT or (own is not None and name in OF_NAMED_MODELS):
+            raise ConfigError(f"{name} has no effect on what fits: leave it out")
     named = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
     asked: dict[str, Any] = {"stream": "folder", "method": method, "device": "cpu", "max_memory": memory, **named}
     asked |= {} if seconds is None else {"max_seconds": seconds}
@@ -245,7 +249,6 @@ def fit(
     build.check(experiment)
     stream = _noise(tuple(input_shape), classes, dtype)
     to_come = samples * (math.prod(input_shape) * (1 if dtype == "uint8" else 4) + 8)
-    own = None if isinstance(model, str) else model
     return of_experiment(experiment, stream, set(settings), model=own, to_come=to_come)
 
 

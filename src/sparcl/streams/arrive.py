@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparcl.errors import DataError
-from sparcl.streams.augment import Transform
+from sparcl.streams.augment import Transform, check_transform
 from sparcl.streams.dataset import is_dataset, read_pairs
 from sparcl.streams.labels import Labels, by_name, places
 from sparcl.streams.split import stored
@@ -27,6 +27,7 @@ def make_task(x: Any, y: Labels | None = None, test: Any = None, *, transform: T
         DataError: sizes that do not match, NaN or infinite inputs, labels that are neither strings nor whole numbers
             (multi-label and regression targets), or a test label that is not among the training ones.
     """
+    check_transform(transform := transform or Transform(), "make_task")
     names, train = _samples(x, y, "training", None)
     held_out = None
     if test is not None:
@@ -39,7 +40,7 @@ def make_task(x: Any, y: Labels | None = None, test: Any = None, *, transform: T
                 f"training samples are {list(train.inputs.shape[1:])} but test samples"
                 f" {list(held_out.inputs.shape[1:])}: they must agree"
             )
-    return Task(-1, tuple(range(len(names))), train, held_out, transform or Transform(), tuple(names))
+    return Task(-1, tuple(range(len(names))), train, held_out, transform, tuple(names))
 
 
 def _samples(x: Any, y: Labels | None, what: str, known: list[Name] | None) -> tuple[list[Name], Samples]:

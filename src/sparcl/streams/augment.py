@@ -11,14 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
 from sparcl import named
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, DataError
 
 # Per-channel statistics of the training images, as the field uses them (Buzzega et al. 2020, official code).
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)
@@ -31,7 +34,7 @@ How = str | Augment | Sequence[str | Augment]
 """Augmentations by name (`AUGMENTATIONS`, joined by +, or `package.module:name`) or the user's own, or several."""
 
 AUGMENTATIONS = ("none", "crop", "flip")
-CROP_PADDING = 4
+CROP_PADDING, MOST_PADDING = 4, 4096
 """Of a crop that is asked for by name, where the stream has none of its own."""
 
 
@@ -39,17 +42,26 @@ class Normalize:
     """`(x - mean) / std` per channel, after uint8 has become [0, 1]; floating inputs keep their scale.
 
     Args:
-        mean: one value for all channels, or one for each.
+        mean: one value for all channels, or one for each; an array or a tensor will do.
         std: as `mean`; positive.
 
     Raises:
-        ConfigError: lengths differ, or a standard deviation is not positive.
+        ConfigError: lengths differ, a value is no finite number, or a standard deviation is not positive.
     """
 
-    def __init__(self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> None:
-        if len(mean) != len(std) or not mean or min(std) <= 0:
-            raise ConfigError(f"mean and std need one value per channel, std above 0; got {mean} and {std}")
-        self.mean, self.std = tuple(mean), tuple(std)
+    def __init__(
+        self, mean: float | Sequence[float] | ArrayLike = 0.0, std: float | Sequence[float] | ArrayLike = 1.0
+    ) -> None:
+        try:
+            values = [np.asarray(v, dtype=np.float64).reshape(-1).tolist() for v in (mean, std)]
+        except (TypeError, ValueError):
+            values = [[], []]
+        self.mean, self.std = map(tuple, values)
+        finite = all(map(math.isfinite, [*self.mean, *self.std]))
+        if len(self.mean) != len(self.std) or not self.mean or not finite or min(self.std) <= 0:
+            raise ConfigError(
+                f"mean and std need one finite value per channel, std above 0; got {mean!r:.60} and {std!r:.60}"
+            )
         self._factors: dict[tuple[torch.device, bool], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -103,6 +115,18 @@ class Transform:
     flip: bool = False
     augment: Augment | None = None
 
+    def __post_init__(self) -> None:
+        padding, flip = self.crop_padding, self.flip
+        if not isinstance(padding, Integral) or isinstance(padding, bool) or not 0 <= padding <= MOST_PADDING:
+            raise ConfigError(f"crop padding {padding!r:.40} is not allowed; use 0 (no crop) to {MOST_PADDING}")
+        if not isinstance(flip, bool | np.bool_):
+            raise ConfigError(f"flip {flip!r:.40} is not allowed; use True or False")
+        for label, function in (("normalize", self.normalize), ("augment", self.augment or abs)):
+            if not callable(function) or isinstance(function, type):
+                raise ConfigError(f"{label} {function!r:.40} is not allowed; use a function of a batch")
+        object.__setattr__(self, "crop_padding", int(padding))
+        object.__setattr__(self, "flip", bool(flip))
+
     def augmented(self, how: How) -> Self:
         """This normalisation with the augmentation `how` in place of its own: "none", "crop", "flip", "crop+flip", ...
 
@@ -135,7 +159,7 @@ class Transform:
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"the transform is not well formed: {error!r:.80}") from None
         finite = all(map(math.isfinite, [*mean, *std]))
-        if not finite or type(padding) is not int or not 0 <= padding <= 4096 or type(flip) is not bool:
+        if not finite or type(padding) is not int or not 0 <= padding <= MOST_PADDING or type(flip) is not bool:
             raise ConfigError("the transform is not well formed: finite statistics, a padding and a flip are needed")
         if not isinstance(own, str | None):
             raise ConfigError("the transform is not well formed: an augmentation is known by its name")
@@ -178,6 +202,14 @@ class Missing:
         )
 
 
+def check_transform(transform: object, of: str, error: type[ConfigError | DataError] = ConfigError) -> None:
+    """Raise `error` unless it transforms batches: a Transform, or what has its `train` and `test`."""
+    has = all(callable(getattr(transform, name, None)) for name in ("train", "test"))
+    if isinstance(transform, type) or not has:
+        kind = f"the class {transform.__name__}" if isinstance(transform, type) else f"a {type(transform).__name__}"
+        raise error(f"{of} has {kind} for a transform: use Transform()")
+
+
 def label_of(augment: Augment) -> str:
     """What an augmentation of the user's own is called."""
     return str(getattr(augment, "__name__", type(augment).__name__))
@@ -189,7 +221,7 @@ def augmentations(how: How) -> tuple[tuple[str, ...], Augment | str | None]:
     Raises:
         ConfigError: an unknown name, one that is there twice, `none` beside others, or two of the user's own.
     """
-    asked = [how] if isinstance(how, str) or callable(how) else list(how)
+    asked = [how] if isinstance(how, str) or callable(how) else list(how) if isinstance(how, Sequence) else [repr(how)]
     words = [word for one in asked for word in (one.split("+") if isinstance(one, str) else [one])]
     own = [word for word in words if not isinstance(word, str) or named.is_own(word)]
     names = [word for word in words if isinstance(word, str) and not named.is_own(word)]

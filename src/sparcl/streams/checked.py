@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sparcl.errors import DataError
-from sparcl.streams.augment import Transform
+from sparcl.streams.augment import check_transform
 from sparcl.streams.split import as_labels, check_alike, check_labels, check_size, stored
 from sparcl.streams.task import Samples, Task
 
@@ -95,10 +95,7 @@ def _numbered(task: object) -> Task:
         index = -1
     if index < 0:
         raise DataError(f"a task's index is {task.index!r:.40}: 0 for the first task, 1 for the second, ... is needed")
-    if not isinstance(task.transform, Transform) and not all(
-        callable(getattr(task.transform, name, None)) for name in ("train", "test")
-    ):
-        raise DataError(f"task {index + 1} has a {type(task.transform).__name__} for a transform: use Transform()")
+    check_transform(task.transform, f"task {index + 1}", DataError)
     return replace(task, index=index)
 
 

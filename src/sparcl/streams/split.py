@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparcl.errors import ConfigError, DataError, DataWarning, one_line
-from sparcl.streams.augment import How, Transform
+from sparcl.streams.augment import How, Transform, check_transform
 from sparcl.streams.dataset import is_dataset, read_pairs
 from sparcl.streams.labels import ClassesPerTask, Labels, by_name, classes_of, cut, has_strings, ordered, places
 from sparcl.streams.lazy import Inputs, Lazy, Mapped, select
@@ -85,6 +85,7 @@ def from_arrays(
             inputs, classes that do not divide into tasks.
         ConfigError: an option outside its range, or a transform that does not fit the inputs.
     """
+    check_transform(transform := transform or Transform(), "from_arrays")
     train_x, train_y = _given(train_inputs, train_labels, "training")
     test = None if test_inputs is None and test_labels is None else _given(test_inputs, test_labels, "test")
     names, train_columns, test_columns = _columns(train_y, None if test is None else test[1], class_names)
@@ -97,7 +98,7 @@ def from_arrays(
         Samples(train_x, train_columns),
         None if test is None or test_columns is None else Samples(test[0], test_columns),
         names,
-        (transform or Transform()) if augment is None else (transform or Transform()).augmented(augment),
+        transform if augment is None else transform.augmented(augment),
         classes_per_task=classes_per_task,
         class_order_seed=class_order_seed,
         class_order=class_order,
@@ -120,13 +121,18 @@ def _columns(
     train: Labels, test: Labels | None, class_names: Sequence[str] | None
 ) -> tuple[tuple[Name, ...], Tensor, Tensor | None]:
     """The classes, and int64 [N] for the labels of both splits: where in the classes each is."""
+    class_names = None if class_names is None else _named(class_names)
     if not has_strings(train):
         numbers = as_labels(train, "training")
         present = torch.unique(numbers)
         plain = torch.equal(present, torch.arange(len(present)))
         if plain or class_names is not None:  # columns as they are
             n = len(class_names) if class_names is not None else len(present)
-            return tuple(class_names or range(n)), numbers, None if test is None else as_labels(test, "test")
+            return (
+                tuple(range(n) if class_names is None else class_names),
+                numbers,
+                None if test is None else as_labels(test, "test"),
+            )
         train = numbers.tolist()
     elif not len(train):
         raise DataError("there are no training labels: there must be one for each input")
@@ -138,6 +144,14 @@ def _columns(
     if tested is not None and not len(tested):
         raise DataError("there are no test labels: there must be one for each input")
     return tuple(names), trained, tested
+
+
+def _named(class_names: Sequence[str]) -> list[str]:
+    """One name for each class; DataError where one stands twice, or they are no list."""
+    names = [] if isinstance(class_names, str) else np.asarray(class_names, dtype=object).reshape(-1).tolist()
+    if not names or len(set(map(str, names))) < len(names):
+        raise DataError(f"class names are {class_names!r:.60}: a list of names is needed, one for each class")
+    return names
 
 
 def split(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from sparcl.errors import ConfigError
 from sparcl.streams.augment import How, Transform
 from sparcl.streams.lazy import Inputs, Lazy, joined, select
 
@@ -110,7 +112,13 @@ class Stream(Sequence[Task]):
         return isinstance(self.tasks[0].train.inputs, Lazy)
 
     def limit_test(self, per_class: int) -> Stream:
-        """The stream with only the first `per_class` test samples of each class: evaluation costs time, too."""
+        """The stream with only the first `per_class` test samples of each class: evaluation costs time, too.
+
+        Raises:
+            ConfigError: it is no number of 1 or more.
+        """
+        if not isinstance(per_class, Integral) or per_class < 1:
+            raise ConfigError(f"test samples per class are {per_class!r:.40}: a whole number of 1 or more is needed")
         tasks = []
         for task in self.tasks:
             if task.test is None:
