@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "named": set(),
     "folders": set(),
+    "outputs": set(),
     "overlaid": set(),
     "regular": set(),
     "seeds": set(),
@@ -42,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each part may import of the others, beside itself and the leaves; `sparcl` is the package itself."""
 
 LEAVES = {
-    *("errors", "folders", "named", "overlaid", "regular", "seeds", "recorded", "starting"),
+    *("errors", "folders", "named", "outputs", "overlaid", "regular", "seeds", "recorded", "starting"),
     *("checkpoint.checks", "checkpoint.disk"),
 }
 

@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sparcl.main import _main
+from sparcl.run import effect
 
 RECORDED = {
     *("benchmark", "method", "sparsifier", "backend", "seed", "model_sha256", "accuracy_matrix"),
@@ -16,6 +19,7 @@ RECORDED = {
     *("sparsity", "samples", "flops", "seconds", "memory", "environment"),
 }
 QUICK = ["--epochs", "1", "--width", "4", "--limit-per-class", "40"]
+NO_DGM = ("--gradient-sparsity", "0")
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -66,6 +70,19 @@ def refused(capsys, *arguments: str) -> str:
         (["run", "seq-digits", "--resize", "9"], "folder"),
         (["run", "seq-digits", "--checkpoint-every", "often"], "60s"),
         (["run", "seq-digits", "--scenario", "domain-il"], "class-il"),
+        (["run", "seq-digits", "--scenario", "task-il"], "a run of method derpp is measured in class-il and task-il"),
+        (["run", "seq-digits", "--ranking", "fresh", "--importance", "none", *NO_DGM], "nothing ranks by gradients"),
+        (["run", "seq-digits", "--ranking", "fresh", "--importance", "magnitude", *NO_DGM], "leave it out"),
+        (
+            ["run", "seq-digits", "--ranking", "fresh", "--sparsity", "0", *NO_DGM],
+            "with sparsity 0 and gradient sparsity",
+        ),
+        (["run", "seq-digits", "--method", "joint", "--single-head"], "single head masks nothing"),
+        (["run", "seq-digits", "--optimizer-option", "dampening=0.5"], "dampening goes with --momentum"),
+        (["run", "seq-digits", "--sparsity", "0", "--distribution", "erk"], "erk changes nothing at sparsity 0"),
+        (["run", "seq-digits", "--sparsity", "0", "--first-mask", "magnitude"], "first mask magnitude changes nothing"),
+        (["run", "seq-digits", "--sparsity", "0", "--importance", "none"], "importance none changes nothing"),
+        (["run", "seq-digits", "--option", "alpha=1", "--option", "alpha=2"], "--option alpha is given twice"),
         (["run", "seq-digits", "--method", "packnet", "--sparsifier", "dense", "--scenario", "class-il"], "task-il"),
         (["run", "folder"], "data"),
         (["run", "folder", "--data", "absent"], "absent"),
@@ -83,6 +100,28 @@ def test_a_mistake_is_one_line_that_says_what_is_allowed(capsys, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert says.lower() in refused(capsys, *arguments).lower()
     assert list(tmp_path.iterdir()) == [], "something was left behind"
+
+
+def test_a_run_that_began_before_a_setting_without_effect_was_refused_goes_on_and_answers(
+    capsys, tmp_path, monkeypatch
+):
+    command = ["run", "seq-digits", *QUICK, "--scenario", "task-il", "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as before:
+        before.setattr(effect, "check", lambda _: None)
+        assert _main(command) == 0
+    np.save(tmp_path / "x.npy", np.zeros((1, 1, 8, 8), np.uint8))
+    assert _main(["predict", str(tmp_path / "run"), str(tmp_path / "x.npy")]) == 0
+    assert _main([*command, "--resume"]) == 0
+    for again in (command, [word for word in command if word not in ("--scenario", "task-il")]):
+        (tmp_path / "run" / "result.json").unlink()
+        assert _main([*again, "--resume"]) == 0
+    assert "changes nothing" in refused(capsys, *command[:-1], str(tmp_path / "other"), "--resume")
+    shutil.copytree(tmp_path / "run", tmp_path / "usual")
+    config = tmp_path / "usual" / "config.toml"
+    config.write_text(config.read_text().replace("task-il", "class-il"))
+    capsys.readouterr()
+    assert _main(["report", str(tmp_path / "run"), str(tmp_path / "usual"), "--format", "csv"]) == 0
+    assert "same settings, seed and data" in capsys.readouterr().err
 
 
 def test_a_loss_that_becomes_nan_says_where_and_leaves_nothing(capsys, tmp_path):

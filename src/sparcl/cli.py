@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from sparcl import outputs
 from sparcl.errors import ConfigError, unknown
 from sparcl.report import neutral
 from sparcl.run.console import CommandConsole
@@ -48,7 +49,7 @@ def run(
     sample_removal: Annotated[float | None, typer.Option(help="DDR: share of a task's samples removed")] = None,
     ddr_score: Annotated[str | None, typer.Option(help="misclassified (default) or forgetting")] = None,
     importance: Annotated[str | None, typer.Option(help="TDM ranks by cwi (default), magnitude; none: no TDM")] = None,
-    ranking: Annotated[str | None, typer.Option(help="gradients of: step (default), training's, or fresh")] = None,
+    ranking: Annotated[str | None, typer.Option(help="by gradients of step (default) or fresh batches")] = None,
     buffer_size: Annotated[int | None, typer.Option(help="samples kept for rehearsal; default 200")] = None,
     buffer_bytes: Annotated[str | None, typer.Option(help="bytes kept, e.g. 2MB, in place of a size")] = None,
     buffer_policy: Annotated[str | None, typer.Option(help="reservoir (default) or balanced over classes")] = None,
@@ -230,6 +231,8 @@ def report(
 
     if len(files) < len(runs):
         raise ConfigError(f"{files[0]} is a file, the rest are runs: report one or the other")
+    if out is not None:
+        outputs.check(out, *files)
     text = device_file.report(files, format)
     if out is None:
         print(text, end="")
@@ -325,7 +328,7 @@ def bench(
     The JSON file holds a list of rows: sparsity, pattern, dense_ms, dense_variant, native_ms, speedup, theoretical_gain
     (multiply-adds of the dense step over those of the sparse one), peak_dense_bytes, peak_native_bytes, isa, threads,
     batch, width, model. With --job: method, sparsifier, sparsity, pattern, step_ms, update_ms (what a mask update takes
-    more), choice_ms, evaluate_image_ms, parameter_bytes, buffer_bytes, peak_bytes (of a step), seconds, steps, epochs.
+    more), choice_ms, evaluate_image_ms, parameter_bytes, buffer_bytes, peak_bytes, seconds, steps, epochs.
     """
     from sparcl.report.write import check_place, write_text
     from sparcl.run import bench as steps
@@ -335,7 +338,6 @@ def bench(
     if json_ is not None:
         check_place(json_)  # a measurement takes minutes
     of_job = {"stream": stream, "method": method, "buffer_size": buffer_size, "device": device}
-    sparsities, patterns = sparsity or [0.75, 0.90, 0.95], pattern or ["unstructured", "block"]
 
     def tell(what: str) -> None:
         console.print(what, highlight=False)
@@ -343,7 +345,9 @@ def bench(
     if job:
         base = {**of_job, "model": model, "width": width, "batch_size": batch_size, "threads": threads}
         base = {k: v for k, v in {**base, "stream": stream or "seq-cifar10"}.items() if v is not None}
-        experiments = jobs.rows_of(base, sparsifier or ["sparcl"], sparsities, patterns, block_size)
+        if compile_:
+            raise ConfigError("--compile goes without --job, whose rows are all trained as `sparcl run` does")
+        experiments = jobs.rows_of(base, sparsifier or ["sparcl"], sparsity, pattern, block_size)
         rows = jobs.measure(experiments, 60.0 if seconds is None else seconds, samples, tell)
         console.print(jobs.as_table(rows))
     else:
@@ -355,8 +359,8 @@ def bench(
             width=width,
             batch=batch_size,
             threads=threads,
-            sparsities=sparsities,
-            patterns=patterns,
+            sparsities=sparsity or jobs.SPARSITIES,
+            patterns=pattern or ["unstructured", "block"],
             block_size=block_size,
             compiled=compile_,
             tell=tell,
@@ -378,9 +382,11 @@ def _tell_written(files: Sequence[Path], more: str = "") -> None:
 
 def _options(pairs: list[str], option: str) -> dict[str, float]:
     """NAME=NUMBER pairs."""
-    options = {}
+    options: dict[str, float] = {}
     for pair in pairs:
         name, _, number = pair.partition("=")
+        if name in options:
+            raise ConfigError(f"--{option} {name} is given twice: leave one of them out")
         try:
             options[name] = float(number)
         except ValueError:

@@ -75,11 +75,12 @@ def learner(
     sparsifier: Sparsifier | None = None,
     method: Method | None = None,
     backend: str = "reference",
+    average: float | None = None,
 ) -> Learner:
     torch.manual_seed(3)
     made = sparsifier or Static(0.6)
     options = {"lr": 0.05, "epochs": 2, "batch_size": 8, "seed": 4}
-    return Learner(MODELS[model](), method or DERpp(12, alpha=0.2), made, backend=backend, **options)
+    return Learner(MODELS[model](), method or DERpp(12, alpha=0.2), made, backend=backend, average=average, **options)
 
 
 def export(learner: Learner, path: Path, task: Task) -> Path:

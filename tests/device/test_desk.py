@@ -36,10 +36,12 @@ def sparcl(*arguments: object) -> int:
     return _main([str(a) for a in arguments])
 
 
-def of_device(program: Path, folder: Path, model: str = "own", sparsifier: str = "static") -> tuple[Path, torch.Tensor]:
+def of_device(
+    program: Path, folder: Path, model: str = "own", sparsifier: str = "static", average: float | None = None
+) -> tuple[Path, torch.Tensor]:
     """A file that learned two classes more on a device, and the test samples of all tasks."""
     stream = made.stream()
-    learner = made.learner(model, made.SPARSIFIERS[sparsifier](), ER(12))
+    learner = made.learner(model, made.SPARSIFIERS[sparsifier](), ER(12), average=average)
     learner.learn(stream[0])
     file = made.export(learner, folder / "m.sparcl", stream[0])
     made.packed(stream[2], folder / "s.sparcl")
@@ -59,13 +61,24 @@ def logits_of(program: Path, file: Path, pixels: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("model", "sparsifier"),
-    [("own", "static"), ("before", "static"), ("convnet", "blocks"), ("resnet", "static"), ("mlp", "dense")],
+    ("model", "sparsifier", "average"),
+    [
+        ("own", "static", None),
+        ("before", "static", None),
+        ("convnet", "blocks", 0.3),
+        ("resnet", "static", 0.3),
+        ("mlp", "dense", None),
+    ],
 )
 def test_predict_and_export_answer_as_the_device(
-    program: Path, tmp_path: Path, model: str, sparsifier: str, capsys: pytest.CaptureFixture[str]
+    program: Path,
+    tmp_path: Path,
+    model: str,
+    sparsifier: str,
+    average: float | None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    file, pixels = of_device(program, tmp_path, model, sparsifier)
+    file, pixels = of_device(program, tmp_path, model, sparsifier, average)
     np.save(tmp_path / "x.npy", pixels.numpy())
     logits, names = logits_of(program, file, pixels), model_file.read(file).classes
     assert len(names) == 6
@@ -163,7 +176,7 @@ def changed(file: Path, change) -> None:
 def test_a_hostile_file_is_refused_on_the_desk(
     program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, pixels = of_device(program, tmp_path, "convnet")
+    file, pixels = of_device(program, tmp_path, "convnet", average=0.3)
     np.save(tmp_path / "x.npy", pixels.numpy())
     whole = file.read_bytes()
     for change in (
@@ -187,6 +200,12 @@ def test_a_hostile_file_is_refused_on_the_desk(
         lambda m: m.state["layers"]["3"]["index"].fill_(-1),
         lambda m: m.state["layers"].pop("3"),
         lambda m: m.state["learner"].pop("classes"),
+        lambda m: m.state["learner"].pop("average"),
+        lambda m: m.state["learner"].update(average=[0.0]),
+        lambda m: m.state["learner"]["average"].update({"1.running_mean": torch.zeros(3)}),
+        lambda m: m.state["optimizer"]["state"].update({"3.weight": {"average": torch.zeros(3)}}),
+        lambda m: m.state["optimizer"]["state"].update({"3.weight": 1}),
+        lambda m: m.state["optimizer"].update(state=1),
     ):
         file.write_bytes(whole)
         changed(file, change)

@@ -22,6 +22,7 @@ from sparcl.methods import ER, DERpp, PackNet
 from sparcl.nn import ConvNet
 from sparcl.nn.dense import dense_model
 from sparcl.nn.layers import AVERAGE
+from sparcl.run.measured import model_sha256
 from sparcl.sparsity import SET, RigL, SparCL, Sparsifier
 
 BACKENDS = ["reference", *(["native"] if kernels.available() else [])]
@@ -249,8 +250,13 @@ def test_a_run_answers_with_it(tmp_path: Path) -> None:
     model.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"))
     assert same(state_of(model), state_of(learner.dense_model()))
     assert not same(state_of(model), state_of(learner.model))
+    for command in (["--format", "device", "--out", "m.sparcl"], ["--out", "m.safetensors"]):  # the first's own file
+        came_from = tmp_path / ("run" if "device" in command else "m.sparcl")
+        assert _main(["export", str(came_from), *command[:-1], str(tmp_path / command[-1])]) == 0
+    assert same(load_file(tmp_path / "m.safetensors"), load_file(tmp_path / "run" / "model.safetensors"))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     found = learner.evaluate(list(streams.seq_digits())).class_il
     assert found is not None
     assert result["class_il"] == pytest.approx(sum(found) / len(found), abs=1e-3)
+    assert result["model_sha256"] == model_sha256(learner.dense_model())
     assert "average = 0.2" in (tmp_path / "run" / "config.toml").read_text()

@@ -171,7 +171,7 @@ def test_jpegs_that_were_bent_are_refused(tmp_path: Path, change: Any, said: str
         ({"buffer_size": 5, "buffer_bytes": 9000}, "give one of them"),
         ({"buffer_policy": "fifo"}, "unknown buffer policy 'fifo'; allowed: reservoir, balanced"),
         ({"buffer_storage": "png"}, "unknown buffer storage 'png'; allowed: raw, float16, jpeg"),
-        ({"buffer_bytes": "much"}, "buffer bytes 'much' are not allowed"),
+        ({"buffer_bytes": "much"}, "buffer bytes of 'much' is not allowed"),
     ],
 )
 def test_what_cannot_be_kept_so_is_refused_in_one_line(options: dict[str, Any], said: str) -> None:

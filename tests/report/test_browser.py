@@ -133,7 +133,7 @@ NAMES = [
 @pytest.mark.parametrize("device", WIDTHS)
 def test_odd_records_stop_nothing(tmp_path: Path, device: str) -> None:
     odd = {"cpu": "C" * 300, "threads": 1, "device": "$x^{$"}
-    rich_run(tmp_path / "names", {"scenario": "_" + "long " * 40 + "x" * 200}, names=NAMES, environment=odd)
+    rich_run(tmp_path / "names", {"preset": "_" + "long " * 40 + "x" * 200}, names=NAMES, environment=odd)
     huge = {
         f"{section}__{key}": 1e308
         for section, key in (("flops", "executed"), ("seconds", "train"), ("memory", "peak_rss_bytes"))

@@ -111,7 +111,7 @@ def test_the_same_records_make_the_same_page(tmp_path: Path) -> None:
 
 
 def test_what_a_record_says_is_text_not_html(tmp_path: Path) -> None:
-    make_run(tmp_path / "a", {"scenario": "<script>alert(1)</script>"})
+    make_run(tmp_path / "a", {"preset": "<script>alert(1)</script>"})
     make_run(tmp_path / "b")
     html = page(group(load([tmp_path])[0]), [])
     assert "<script" not in html

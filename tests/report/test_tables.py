@@ -174,7 +174,7 @@ def test_without_published_figures_nothing_speaks_of_them(tmp_path: Path) -> Non
 
 
 def test_markdown_has_a_row_for_each_group_and_cannot_be_broken_by_a_setting(tmp_path: Path) -> None:
-    groups = groups_of(tmp_path, {}, {"config": {"scenario": "a|b\n<i>*"}})
+    groups = groups_of(tmp_path, {}, {"config": {"preset": "a|b\n<i>*"}})
     lines = as_markdown(groups).splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 2 + 2

@@ -30,8 +30,8 @@ def test_every_form_lists_what_was_left_out_and_writes_the_rest(
 
 
 def test_without_out_the_table_goes_to_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_run(tmp_path / "run", {"scenario": "[red]x[/red]"})
-    make_run(tmp_path / "other", {"scenario": "y"})
+    make_run(tmp_path / "run", {"preset": "[red]x[/red]"})
+    make_run(tmp_path / "other", {"preset": "y"})
     write([tmp_path])
     output = capsys.readouterr().out
     assert "Class-IL %" in output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,14 @@ def test_a_run_without_a_checkpoint_is_no_device_s_file(
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert "go on with sparcl run --resume" in error
+
+
+def test_a_limit_of_tests_that_are_not_there_is_refused_where_a_run_begins(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(photos / "test")
+    for how in ("--in-memory", "--lazy"):
+        command = [*RUN, "--data", str(photos), "--out", str(tmp_path / "run"), "--limit-test-per-class", "1", how]
+        assert _main(command) == 2
+        assert "limit test per class 1 changes nothing: there are no test samples" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

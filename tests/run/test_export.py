@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sparcl import streams
+from sparcl.checkpoint import disk
+from sparcl.errors import ConfigError
 from sparcl.main import _main
 from sparcl.run import export
 from sparcl.run.answering import Answering
@@ -167,6 +169,7 @@ def test_bad_requests_are_one_line_and_leave_nothing(tmp_path, runs, capsys, mon
     assert "answers for one task: add --task 1 to 5" in refused("packnet", *out)
     assert "task 9 is not known" in refused("mlp", *out, "--task", "9")
     assert "is no run directory" in refused("none", *out)
+    assert "none.toml does not exist: name a run" in refused("none.toml", "--format", "device", *out)
     (tmp_path / "m.py").write_text("print('mine')", encoding="utf-8")
     assert "m.py would hold the code that loads m.safetensors, but is there already" in refused("mlp", *out)
     assert (tmp_path / "m.py").read_text(encoding="utf-8") == "print('mine')"
@@ -193,3 +196,41 @@ def test_files_that_do_not_fit_each_other_are_one_line(tmp_path, runs, capsys) -
             assert _main(command) == 2, (kind, len(changed))
             told = capsys.readouterr().err
             assert ("do not fit each other" if changed else "is empty: it must hold the ") in told
+
+
+def test_no_command_writes_over_what_a_run_has_left_or_what_it_reads(tmp_path, runs, monkeypatch, capsys) -> None:
+    run, device = runs["mlp"], tmp_path / "m.sparcl"
+    assert _main(["export", str(run), "--format", "device", "--out", str(device)]) == 0
+    settings = tmp_path / "settings.toml"
+    settings.write_text('stream = "seq-digits"\nwidth = 8\n', encoding="utf-8")
+    (tmp_path / "link.safetensors").symlink_to(run / "model.safetensors")
+    (tmp_path / "data.zip").write_bytes(b"photos")
+    held = {path: path.read_bytes() for folder in (run, tmp_path) for path in folder.rglob("*") if path.is_file()}
+    of_run = [path for path in held if path.is_relative_to(run)]
+    assert {path.name for path in of_run} > {"model.safetensors", "result.json", "README.md", ".lock", "latest"}
+
+    def refused(*command: object) -> None:
+        capsys.readouterr()
+        assert _main([*map(str, command)]) == 2, command
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert "is a file of the run in" in told or "is the file that is read" in told, told
+
+    for path in of_run:
+        refused("export", device, "--format", "device", "--out", path)
+        refused("pack", "seq-digits", "--out", path)
+        refused("bench", "--json", path)
+        if path.name != "report.html":
+            refused("report", run, "--format", "html", "--out", path)
+            refused("report", device, "--out", path)
+    refused("export", runs["convnet"], "--out", run / "model.safetensors")
+    refused("export", run, "--out", tmp_path / "link.safetensors")
+    refused("export", settings, "--format", "device", "--out", settings)
+    refused("report", device, "--out", device)
+    refused("pack", "folder", "--data", tmp_path / "data.zip", "--out", tmp_path / "data.zip")
+    monkeypatch.chdir(run)
+    refused("export", ".", "--out", "model.safetensors")
+    with pytest.raises(ConfigError, match=r"result\.json is a file of the run in"):
+        disk.write_output(run / "result.json", [b""])  # as the calls of Python do
+    assert all(path.read_bytes() == content for path, content in held.items())
+    assert _main(["report", ".", "--format", "html", "--out", "report.html"]) == 0, "a page may be drawn again"

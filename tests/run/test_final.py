@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,9 @@ print(json.dumps([sum(v[i] for v in own.values()) / len(own) for i in (0, 1)]))
 @pytest.mark.parametrize(
     ("method", "sparsifier"), [("icarl", "dense"), ("packnet", "dense"), ("lps", "dense"), ("er", "sparcl")]
 )
-def test_the_readme_run_as_it_stands_gives_the_reported_accuracy(tmp_path: Path, method: str, sparsifier: str) -> None:
+def test_the_readme_run_as_it_stands_gives_the_reported_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, sparsifier: str
+) -> None:
     out = tmp_path / "run"
     command = ["run", "seq-digits", "--method", method, "--sparsifier", sparsifier, *QUICK, "--out", str(out)]
     assert _main(command) == 0
@@ -54,6 +57,12 @@ def test_the_readme_run_as_it_stands_gives_the_reported_accuracy(tmp_path: Path,
     assert task_il == pytest.approx(result["task_il"], abs=0.01)
     if result["class_il"] is not None:
         assert class_il == pytest.approx(result["class_il"], abs=0.01)
+
+    held = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (command,) = re.findall(r"`sparcl (export[^`]*)`", text.replace("\n", " "))
+    monkeypatch.chdir(out)
+    assert _main([*command.split(), *(["--task", "1"] if result["class_il"] is None else [])]) == 0
+    assert all(path.read_bytes() == content for path, content in held.items()), "nothing of the run is lost"
 
 
 def test_result_names_the_data_its_classes_and_their_normalisation(tmp_path: Path) -> None:

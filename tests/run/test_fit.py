@@ -250,7 +250,7 @@ def test_fit_in_python() -> None:
     assert lines[3] == str(options)
     assert re.match("refused: max memory 100.0 MB is too little: even batch size .* would do, all as asked", lines[4])
     assert re.match("refused: fit: unknown setting 'sparsty'.*did you mean sparsity", lines[5])
-    assert lines[6].startswith("refused: max memory 'lots' are not allowed; use a number of bytes")
+    assert lines[6].startswith("refused: max memory of 'lots' is not allowed; use a number of bytes")
     assert lines[8:13] == [
         "refused: max_memory is not taken here: name it memory",
         "refused: max_seconds is not taken here: name it seconds",
@@ -333,8 +333,8 @@ def test_what_was_chosen_is_taken_up_unless_it_is_named_or_of_another_budget() -
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"max_memory": "lots"}, "max memory 'lots' are not allowed"),
-        ({"max_memory": 0}, "max memory 0 are not allowed"),
+        ({"max_memory": "lots"}, "max memory of 'lots' is not allowed"),
+        ({"max_memory": 0}, "max memory of 0 is not allowed"),
         ({"max_memory": "1GB", "device": "cuda"}, "not of cuda"),
         ({"fitted": {"import": 1}}, "fitted goes with max memory"),
     ],

@@ -3,30 +3,97 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sparcl.main import _main
-from sparcl.run import job
+from sparcl.run import bench, build, job
+from sparcl.run.experiment import Experiment
 
+QUICK = ["--stream", "seq-digits", "--width", "4"]
 SMALL = ["bench", "--job", "--stream", "seq-digits", "--model", "convnet", "--width", "8", "--threads", "1"]
 
 
-def test_the_rows_say_what_fits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("samples", "passes"), [(300, (10, 9, 9)), (50, (2, 1, 1)), (2, (1, 1, 1))])
+def test_the_rows_say_what_fits(tmp_path: Path, samples: int, passes: tuple[int, ...]) -> None:
+    """Of tasks of few samples, too; sparsifiers drop the last partial batch."""
     file = tmp_path / "rows.json"
     few = ["--sparsity", "0.9", "--pattern", "unstructured", "--sparsifier", "static", "--sparsifier", "sparcl"]
-    assert _main([*SMALL, *few, "--seconds", "5", "--samples", "300", "--json", str(file)]) == 0
+    assert _main([*SMALL, *few, "--seconds", "5", "--samples", str(samples), "--json", str(file)]) == 0
     rows = json.loads(file.read_text())
     assert [row["sparsifier"] for row in rows] == ["dense", "static", "sparcl"]
-    for row in rows:
+    for row, steps in zip(rows, passes, strict=True):
         assert row["seconds"] == 5
-        assert row["epochs"] == row["steps"] / (300 // 32)
+        assert row["epochs"] == row["steps"] / steps
         assert 0 < row["steps"] * row["step_ms"] <= 5000
+        assert row["peak_bytes"] > 0
+
+
+def test_the_peak_is_that_of_the_jobs_own_steps() -> None:
+    """The stream's shape and classes, what is replayed, and what the optimizer keeps."""
+
+    def peak(**settings: Any) -> int:
+        base = {
+            "stream": "seq-tinyimg",
+            "model": "mlp",
+            "sparsifier": "dense",
+            "threads": 1,
+            "batch_size": 8,
+            "width": 64,
+        }
+        asked = Experiment.from_dict({**base, "method": "finetune", "steps": 12, **settings}).resolve()
+        found = job.Side(asked, build.learner(asked, job.noise(asked, 300))).peak_bytes(300)
+        assert found is not None
+        return found
+
+    usual = peak()
+    assert usual - peak(stream="seq-digits") > 5e6, "weights of 64 times 12 288, and their gradients"
+    assert peak(optimizer="adam") - usual > 5e6, "two moments of them"
+    assert peak(method="er", buffer_size=1000) - usual > 1e6, "up to 96 images a turn are kept, 12 kB each"
+
+
+def test_what_was_timed_is_not_lost_where_memory_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*_: object, **__: object) -> Any:
+        return subprocess.CompletedProcess([], 1, "", "Traceback ...\nMemoryError")
+
+    monkeypatch.setattr(bench.subprocess, "run", ended)
+    rows, told = job.rows_of({"stream": "seq-digits", "width": 4}, ["dense"], None, None, 4), []
+    (row,) = job.measure(rows, 1.0, 50, told.append)
+    assert (row["peak_bytes"], row["steps"] > 0) == (None, True)
+    assert told[-1] == "the memory of dense could not be measured: MemoryError"
+    assert "–" in str(list(job.as_table([row]).columns[-1].cells))
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({"sparsifiers": ["dense"]}, [("dense", None, "unstructured")]),
+        ({"sparsifiers": ["dense"], "sparsities": [0.0]}, [("dense", 0.0, "unstructured")]),
+        (
+            {"sparsifiers": ["dense", "static", "static"], "sparsities": [0.5, 0.5], "patterns": ["block"]},
+            [("dense", None, "unstructured"), ("static", 0.5, "block")],
+        ),
+    ],
+)
+def test_every_row_is_there_once(options: dict[str, Any], rows: list[Any]) -> None:
+    for method in ("derpp", "ewc", "lwf"):
+        usual: dict[str, Any] = {"sparsities": None, "patterns": None, "block_size": 4}
+        made = job.rows_of({"stream": "seq-digits", "method": method}, **{**usual, **options})
+        assert [(row.sparsifier, row.sparsity, row.pattern) for row in made] == rows
 
 
 def test_updates_and_choices_are_charged() -> None:
-    row = {"sparsifier": "sparcl", "samples": 320, "batch_size": 32, "step_ms": 10.0, "update_ms": 50.0}
+    row = {
+        "sparsifier": "sparcl",
+        "samples": 320,
+        "batch_size": 32,
+        "drop_last": True,
+        "step_ms": 10.0,
+        "update_ms": 50.0,
+    }
     assert job.steps_within(10, {**row, "choice_ms": 0.0}) == 960  # eight updates take as long as forty steps
     assert job.steps_within(10, {**row, "choice_ms": 30.0}) == 873  # and 29 choices as long as 87
     assert job.steps_within(10, {**row, "sparsifier": "static", "choice_ms": 0.0}) == 1000
@@ -42,6 +109,18 @@ def test_updates_and_choices_are_charged() -> None:
         (["--job", "--stream", "folder"], "the shape of folder is not known without its data"),
         (["--job", "--sparsifier", "magic"], "unknown sparsifier 'magic'"),
         (["--job", "--pattern", "unstructured", "--block-size", "8"], "block size 8 goes with pattern block"),
+        (["--job", "--sparsifier", "dense", "--sparsity", "0.9"], "sparsity 0.9 goes with a sparsifier"),
+        (
+            ["--job", "--sparsifier", "dense", "--pattern", "unstructured", "--block-size", "8"],
+            "block size 8 goes with",
+        ),
+        (["--job", "--sparsifier", "dense", "--block-size", "8"], "block size 8 goes with a sparsifier"),
+        (["--job", "--sparsifier", "dense", "--pattern", "block"], "goes with a sparsifier"),
+        (["--job", "--method", "ewc"], "use sparsifier dense, static or snip"),
+        (["--job", "--method", "joint", *QUICK], "method joint learns all tasks at once, and a job is timed by tasks"),
+        (["--job", "--method", "icarl", *QUICK], "method icarl takes no class twice"),
+        (["--job", "--method", "packnet", "--sparsifier", "dense", *QUICK], "method packnet takes no class twice"),
+        (["--job", "--compile"], "--compile goes without --job"),
         (["--seconds", "5"], "--seconds goes with --job"),
         (["--seconds", "0"], "--seconds goes with --job"),
         (["--method", "er"], "--method goes with --job"),

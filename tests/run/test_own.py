@@ -190,7 +190,16 @@ def test_the_installed_command_finds_the_current_directory():
             ["seq-digits", "--optimizer", "adam", "--optimizer-option", "beta=0.5"],
             "allowed: beta1, beta2, eps, amsgrad",
         ),
-        (["seq-digits", "--optimizer", "adam", "--optimizer-option", "beta2=1.5"], "Invalid beta parameter"),
+        (
+            ["seq-digits", "--optimizer", "adam", "--optimizer-option", "beta2=1.5"],
+            "beta2 1.5 is not allowed; use 0 to",
+        ),
+        (["seq-digits", "--optimizer", "adam", "--optimizer-option", "beta1=-1"], "beta1 -1 is not allowed; use 0 to"),
+        (
+            ["seq-digits", "--optimizer", "adamw", "--optimizer-option", "eps=-1"],
+            "eps -1 is not allowed; use 0 or more",
+        ),
+        *((["seq-digits", "--momentum", m], "is not allowed; use 0 to less than 1") for m in ("-1", "1", "nan", "inf")),
         (["seq-digits", "--optimizer-option", "nesterov=1"], "Nesterov momentum requires"),
         (["seq-digits", "--optimizer-option", "nesterov=0.5"], "use 0 or 1"),
         (["seq-digits", "--augment", "mirror"], "allowed: none, crop, flip"),

@@ -9,7 +9,10 @@ import os
 import random
 import re
 import shutil
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from PIL import Image
 
 from sparcl import Learner, streams
 from sparcl.main import _main
+from sparcl.run import predict
 
 QUICK = ["--epochs", "2", "--width", "8", "--limit-per-class", "40", "--threads", "1"]
 
@@ -102,6 +106,36 @@ def test_images_of_any_size_answer_as_their_pixels(tmp_path, run, stream, capsys
     told = capsys.readouterr()
     assert f"1 image(s) were resized to 8×8, the run's own size; the first is {tmp_path}" in told.err
     assert "%" in told.out
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "orientation", "resized"),
+    [
+        ((8, 6), (3, 6, 8), 1, 0),
+        ((6, 8), (3, 6, 8), 6, 0),
+        ((8, 6), (3, 6, 8), 6, 1),
+        ((8, 6), (1, 6, 8), 1, 0),
+        ((1, 1), (3, 1, 1), 1, 0),
+    ],
+)
+def test_an_image_that_is_only_turned_was_not_resized(size, shape, orientation, resized) -> None:
+    """And one of a single pixel is a tensor as the others are, without a warning of Python's."""
+    exif, file, told = Image.Exif(), io.BytesIO(), []
+    exif[0x0112] = orientation
+    Image.new("RGB", size, (200, 200, 200)).save(file, "PNG", exif=exif)
+    run: Any = SimpleNamespace(input_shape=shape, pixels=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sample = predict.image(run, file.getvalue(), "x.png", told.append)
+    assert (sample.shape, len(told)) == (shape, resized)
+
+
+@pytest.mark.parametrize("content", [[], "3", None])
+def test_a_result_that_is_no_object_is_damaged(tmp_path, run, capsys, content) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    (copied / "result.json").write_text(json.dumps(content), encoding="utf-8")
+    assert "it holds no JSON object" in refused(capsys, copied, tmp_path / "x.npy")
 
 
 def test_one_sample_and_pixels_as_floats_are_the_same_pixels(tmp_path, run, stream, capsys) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -186,7 +187,64 @@ def test_where_no_checkpoint_can_be_used_the_run_is_refused(killed: Path, capsys
         (killed / "checkpoint" / name / files.MANIFEST).write_bytes(b"{")
     capsys.readouterr()
     assert _main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 2
-    assert "can be used" in one_line(capsys)
+    told = one_line(capsys)
+    assert "can be used" in told
+    assert f"to begin anew, choose another --out, or remove {killed / 'checkpoint'}" in told
+    shutil.rmtree(killed / "checkpoint")
+    assert _main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert _main([*RUN, "--method", "icarl", "--sparsifier", "dense", "--out", str(out)]) == 0
+    return out
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+DAMAGES = {
+    "no weights": lambda run: (run / "model.safetensors").unlink(),
+    "weights cut off": lambda run: cut(run / "model.safetensors"),
+    "no header": lambda run: (run / "model.safetensors").write_bytes(b"\xff" * 9),
+    "no means": lambda run: (run / "answers.safetensors").unlink(),
+    "result cut off": lambda run: cut(run / "result.json"),
+    "no object": lambda run: (run / "result.json").write_text("[]"),
+    "an empty result": lambda run: (run / "result.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
+def test_what_a_finished_run_has_lost_is_written_again_from_its_checkpoint(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    damage(run)
+    command = [*RUN, "--method", "icarl", "--sparsifier", "dense", "--out", str(run), "--resume"]
+    capsys.readouterr()
+    assert _main(command) == 0
+    assert "it is written again from the checkpoint" in " ".join(capsys.readouterr().out.split())
+    for name in ("model.safetensors", "answers.safetensors"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
+    ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (run, whole))
+    assert {k: ours[k] for k in SAME} == {k: theirs[k] for k in SAME}
+    assert _main(command) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+    damage(run)
+    kept = (run / "model.safetensors").exists()
+    shutil.rmtree(run / "checkpoint")
+    assert _main(command) == (2 if kept else 0), "one that holds its records alone lacks nothing"
+    if kept:
+        assert "there is no checkpoint to write it again from" in one_line(capsys)
+    assert _main(["export", str(run), "--format", "device", "--out", str(tmp_path / "m")]) == 2
+    assert "has no checkpoint any more" in one_line(capsys)
+
+
+SAME = ("model_sha256", "class_il", "task_il", "accuracy_matrix", "flops", "samples", "sparsity", "data", "model")
 
 
 @pytest.mark.parametrize("every", ["0", "0s", "often", "-5", "60m"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from sparcl.run.experiment import Experiment
 from sparcl.run.overriding import overridden
 from sparcl.run.toml import read_toml
 
+ON_LINUX = pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be set back here"
+)
 RUN = ["run", "seq-digits", "--limit-per-class", "20", "--width", "4", "--threads", "1", "--batch-size", "8"]
 
 
@@ -47,6 +51,7 @@ def test_a_budget_of_steps_costs_the_dense_host_as_many(tmp_path: Path) -> None:
         (["--steps", "5", "--epochs", "2"], "--epochs and --steps are both given"),
         (["--steps", "5", "--max-seconds", "2"], "--steps and --max-seconds are both given"),
         (["--max-seconds", "1e-7"], "is too little: one step takes"),
+        pytest.param(["--max-memory", "1"], "max memory of 1 B is too little: even", marks=ON_LINUX),
     ],
 )
 def test_a_bad_budget_is_one_line_and_leaves_nothing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -125,6 +126,10 @@ def test_the_place_of_the_data_holds_for_every_run_that_reads_any(tmp_path: Path
         (
             "[base]\nstream = 'seq-digits'\n[grid]\nsparsifier = ['sparcl', 'dense']\npattern = ['block']\n",
             'sparsifier=dense, pattern=block: pattern "block" goes with a sparsifier',
+        ),
+        (
+            "[base]\nstream = 'seq-digits'\n[grid]\nscenario = ['class-il', 'task-il']\n",
+            "scenario task-il changes nothing",
         ),
         ("= 1", "is not valid TOML"),
     ],
@@ -325,6 +330,21 @@ def test_a_sweep_runs_skips_and_tells_of_failures(tmp_path: Path, capsys: pytest
     assert "1 runs: 1 finished, 0 begun before, 0 new" in said
     assert result.stat().st_mtime_ns == when
 
+    for lost in (result, result.with_name("model.safetensors")):
+        lost.write_bytes(lost.read_bytes()[:-3])
+        code, said, errors = command(capsys, file, "--out", out)
+        assert (code, errors) == (0, []), "its checkpoint is whole"
+        assert "it is tried again" in said
+        assert "1 runs: 0 finished, 1 begun before, 0 new" in said
+        assert "left out" not in said
+    shutil.rmtree(result.with_name("checkpoint"))
+    result.write_text("{}")
+    code, said, _ = command(capsys, file, "--out", out)
+    assert code == 2
+    assert "there is no checkpoint to write it again from: remove" in said
+    shutil.rmtree(result.parent)
+    assert command(capsys, file, "--out", out)[0] == 0
+
     file.write_text(REAL.replace("epochs = 1", "epochs = 2"))
     code, said, errors = command(capsys, file, "--out", out)
     assert (code, said, len(errors)) == (2, "", 1)
@@ -341,13 +361,21 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     ):
         code, said, errors = command(capsys, *arguments, "--out", tmp_path / "out")
         assert (code, said, len(errors)) == (2, "", 1)
+    file = write(tmp_path, REAL.split("[[runs]]")[0])
+    code, said, errors = command(capsys, file, "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
+    assert (code, said, len(errors)) == (2, "", 1)
+    assert "reads data; leave it out" in errors[0]
     assert not (tmp_path / "out").exists()
+    file = write(tmp_path, REAL)
     (tmp_path / "a file").touch()
     code, said, errors = command(capsys, file, "--out", tmp_path / "a file")
     assert (code, said, len(errors)) == (2, "", 1)
 
 
-def test_a_finished_run_given_with_another_data_folder_is_the_same_run(tmp_path: Path) -> None:
+def test_a_finished_run_given_with_another_data_folder_is_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "damage", lambda _: None)
     file = write(tmp_path, REAL.split("[[runs]]")[0].replace("digits", "mnist"))
     cells = sweep.read(file)
     (cell,) = cells

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def test_tensorboard_reads_what_was_told(tracked: Path) -> None:
     told = [(e.step, pytest.approx(e.value, rel=1e-6)) for e in read.Scalars("loss/epoch")]
     assert told == [(step, value) for step, name, value in rows(tracked) if name == "loss/epoch"]
     assert len(told) == 10
+
+
+def test_a_tracker_that_is_added_to_a_finished_run_is_told_all_of_it(tracked: Path, tmp_path: Path, capsys) -> None:
+    """And what is there is left as it is."""
+    late = tmp_path / "late"
+    shutil.copytree(tracked, late)
+    (late / "metrics.csv").unlink()
+    for says in ("is finished; csv told of it", "is finished; nothing to do"):
+        capsys.readouterr()
+        assert _main([*QUICK, str(late), "--resume", "--track", "csv"]) == 0
+        assert says in " ".join(capsys.readouterr().out.split())
+        assert rows(late) == rows(tracked)
 
 
 @pytest.mark.slow

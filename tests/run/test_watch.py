@@ -85,6 +85,12 @@ def test_a_run_that_nobody_works_on_is_told_and_not_waited_for(tmp_path: Path) -
     assert "--resume goes on with it" in told[1]
 
 
+def test_a_finished_run_whose_events_were_cut_off_is_finished(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text(line("ddr.remove", removed=3, kept=4))
+    (tmp_path / "result.json").write_text("{}")
+    assert said(tmp_path)[1].endswith("is finished, and its events.jsonl was cut off before its end")
+
+
 def test_figures_that_are_none_are_left_out(tmp_path: Path) -> None:
     odd = [line("loss", loss="high"), line("evaluate", class_il=None, task_il=[1e308]), line("run.begin", tasks=-1)]
     (tmp_path / "events.jsonl").write_text("".join(odd) + line("run.end", class_il=None, task_il=50.0))

@@ -171,6 +171,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, form, name, content, me
     with pytest.raises(DataError, match=message) as caught:
         seq_cifar10(write_tar(tmp_path / "cifar.tgz", files))
     assert "\n" not in str(caught.value)
+    assert str(tmp_path / "cifar.tgz") in str(caught.value)
 
 
 def test_a_hostile_batch_executes_nothing(tmp_path):

@@ -1,3 +1,4 @@
+import re
 import warnings
 import zipfile
 
@@ -55,12 +56,47 @@ def test_mixed_sizes_need_a_resize(tmp_path):
 
 
 def test_other_files_are_passed_over(tmp_path):
-    junk = ("train/c000/._0.png", "train/c000/notes.txt", "train/.git/x.png", "README.png", "val/c000/1.png")
+    junk = ("train/c000/._0.png", "train/c000/notes.txt", "train/.git/x.png", "README.png", "val/1.png")
     write_folder(tmp_path, tree() | dict.fromkeys(junk, b"no image"))
     write_zip(tmp_path / "data.zip", tree() | {"__MACOSX/train/c000/0.png": b"no image"})
     with pytest.warns(DataWarning, match=r"1 file\(s\) passed over, the first train/c000/notes\.txt"):
         one = folder(tmp_path)
     assert one.fingerprint == folder(tmp_path / "data.zip").fingerprint
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(
+    ("gone", "beside", "says"),
+    [
+        ("test", ("val",), r"val/ not read: only train/ and test/ are; call it test/ to test on it$"),
+        ("none", ("valid", "val"), r"val/, valid/ not read: only train/ and test/ are$"),
+        ("none", (), None),
+    ],
+)
+def test_a_split_of_another_name_is_not_passed_over_in_silence(tmp_path, lazy, gone, beside, says):
+    files = {name: content for name, content in tree().items() if not name.startswith(gone)}
+    files |= {f"{name}/c000/9.png": picture(1) for name in beside} | {"labels/c000/list.csv": b"", ".git/a/x.png": b""}
+    write_folder(tmp_path, files)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):  # also from the cache
+            folder(tmp_path, lazy=lazy)
+    assert len(told) == (2 if says else 0)
+    assert all(re.search(f"^{tmp_path}: {says}", str(one.message)) for one in told)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_what_is_wrong_with_a_folder_of_classes_names_what_is_there(tmp_path, lazy):
+    for fault, says in (
+        ({}, r"class 'empty' has no images in empty/: every class"),
+        ({"empty/0.png": picture(0, (20, 30))}, r"images of mixed size: c000/0\.png is 32×32, empty/0\.png is 20×30"),
+        ({"empty/0.png": b"none"}, r"empty/0\.png is no readable image"),
+    ):
+        data = tmp_path / f"data{len(says)}"
+        write_folder(data, {name.removeprefix("train/"): c for name, c in tree().items() if "train" in name} | fault)
+        (data / "empty").mkdir(exist_ok=True)
+        with pytest.raises(DataError, match=f"^{data}: {says}"):
+            folder(data, classes_per_task=3, lazy=lazy)
 
 
 @pytest.mark.parametrize("pack", [write_folder, write_tar, write_zip])

@@ -62,8 +62,9 @@ def test_an_incomplete_layout_is_refused(tmp_path, name, content, message):
     if message is None:  # one image fewer is no damage
         assert len(seq_tinyimg(path, classes_per_task=4)[0].test) == 7
         return
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as refused:
         seq_tinyimg(path, classes_per_task=2)
+    assert str(path) in str(refused.value)
 
 
 def test_missing_data_says_which_file_to_put_where(tmp_path):

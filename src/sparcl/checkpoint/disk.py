@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparcl import regular
+from sparcl import outputs, regular
 from sparcl.errors import CheckpointError
 
 Bytes = bytes | memoryview
@@ -80,7 +80,9 @@ def write_output(path: Path, parts: Iterable[Bytes]) -> Written:
 
     Raises:
         OSError: it cannot be written; or something lies there that is no file and would be lost, a device say.
+        ConfigError: it is a run's own file.
     """
+    outputs.check(path)
     place = Path(os.path.realpath(path))
     with contextlib.suppress(FileExistsError):  # a file in place of a folder: what follows says so more clearly
         place.parent.mkdir(parents=True, exist_ok=True)

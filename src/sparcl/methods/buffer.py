@@ -253,8 +253,8 @@ def parse_bytes(value: int | str, what: str = "buffer bytes") -> int:
     """
     found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMG]?I?B)?\s*", str(value).upper(), re.ASCII)
     if isinstance(value, bool) or found is None:
-        raise ConfigError(f"{what} {value!r:.40} are not allowed; use a number of bytes or such as 500kB, 2MB, 1GiB")
+        raise ConfigError(f"{what} of {value!r:.40} is not allowed; use a number of bytes or such as 500kB, 2MB, 1GiB")
     whole = int(float(found[1]) * UNITS[found[2] or "B"])
     if not 1 <= whole < UNLIMITED:
-        raise ConfigError(f"{what} {value!r:.40} are not allowed; use 1 or more")
+        raise ConfigError(f"{what} of {value!r:.40} is not allowed; use 1 or more")
     return whole

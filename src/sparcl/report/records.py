@@ -30,8 +30,8 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 }
 """What a table needs of result.json, by section; figures may be null (not measured), names may not."""
 
-INCIDENTAL = ("data", "init", "layer_choice", "pace", "lazy")
-"""Settings that make no different experiment: where the data lies, what a timing chose."""
+INCIDENTAL = ("data", "init", "layer_choice", "pace", "lazy", "scenario")
+"""Settings that make no different experiment: where the data lies, what a timing chose, which figure is meant."""
 
 NUMBERS: dict[str, tuple[type, ...]] = {"sparsity": (float, int)} | dict.fromkeys(
     ("buffer_size", "epochs", "steps"), (int,)

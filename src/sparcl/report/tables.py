@@ -25,7 +25,6 @@ OF_METHOD = (
     "weight_decay",
     "method_options",
     "preset",
-    "scenario",
     "single_head",
     "gradient_sparsity",
     "sample_removal",

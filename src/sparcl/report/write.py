@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sparcl import outputs
 from sparcl.errors import ConfigError, unknown
 from sparcl.report import neutral
 from sparcl.report.records import Problem, load
@@ -36,6 +37,8 @@ def write(places: Sequence[Path], form: str = "table", out: Path | None = None) 
         raise ConfigError(unknown("format", form, FORMATS))
     if form == "html" and out is None:
         raise ConfigError("format html writes a file; name it with --out")
+    if out is not None and not (form == "html" and out.name == outputs.PAGE):  # a run's own page is drawn so
+        outputs.check(out)
     records, problems = load(places)
     if not records:
         reasons = "; ".join(str(p) for p in problems[:3]) or "no run is named"
@@ -59,7 +62,8 @@ def write(places: Sequence[Path], form: str = "table", out: Path | None = None) 
 
 
 def check_place(out: Path) -> None:
-    """Refuse a place for a file that is a folder, or that lies below a file (ConfigError)."""
+    """Refuse a place for a file that is a folder, that lies below a file, or that is a run's own (ConfigError)."""
+    outputs.check(out)
     above = next((folder for folder in out.parents if os.path.lexists(folder)), Path())
     reason = "Is a directory" if os.path.isdir(out) else None if os.path.isdir(above) else "Not a directory"
     if reason is not None:

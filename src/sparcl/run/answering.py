@@ -66,10 +66,10 @@ class Answering:
         experiment = Experiment.from_dict(read_toml(directory.config), str(directory.config)).resolve()
         known = described(directory.read_result().get("data"), directory.result)
         kind = methods.find(experiment.method)
-        tensors, _ = pretrained.read(directory.model, ours=True, error=CheckpointError)
+        tensors = _left(directory.model)
         state: dict[str, Tensor] = {}
         if kind.answers_need is not None:
-            state, _ = pretrained.read(directory.answers, ours=True, error=CheckpointError)
+            state = _left(directory.answers)
             if not state:
                 raise CheckpointError(f"{directory.answers} is empty: it must hold {kind.answers_need}")
         network = _network(experiment, len(known["names"]), known["input_shape"], tensors, directory.model)
@@ -120,6 +120,14 @@ class Answering:
             raise CheckpointError(f"the files in {self.path} do not fit each other: {error!s:.120}") from error
         if any(a.probabilities.shape != (1, len(self.names)) or bool(a.probabilities.isnan().any()) for a in answers):
             raise CheckpointError(f"the files in {self.path} do not fit each other: they give no answer")
+
+
+def _left(file: Path) -> dict[str, Tensor]:
+    """The tensors in a file that the run has left."""
+    try:
+        return pretrained.read(file, ours=True, error=CheckpointError)[0]
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; while its checkpoint is there, --resume writes it again") from None
 
 
 def _finished(path: Path) -> RunDirectory:

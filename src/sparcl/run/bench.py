@@ -123,10 +123,16 @@ def milliseconds(steps: Mapping[str, Step], seconds: float, warm_up: int = 2) ->
 
 def peak_bytes(side: Side) -> int | None:
     """Peak resident memory of a few steps in a process of its own, less that after `import torch`; None if unknown."""
-    command = [sys.executable, "-m", "sparcl.run.footprint", json.dumps(asdict(side))]
+    return peak_apart({"side": asdict(side)}, side.variant)
+
+
+def peak_apart(asked: Mapping[str, Any], what: str) -> int | None:
+    """Peak resident memory of what `sparcl.run.footprint` is asked for, less that after `import torch`."""
+    command = [sys.executable, "-m", "sparcl.run.footprint", json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ConfigError(f"the memory of {side.variant} could not be measured: {done.stderr.strip()[-200:]}")
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ConfigError(f"the memory of {what} could not be measured: {said:.200}")
     peak: int | None = json.loads(done.stdout)
     return peak
 

@@ -245,7 +245,7 @@ def _begin_line(costs: Costs, choice: Choice, budget: int, *, last: bool) -> Non
 
 
 def _too_little(costs: Costs, asked: Choice, smallest: Choice, budget: int) -> str:
-    told = f"max memory {megabytes(budget)} MB is too little"
+    told = f"max memory {f'{megabytes(budget)} MB' if budget >= UNIT // 10 else f'of {budget} B'} is too little"
     if math.isinf(least := costs.peak(smallest)):
         return f"{told}: memory ran out with {described(smallest)}; without the system's limit it is said what would do"
     form = "this" if smallest == asked else f"even {described(smallest)}"

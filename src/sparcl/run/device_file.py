@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sparcl.checkpoint import checks, model_file
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.methods.method import Method
 from sparcl.nn import from_graph
+from sparcl.nn.layers import AVERAGE
 from sparcl.report import neutral
 from sparcl.report.write import WIDE
 from sparcl.run.answering import Answering, described
@@ -65,9 +66,24 @@ def _of_file(path: Path) -> Answering:
             " use Learner.load"
         )
     with checks.refusing(f"{path}: its weights"):
-        layers = {name: (layer["values"], layer["index"]) for name, layer in model.state["layers"].items()}
-        network = from_graph.network(model.graph, model.state["model"], layers)
+        weights, averages = _that_answer(model.state)
+        layers = {
+            name: (averages.get(f"{name}.weight", layer["values"]), layer["index"])
+            for name, layer in model.state["layers"].items()
+        }
+        network = from_graph.network(model.graph, weights, layers)
     return Answering(path, kind, None, None, network, {}, **known)
+
+
+def _that_answer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Dense weights and statistics that answer, and the averages of all weights: each one's takes its place."""
+    weights = dict(state["model"])
+    if state["settings"].get("average") is None:
+        return weights, {}
+    moved = state["optimizer"]["state"]
+    averages: dict[str, Tensor] = {name: kept[AVERAGE] for name, kept in moved.items() if AVERAGE in kept}
+    averages |= state["learner"]["average"]
+    return weights | {name: averages[name] for name in weights.keys() & averages.keys()}, averages
 
 
 def _method(model: model_file.ModelFile) -> type[Method]:

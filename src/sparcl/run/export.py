@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparcl import regular
+from sparcl import outputs, regular
 from sparcl.checkpoint import disk
 from sparcl.checkpoint.files import safetensors_parts
 from sparcl.errors import CheckpointError, ConfigError, SparclError, one_line, out_of_memory, unknown
@@ -63,10 +63,12 @@ def execute(run: Path, format: str, out: Path, task: int | None = None) -> list[
     """Write a run's answers in a format, and return the files.
 
     Raises:
-        SparclError: no such run, an unknown format, a file that cannot be written, or a package that is missing.
+        SparclError: no such run, an unknown format, a file that cannot be written or is a run's own, or a package that
+            is missing.
     """
     if format not in FORMATS:
         raise ConfigError(unknown("format", format, FORMATS))
+    outputs.check(out, run)
     return FORMATS[format](run, out, task)
 
 
@@ -101,6 +103,8 @@ def to_device(run: Path, out: Path, task: int | None) -> list[Path]:
     if task is not None:
         raise ConfigError("format device holds the whole network: leave --task out")
     file = os.path.isfile(run)
+    if not file and not os.path.isdir(run):
+        raise ConfigError(f"{run} does not exist: name a run directory, or a TOML file of settings")
     if file and run.suffix != ".toml":
         raise ConfigError(f"{run} is a device's file already, or no run directory: copy it, or name a run")
     (export_fresh if file else export_run)(run, out)

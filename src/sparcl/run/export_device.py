@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sparcl import streams
+from sparcl import outputs, streams
 from sparcl.checkpoint import disk, model_file
 from sparcl.checkpoint.files import safetensors_parts
 from sparcl.checkpoint.store import Store, open_folder
@@ -21,6 +21,7 @@ from sparcl.methods import METHODS, Method
 from sparcl.nn.graph import graph
 from sparcl.run import build
 from sparcl.run.experiment import Experiment
+from sparcl.run.record import RunDirectory
 from sparcl.run.toml import read_toml
 from sparcl.sparsity import DDR, DGM, SNIP, SPARSIFIERS, TDM, SparCL, Sparsifier, Static
 from sparcl.streams.augment import Transform
@@ -165,6 +166,10 @@ def export_run(run: Path, path: Path) -> None:
     """
     experiment = _experiment(run / "config.toml")
     if Store(run / "checkpoint").empty:
+        if RunDirectory(run).finished:
+            raise CheckpointError(
+                f"{run} has no checkpoint any more, which is what a device goes on from: run it again"
+            )
         raise CheckpointError(f"{run} has no checkpoint yet: go on with sparcl run --resume")
     state = open_folder(run / "checkpoint")
     state.pop("run", None)
@@ -224,9 +229,10 @@ def pack_stream(name: str, path: Path, *, task: int | None, split: str, data: st
     `options` as of `streams.load`: which classes are of which task, and the size of images.
 
     Raises:
-        ConfigError: an unknown stream, task or split.
+        ConfigError: an unknown stream, task or split, or a file that is a run's own or the data's.
         DataError: the data is not there.
     """
+    outputs.check(path, *([] if data is None else [Path(data)]))
     if split not in ("train", "test"):
         raise ConfigError(unknown("split", split, ("train", "test")))
     if task is None and name == "folder" and options.get("classes_per_task") is None:

@@ -120,5 +120,5 @@ logits = methods.find("{experiment.method}").answer(model, x, {load}{argument})
 ```
 
 Or by command: `sparcl predict . FILES` names the classes of images and `.npy` arrays, `sparcl export . --out
-model.safetensors` writes the network with the code that loads it without sparcl (`--format onnx`: for ONNX Runtime).
+network.safetensors` writes the network with the code that loads it without sparcl (`--format onnx`: for ONNX Runtime).
 """

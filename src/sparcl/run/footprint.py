@@ -1,6 +1,7 @@
 """Prints the peak memory of a few training steps, less that after `import torch`, in bytes: one side, one process.
 
-Run by `sparcl bench`: `python -m sparcl.run.footprint '{"variant": "native", ...}'`.
+Run by `sparcl bench`: `python -m sparcl.run.footprint '{"side": {"variant": "native", ...}}'`; with --job it is
+`'{"job": {"stream": "seq-digits", ...}, "samples": 290}'`, a Learner's settings.
 """
 
 from __future__ import annotations
@@ -25,17 +26,24 @@ def resident(field: str) -> int | None:
 
 
 def main() -> None:
-    """Build the side named by the argument, make a few steps, print the figure as JSON."""
+    """Make the steps that the argument asks for, print the figure as JSON."""
     import torch
 
     before = resident("VmRSS")
-    from sparcl.run.bench import Side
+    asked = json.loads(sys.argv[1])
+    if "job" in asked:
+        from sparcl.run.job import two_turns
 
-    side = Side(**json.loads(sys.argv[1]))
-    torch.set_num_threads(side.threads)
-    _, step = side.build()
-    for _ in range(STEPS):
-        step()
+        torch.set_num_threads(asked["job"]["threads"])
+        two_turns(asked["job"], asked["samples"])
+    else:
+        from sparcl.run.bench import Side
+
+        side = Side(**asked["side"])
+        torch.set_num_threads(side.threads)
+        _, step = side.build()
+        for _ in range(STEPS):
+            step()
     peak = resident("VmHWM")
     print(json.dumps(None if before is None or peak is None else peak - before))
 

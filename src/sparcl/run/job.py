@@ -9,6 +9,7 @@ gradients takes on top is measured apart and charged as often as a task of that 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 import time
@@ -21,17 +22,19 @@ import torch
 from rich import box
 from rich.table import Table
 
-from sparcl import kernels
+from sparcl import kernels, methods
 from sparcl.cost.memory import memory
 from sparcl.errors import ConfigError
 from sparcl.learner import Learner
-from sparcl.run import bench, build
-from sparcl.run.bench import INPUT_SHAPES, peak_bytes
+from sparcl.run import build
+from sparcl.run.bench import peak_apart
 from sparcl.run.experiment import MOST, Experiment, check_range
+from sparcl.run.resume import settings
 from sparcl.sparsity.dgm import DGM
-from sparcl.sparsity.patterns import check_block
+from sparcl.sparsity.patterns import PATTERNS, check_block
 from sparcl.sparsity.rigl import UPDATES_AT_LEAST, RigL
 from sparcl.sparsity.tdm import updates_within
+from sparcl.streams.batches import steps as steps_of_epoch
 from sparcl.streams.split import from_arrays
 from sparcl.streams.task import Stream, Task
 
@@ -50,6 +53,8 @@ TURN = 12
 
 TURNS = 5
 EVALUATED = 256
+SPARSITIES = (0.75, 0.90, 0.95)
+"""Those that are asked for where none is named."""
 
 
 @dataclass
@@ -67,11 +72,12 @@ class Side:
         """Learn one short task; from the second turn on the buffer is in use, and steps count."""
         events: list[str] = []
         began = [0.0]
+        steps = itertools.count(1)  # of the turn: a task of few samples has epochs of a step or two
 
-        def observe(event: str, figures: dict[str, Any]) -> None:
+        def observe(event: str, _: dict[str, Any]) -> None:
             if event == "step.end":
                 now = time.perf_counter()
-                if turn and figures["step"] > 2:
+                if next(steps) > 2 and turn:
                     self._note(now - began[0], events)
                 events.clear()
                 began[0] = time.perf_counter()
@@ -91,22 +97,16 @@ class Side:
         moved = any(e.endswith((".update", ".shrink")) for e in events)
         (self.updates if moved else self.choices if "dgm.choose" in events else self.plain).append(seconds)
 
-    def peak_bytes(self) -> int | None:
-        """Peak memory of a training step less that of the imports; None for models that are not measured so."""
-        asked = self.experiment
-        if asked.model not in INPUT_SHAPES or asked.width is None or self.learner.device.type != "cpu":
+    def peak_bytes(self, samples: int) -> int | None:
+        """Peak memory of two turns in a process of its own, less that of the imports; None on a GPU."""
+        if self.learner.device.type != "cpu":
             return None
-        return peak_bytes(
-            bench.Side(
-                "native" if self.learner.backend == "native" else "nchw",
-                sparsity=asked.sparsity or 0.0,
-                pattern=asked.pattern,
-                block_size=asked.block_size,
-                model=asked.model,
-                width=asked.width,
-                batch=asked.batch_size,
-                threads=torch.get_num_threads(),
-            )
+        asked = dataclasses.replace(
+            self.experiment, layer_choice=self.learner.layer_choice, threads=torch.get_num_threads()
+        )
+        values = settings(asked)
+        return peak_apart(
+            {"job": {k: v for k, v in values.items() if v is not None}, "samples": samples}, label(values)
         )
 
     def fits(self, seconds: float, samples: int) -> dict[str, Any]:
@@ -130,6 +130,7 @@ class Side:
             "buffer_bytes": held["buffer_bytes"],
             "samples": samples,
             "batch_size": self.experiment.batch_size,
+            "drop_last": self.learner.drop_last,
         }
         steps = steps_within(seconds, row)
         return {**row, "seconds": seconds, "steps": steps, "epochs": steps / a_pass(row)}
@@ -145,8 +146,8 @@ def steps_within(seconds: float, row: Mapping[str, Any]) -> int:
 
 
 def a_pass(row: Mapping[str, Any]) -> int:
-    """Steps of a pass over a task."""
-    return max(1, int(row["samples"] // row["batch_size"]))
+    """Steps of a pass over a task; rows of before do not say what becomes of a last partial batch."""
+    return steps_of_epoch(row["samples"], row["batch_size"], row.get("drop_last", True))[0]
 
 
 def updates_of(row: Mapping[str, Any], steps: int) -> int:
@@ -184,6 +185,11 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One row for each experiment (their stream, model and threads are the same); see `Side.fits`."""
     check_time(seconds, samples)
+    for experiment in experiments:
+        method = methods.find(experiment.method)
+        if method.learns_all_at_once or issubclass(method, methods.ICaRL) or "class-il" not in method.scenarios:
+            reason = "learns all tasks at once" if method.learns_all_at_once else "takes no class twice"
+            raise ConfigError(f"method {experiment.method} {reason}, and a job is timed by tasks of the same classes")
     first = experiments[0].resolve()
     if first.threads is not None:
         torch.set_num_threads(first.threads)
@@ -204,30 +210,55 @@ def measure(
     }
     shared = {"stream": first.stream, "model": first.model, "width": first.width}
     tell("measuring memory, each row in a process of its own")
-    return [{**side.fits(seconds, samples), "peak_bytes": side.peak_bytes(), **shared, **where} for side in sides]
+    rows = [{**side.fits(seconds, samples), **shared, **where} for side in sides]
+    for side, row in zip(sides, rows, strict=True):
+        try:
+            row["peak_bytes"] = side.peak_bytes(samples)
+        except ConfigError as error:  # what was timed is not lost for it
+            row["peak_bytes"] = None
+            tell(str(error))
+    return rows
+
+
+def two_turns(asked: dict[str, Any], samples: int) -> None:
+    """What `Side.peak_bytes` measures, where it runs; in the second turn samples are replayed."""
+    experiment = Experiment.from_dict(asked, "job").resolve()
+    stream = noise(experiment, samples)
+    learner = build.learner(experiment, stream)
+    for turn in range(2):
+        learner.learn(dataclasses.replace(stream[0], index=turn))
 
 
 def rows_of(
     base: Mapping[str, Any],
     sparsifiers: Sequence[str],
-    sparsities: Sequence[float],
-    patterns: Sequence[str],
+    sparsities: Sequence[float] | None,
+    patterns: Sequence[str] | None,
     block_size: int,
 ) -> list[Experiment]:
-    """Dense, then each sparsifier at each sparsity in each pattern.
+    """Dense, then each sparsifier at each sparsity in each pattern; None: the usual ones.
 
     Raises:
         ConfigError: a setting that is not allowed, or a stream whose shape is not known without its data.
     """
-    asked: list[dict[str, Any]] = [{"sparsifier": "dense"}]
-    for name in sparsifiers:
-        blocks = {p: {"pattern": p, **({"block_size": block_size} if p == "block" else {})} for p in patterns}
-        asked += [{"sparsifier": name, "sparsity": s, **blocks[p]} for p in patterns for s in sparsities]
-    experiments = [Experiment.from_dict({**base, **row}, "options") for row in asked if row != {"sparsifier": "dense"}]
-    check_block(block_size, patterns)
+    dense: dict[str, Any] = {"sparsifier": "dense"}
+    blocks: dict[str, dict[str, Any]] = {"unstructured": {}, "block": {"block_size": block_size}}
+    asked = [
+        {"sparsifier": name, "sparsity": sparsity, "pattern": pattern, **blocks.get(pattern, {})}
+        for name in sparsifiers
+        if name != "dense"  # its row is there whatever is asked for
+        for pattern in patterns or blocks
+        for sparsity in sparsities or SPARSITIES
+    ]
+    if not asked:  # what is given has no row that it goes with
+        dense |= {"block_size": block_size}
+        dense |= {} if not sparsities else {"sparsity": max(sparsities)}
+        dense |= {} if not patterns else {"pattern": patterns[0]}
+    check_block(block_size, patterns or PATTERNS)
+    experiments = [Experiment.from_dict({**base, **row}, "options") for row in [dense, *asked]]
     if (stream := base["stream"]) not in SHAPES:
         raise ConfigError(f"the shape of {stream} is not known without its data; allowed: {', '.join(SHAPES)}")
-    return [Experiment.from_dict({**base, "sparsifier": "dense"}, "options"), *experiments]
+    return list({repr(experiment): experiment for experiment in experiments}.values())
 
 
 def check_time(seconds: float, samples: int | None) -> None:
@@ -247,9 +278,8 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for heading in ("trained", "step\nms", "mask\nms", "steps", "epochs", "test\nms/image", "peak\nMB"):
         table.add_column(heading, justify="left" if heading == "trained" else "right", no_wrap=True)
     for row in rows:
-        name = [row["sparsifier"], *([] if row["sparsity"] is None else [f"{row['sparsity']:g}"])]
         table.add_row(
-            " ".join([*name, *(["block"] if row["pattern"] == "block" else [])]),
+            label(row),
             f"{row['step_ms']:.1f}",
             f"{row['update_ms']:.0f}",
             str(row["steps"]),
@@ -258,3 +288,9 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}",
         )
     return table
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """A row's name for people: `dense`, `sparcl 0.9 block`."""
+    name = [row["sparsifier"], *([] if row["sparsity"] is None else [f"{row['sparsity']:g}"])]
+    return " ".join([*name, *(["block"] if row["pattern"] == "block" else [])])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparcl import named
-from sparcl.errors import ConfigError, one_line
+from sparcl.errors import LARGEST, ConfigError, one_line
 from sparcl.learner.training import MakeOptimizer
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ OPTIMIZERS = {
 }
 USUAL = "sgd"
 FLAGS = ("nesterov", "amsgrad")
+SHARES = ("beta1", "beta2")
 
 
 def check(name: str | None, momentum: float | None, options: Mapping[str, float]) -> None:
@@ -55,11 +56,17 @@ def check(name: str | None, momentum: float | None, options: Mapping[str, float]
     allowed = OPTIMIZERS[name].options
     if momentum is not None and name != USUAL:
         raise ConfigError(f"momentum goes with optimizer {USUAL}, not {name}; its options are: {', '.join(allowed)}")
+    if momentum is not None and not 0 <= momentum < 1:
+        raise ConfigError(f"momentum {momentum:g} is not allowed; use 0 to less than 1")
     for option, value in options.items():
         if option not in allowed:
             raise ConfigError(f"optimizer {name} has no option {option!r:.40}; allowed: {', '.join(allowed)}")
         if option in FLAGS and value not in (0, 1):
             raise ConfigError(f"optimizer option {option} {value:g} is not allowed; use 0 or 1")
+        if option in SHARES and not 0 <= value < 1:
+            raise ConfigError(f"optimizer option {option} {value:g} is not allowed; use 0 to less than 1")
+        if option == "eps" and not 0 <= value <= LARGEST:
+            raise ConfigError(f"optimizer option eps {value:g} is not allowed; use 0 or more")
     try:
         OPTIMIZERS[name].made([nn.Parameter(torch.zeros(1))], **_arguments(momentum, options))
     except ValueError as error:  # PyTorch's own ranges

@@ -133,14 +133,11 @@ def image(answering: Answering, content: bytes, name: str, resized: Callable[[st
         raise DataError(f"{name}: the samples of this run are no images but of shape {list(shape)}: give .npy files")
     if not images.is_image(name):
         raise DataError(f"{name} is of no known kind: allowed are {', '.join(images.IMAGE_SUFFIXES)} and .npy")
-    sizes: list[tuple[int, int]] = []
-    rgb = images.decode(content, name, (shape[1], shape[2]), lambda width, height: sizes.append((height, width)))
-    if sizes != [shape[1:]]:
-        resized(name)
+    rgb = images.decode(content, name, (shape[1], shape[2]), resized=lambda: resized(name))
     if shape[0] == 1:
         grey = (rgb.astype(np.uint32) @ np.array(GREY, dtype=np.uint32) + 500) // 1000
         rgb = grey.astype(np.uint8)[:, :, None]
-    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+    return torch.from_numpy(rgb.transpose(2, 0, 1).copy())
 
 
 def array(answering: Answering, content: bytes, name: str) -> Tensor:

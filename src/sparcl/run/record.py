@@ -20,15 +20,14 @@ from sparcl import regular
 from sparcl.checkpoint import disk
 from sparcl.errors import CheckpointError, one_line
 from sparcl.run.lock import LOCK
-from sparcl.run.trackers import Trackers
+from sparcl.run.trackers import MAX_EVENTS, Trackers
 
 RECORDED = ("task.", "epoch.", "tdm.", "dgm.", "ddr.", "run.", "static.", "set.", "snip.", "rigl.", "learner.")
 """Events that go into events.jsonl, by the start of their names; those of every step do not, nor those inside an
 evaluation, which a run stopped there begins anew: the run writes one `evaluate` at its end."""
 
 MAX_RESULT = 64 << 20
-MAX_EVENTS = 4 << 30
-"""Bytes of result.json and of events.jsonl: larger ones are no run's."""
+"""Bytes of result.json: a larger one is no run's."""
 
 
 class RunDirectory:
@@ -100,7 +99,9 @@ class RunDirectory:
         try:
             result: dict[str, Any] = json.loads(regular.read(self.result, MAX_RESULT, ours=True).decode("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{self.result} is damaged ({one_line(error)}): remove it and --resume") from None
+            raise CheckpointError(f"{self.result} is damaged ({one_line(error)}): --resume writes it again") from None
+        if not isinstance(result, dict):
+            raise CheckpointError(f"{self.result} is damaged (it holds no JSON object): --resume writes it again")
         return result
 
 

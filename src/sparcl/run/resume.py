@@ -14,7 +14,7 @@ import torch
 
 import sparcl
 from sparcl import kernels
-from sparcl.checkpoint import Loaded, checks
+from sparcl.checkpoint import Loaded, Store, checks
 from sparcl.errors import CheckpointError, ConfigError, SparclError
 from sparcl.learner import Learner
 from sparcl.run.experiment import Experiment
@@ -37,9 +37,9 @@ COMPUTED_WITH = {
 }
 """What the bits of a run depend on beside its settings, and what it is called. Checkpoints of before know two of it."""
 
-MAY_DIFFER = ("data", "init", "layer_choice", "pace")
-"""Settings that may change: where data and first weights lie (what they are may not), and what the checkpoint itself
-decides."""
+MAY_DIFFER = ("data", "init", "layer_choice", "pace", "scenario")
+"""Settings that may change: where data and first weights lie (what they are may not), what the checkpoint itself
+decides, and what changes nothing."""
 
 
 BEFORE: dict[str, Any] = {
@@ -88,6 +88,18 @@ def changes(was: Mapping[str, Any]) -> str | None:
     now = computed_with()
     told = [f"{COMPUTED_WITH[k]} {was[k]} -> {now[k]}" for k in now if k in was and was[k] != now[k]]
     return ", ".join(told) or None
+
+
+def load(checkpoints: Path) -> Loaded | None:
+    """A run's newest whole checkpoint; None where there is none at all.
+
+    Raises:
+        CheckpointError: there are some, but none can be used; it says what is left to do.
+    """
+    try:
+        return Store(checkpoints).load()
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; to begin anew, choose another --out, or remove {checkpoints}") from error
 
 
 def extent(part: Mapping[str, Any]) -> Extent:

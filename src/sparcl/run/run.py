@@ -19,8 +19,9 @@ from sparcl.cost.flops import Ledger, left_out
 from sparcl.cost.memory import memory, peak_rss_bytes
 from sparcl.errors import ConfigError, Stopped
 from sparcl.methods.buffer import parse_bytes
-from sparcl.run import build, final, fit, pretrained, trackers
+from sparcl.run import build, effect, final, fit, pretrained, trackers
 from sparcl.run.console import deserted
+from sparcl.run.damage import check_mendable, damage
 from sparcl.run.evaluate import AccuracyMatrix
 from sparcl.run.experiment import Experiment
 from sparcl.run.leftover import nothing_left_behind
@@ -37,6 +38,7 @@ from sparcl.run.resume import (
     check_same,
     computed_with,
     extent,
+    load,
     resumed,
     run_part,
     settings,
@@ -75,10 +77,13 @@ def execute(
         ran = Experiment.from_dict(read_toml(directory.config), str(directory.config)).resolve()
         experiment = as_fitted(experiment, settings(ran), named)
         check_same(experiment, settings(ran), str(directory.config))
-        console.print(f"{directory.path} is finished; nothing to do", highlight=False)
-        if not os.path.lexists(directory.page):  # it was killed before that was drawn
-            final.write_page(directory, console)
-        return directory.read_result()
+        if (damaged := damage(directory)) is None:
+            return _finished(directory, ran, console, track)
+        check_mendable(directory, damaged)
+        console.print(f"{damaged}: it is written again from the checkpoint", highlight=False, soft_wrap=True)
+    begun = resume and directory.used
+    if not begun:
+        effect.check(experiment)
     with (
         locked(directory.path) as made,
         nothing_left_behind(directory, made),
@@ -88,7 +93,7 @@ def execute(
             raise ConfigError(
                 f"run directory {directory.path} is in use: add --resume to go on, or choose another --out"
             )
-        loaded = Store(directory.checkpoints).load() if resume else None
+        loaded = load(directory.checkpoints) if resume else None
         part = None if loaded is None else run_part(loaded)
         if part is not None:
             experiment = resumed(as_fitted(experiment, part["experiment"], named), part)
@@ -96,6 +101,8 @@ def execute(
             torch.set_num_threads(experiment.threads)
         stream = build.stream(experiment, _reading(console, stop))
         stop.check()
+        if not begun:
+            effect.check_stream(experiment, stream)
         if part is not None:
             check_data(stream, part)
         elif experiment.max_memory is not None and not experiment.fitted:
@@ -107,6 +114,17 @@ def execute(
         elif resume:
             console.print(f"no checkpoint in {directory.path}: starting from the beginning", highlight=False)
         return run.execute(resume)
+
+
+def _finished(directory: RunDirectory, ran: Experiment, console: Console, track: Sequence[str]) -> dict[str, Any]:
+    """The result of a run that is finished and whole; what was not drawn or told of it yet is."""
+    if told := trackers.tell_again(track, directory.path, settings(ran)):
+        console.print(f"{directory.path} is finished; {', '.join(told)} told of it", highlight=False)
+    else:
+        console.print(f"{directory.path} is finished; nothing to do", highlight=False)
+    if not os.path.lexists(directory.page):  # it was killed before that was drawn
+        final.write_page(directory, console)
+    return directory.read_result()
 
 
 class Run:
@@ -296,6 +314,8 @@ class Run:
         held = memory(learner.model, learner.optimizer, learner.sparsifier.layers, learner.method.buffer)
         most = self.experiment.max_memory
         held["budget_bytes"] = None if most is None else parse_bytes(most, "max memory")
+        with learner.averaged():  # of the weights that answer, as they are saved
+            digest = model_sha256(learner.model)
         return {
             "benchmark": self.experiment.stream,
             "method": self.experiment.method,
@@ -304,7 +324,7 @@ class Run:
             "seed": self.experiment.seed,
             "data": final.data(self.stream),
             "model": final.model(learner.method),
-            "model_sha256": model_sha256(learner.model),
+            "model_sha256": digest,
             **metrics,
             "accuracy_matrix": self.matrix.rows(),
             "per_class": self.matrix.per_class(self.stream.class_names),

@@ -33,7 +33,8 @@ from rich.live import Live
 from rich.text import Text
 
 from sparcl.errors import ConfigError, SparclError, unknown
-from sparcl.run import build, pretrained
+from sparcl.run import build, effect, pretrained
+from sparcl.run.damage import damage
 from sparcl.run.experiment import Experiment
 from sparcl.run.launch import Job, Launcher, Outcome
 from sparcl.run.progress import duration, updates_in_place
@@ -46,7 +47,7 @@ BLOCK = ("base", "grid", "stage")
 IN_NAME = ("stream", "method", "sparsifier", "sparsity", "pattern", "seed")
 """Settings that a run's name holds anyway."""
 
-INCIDENTAL = ("data", "init", "threads", "layer_choice", "pace", "device")
+INCIDENTAL = ("data", "init", "threads", "layer_choice", "pace", "device", "scenario")
 """Settings in which a finished run may differ from what the file asks for: where, not what."""
 
 WORK = ".sweep"
@@ -69,7 +70,7 @@ def read(path: Path, data: str | None = None) -> list[Cell]:
         data: where the data lies, whatever the file says, for every run whose stream reads any.
 
     Raises:
-        ConfigError: anything in the file that is not allowed; names the run.
+        ConfigError: anything in the file that is not allowed (names the run); data that no run reads.
     """
     cells: dict[str, tuple[tuple[int, int], Cell]] = {}
     known: dict[str, str] = {}
@@ -80,6 +81,7 @@ def read(path: Path, data: str | None = None) -> list[Cell]:
             if data is not None and reads_data(experiment.stream):
                 experiment = dataclasses.replace(experiment, data=data)
             build.check_parts(experiment)
+            effect.check(experiment)
         except ConfigError as error:
             raise ConfigError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from None
         cell = Cell(_name(experiment, given), experiment)
@@ -90,6 +92,8 @@ def read(path: Path, data: str | None = None) -> list[Cell]:
             raise ConfigError(f"{where}: another run has its name, {cell.name}, but other settings")
         known[settings] = cell.name
         cells[cell.name] = ((stage, experiment.seed), cell)
+    if data is not None and not any(reads_data(cell.experiment.stream) for _, cell in cells.values()):
+        raise ConfigError(f"--data {data}: no run of {path} reads data; leave it out")
     return [cell for _, cell in sorted(cells.values(), key=lambda placed: placed[0])]
 
 
@@ -160,7 +164,14 @@ def execute(cells: list[Cell], out: Path, launcher: Launcher, console: Console) 
     for cell in cells:
         _check_directory(out / cell.name, cell.experiment)
     cells = [_with_threads(cell, launcher.threads) for cell in cells]
-    to_run = [cell for cell in cells if not RunDirectory(out / cell.name).finished]
+    to_run = []
+    for cell in cells:
+        directory = RunDirectory(out / cell.name)
+        damaged = damage(directory) if directory.finished else None
+        if damaged is not None:
+            console.print(f"{damaged}: it is tried again", markup=False, highlight=False, soft_wrap=True)
+        if damaged is not None or not directory.finished:
+            to_run.append(cell)
     try:
         jobs = [_job(cell, out) for cell in to_run]
     except OSError as error:

@@ -37,7 +37,7 @@ class CSV:
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], told: Sequence[Row]) -> None:
         del settings
-        path = directory / "metrics.csv"
+        path = directory / KEPT["csv"]
         try:
             self._file = io.TextIOWrapper(regular.open_to_add(path, anew=True), encoding="utf-8", newline="")
         except OSError as error:
@@ -131,6 +131,13 @@ TRACKERS: dict[str, type[CSV] | type[TensorBoard] | type[WandB]] = {
 }
 
 
+KEPT = {"csv": "metrics.csv", "tensorboard": "tensorboard", "wandb": "wandb"}
+"""What each leaves in the run directory."""
+
+EVENTS, MAX_EVENTS = "events.jsonl", 4 << 30
+"""What is told, and the most bytes of it: a larger one is no run's."""
+
+
 def check(names: Iterable[str]) -> None:
     """Refuse a tracker that is unknown or whose package is missing (ConfigError)."""
     for name in names:
@@ -171,3 +178,29 @@ class Trackers:
         """All is told."""
         for tracker in self._trackers:
             tracker.close()
+
+
+def tell_again(names: Sequence[str], directory: Path, settings: Mapping[str, Any]) -> list[str]:
+    """Tell the trackers among `names` that have kept nothing of a finished run what its events.jsonl holds; who was.
+
+    Args:
+        names: of `TRACKERS`.
+        directory: of the run.
+        settings: of the run, as plain values.
+
+    Raises:
+        ConfigError: events.jsonl cannot be read, or a tracker cannot write.
+    """
+    told = [name for name in dict.fromkeys(names) if not os.path.lexists(directory / KEPT[name])]
+    if not told:
+        return []
+    try:
+        content = regular.read(directory / EVENTS, MAX_EVENTS, ours=True)
+    except OSError as error:
+        raise ConfigError(f"{directory / EVENTS} cannot be read: {error.strerror}") from None
+    follower = Trackers(told, directory, settings, b"")
+    for text in content.splitlines():
+        if (line := parse(text)) is not None:
+            follower(line)
+    follower.close()
+    return told

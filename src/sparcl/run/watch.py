@@ -17,7 +17,7 @@ from sparcl.errors import ConfigError
 from sparcl.report.events import index, number, parse, seen
 from sparcl.run.lock import LOCK
 
-EVENTS = "events.jsonl"
+EVENTS, RESULT = "events.jsonl", "result.json"
 AT_ONCE = 16 << 20
 """Bytes that are read at a time."""
 INTERVAL = 0.5
@@ -39,6 +39,9 @@ def watch(run: Path, console: Console) -> None:
             console.print(text, highlight=False, soft_wrap=True)
         if line.get("event") == "run.end":
             return
+    if os.path.lexists(run / RESULT):
+        console.print(f"the run in {run} is finished, and its {EVENTS} was cut off before its end", highlight=False)
+        return
     console.print(f"the run in {run} is not going on; its command with --resume goes on with it", highlight=False)
 
 

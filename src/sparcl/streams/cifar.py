@@ -21,6 +21,7 @@ from sparcl.streams.cache import cached
 from sparcl.streams.download import Remote, fetch
 from sparcl.streams.files import ARCHIVE_SUFFIXES, Progress, members
 from sparcl.streams.folder import SPLITS, TreeReader, is_tree
+from sparcl.streams.images import naming
 from sparcl.streams.labels import ClassesPerTask
 from sparcl.streams.split import Arrays, split
 from sparcl.streams.task import Name, Stream
@@ -149,17 +150,18 @@ def _open(
     progress: Progress | None,
 ) -> Stream:
     source, tops = locate(variant, data)
-    arrays = cached(variant.name, source, tops, lambda: read(variant, source, tops, progress))
-    transform = Transform(Normalize(CIFAR_MEAN, CIFAR_STD), crop_padding=4, flip=True)
-    return split(
-        variant.name,
-        arrays,
-        transform,
-        classes_per_task=classes_per_task,
-        class_order_seed=class_order_seed,
-        class_order=class_order,
-        limit_per_class=limit_per_class,
-    )
+    with naming(source):
+        arrays = cached(variant.name, source, tops, lambda: read(variant, source, tops, progress))
+        transform = Transform(Normalize(CIFAR_MEAN, CIFAR_STD), crop_padding=4, flip=True)
+        return split(
+            variant.name,
+            arrays,
+            transform,
+            classes_per_task=classes_per_task,
+            class_order_seed=class_order_seed,
+            class_order=class_order,
+            limit_per_class=limit_per_class,
+        )
 
 
 def locate(variant: Variant, data: Path) -> tuple[Path, tuple[str, ...]]:

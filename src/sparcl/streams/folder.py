@@ -15,7 +15,7 @@ from sparcl.errors import ConfigError, DataError, DataWarning
 from sparcl.streams.augment import How, Normalize, Transform
 from sparcl.streams.cache import cached
 from sparcl.streams.files import Member, Progress, is_junk, members
-from sparcl.streams.images import IMAGE_SUFFIXES, ImageSet, Size, as_size, is_image
+from sparcl.streams.images import IMAGE_SUFFIXES, ImageSet, Size, as_size, is_image, naming
 from sparcl.streams.labels import ClassesPerTask
 from sparcl.streams.lazy_folder import fits, histogram, samples
 from sparcl.streams.split import Arrays, assemble, check_classes, split
@@ -58,10 +58,13 @@ def folder(
         ConfigError: an archive that should be read lazily.
 
     Warns:
-        DataWarning: files were passed over, and how many; images do not fit into memory and are read lazily.
+        DataWarning: files were passed over, and how many; a folder of images beside the splits, such as `val/`, is not
+            read; images do not fit into memory and are read lazily.
     """
     source, size = Path(data), as_size(resize)
     tops = _tops(source)
+    if beside := _unread(source, tops):
+        warnings.warn(beside, DataWarning, stacklevel=2)
     cut: dict[str, Any] = {
         "classes_per_task": classes_per_task,
         "class_order_seed": class_order_seed,
@@ -70,12 +73,27 @@ def folder(
     }
     if lazy and source.is_file():
         raise ConfigError(f"{source} is an archive, which cannot be read lazily: unpack it")
-    if lazy is not False and source.is_dir() and (listing := _listed(source, tops, size, must=bool(lazy))):
-        return _lazy(source, tops, size, listing, {**cut, "augment": augment}, progress)
-    kind = f"folder {size}" if tops is SPLITS else f"folder of classes {size}"
-    arrays = cached(kind, source, tops, lambda: read_tree(source, size, progress, tops))
+    with naming(source):
+        if lazy is not False and source.is_dir() and (listing := _listed(source, tops, size, must=bool(lazy))):
+            return _lazy(source, tops, size, listing, {**cut, "augment": augment}, progress)
+        kind = f"folder {size}" if tops is SPLITS else f"folder of classes {size}"
+        arrays = cached(kind, source, tops, lambda: read_tree(source, size, progress, tops))
     transform = Transform(statistics(arrays.train_inputs)).augmented(augment)
     return split("folder", arrays, transform, **cut)
+
+
+def _unread(source: Path, tops: tuple[str, ...]) -> str:
+    """That a folder holds images beside its splits, such as val/, in words; of an archive its files are counted."""
+    if tops is not SPLITS or not source.is_dir():
+        return ""
+    beside = sorted(p.name for p in source.iterdir() if p.is_dir() and p.name not in SPLITS and not is_junk(p.name))
+    held = [name for name in beside if any(is_image(file.name) for file in (source / name).glob("*/*"))]
+    if not held:
+        return ""
+    hint = (
+        "" if (source / "test").is_dir() else f"; call it test/ to test on {'it' if len(held) == 1 else 'one of them'}"
+    )
+    return f"{source}: {', '.join(f'{name}/' for name in held)} not read: only train/ and test/ are{hint}"
 
 
 def _tops(source: Path) -> tuple[str, ...]:
@@ -142,7 +160,7 @@ class TreeReader:
     """Collects the members of an image tree, whatever folder it is packed in."""
 
     def __init__(self, size: Size | None = None, source: Path | None = None, *, flat: bool = False) -> None:
-        self.images = ImageSet(size, source)
+        self.images = ImageSet(size, source, flat=flat)
         self.flat = flat
         self.tested = not flat and source is not None and (source / "test").is_dir()
         self._classes: set[tuple[tuple[str, ...], str]] = set()  # each with the folder that its tree lies in
@@ -228,8 +246,7 @@ class _Lister(TreeReader):
         for split_name in SPLITS if self.tested else SPLITS[:1]:
             keys = sorted(key for key in self.files if key[0] == split_name)
             splits[split_name] = [(self.files[key], classes.index(key[1])) for key in keys]
-            if empty := sorted(set(classes) - {name for _, name, _ in keys}):
-                raise DataError(f"class {empty[0]!r} has no images in {split_name}/: every class needs at least one")
+            self.images.check_classes(split_name, classes, {name for _, name, _ in keys})
         return Listing(splits, tuple(classes), self.note(source))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,13 @@ Check = Callable[[int, int], None]
 """Told of (width, height) from an image's header, before it is decoded; it may refuse."""
 
 
-def decode(content: bytes, name: str, size: Size | None = None, check: Check | None = None) -> npt.NDArray[np.uint8]:
+def decode(
+    content: bytes,
+    name: str,
+    size: Size | None = None,
+    check: Check | None = None,
+    resized: Callable[[], None] | None = None,
+) -> npt.NDArray[np.uint8]:
     """One image file -> RGB, uint8 [H, W, 3]; grey, palette and alpha are converted.
 
     Args:
@@ -58,6 +65,7 @@ def decode(content: bytes, name: str, size: Size | None = None, check: Check | N
         name: for messages.
         size: (height, width) to resize to, bilinear with antialiasing; None keeps the image's own.
         check: asked before anything is decoded.
+        resized: told where the upright image is of another size.
 
     Raises:
         DataError: damaged, truncated, of another format, or larger than `MAX_PIXELS`.
@@ -77,6 +85,8 @@ def decode(content: bytes, name: str, size: Size | None = None, check: Check | N
             rgb = _upright(_to_rgb(image), image)
             if size is not None and rgb.size != size[::-1]:
                 rgb = rgb.resize(size[::-1], PILImage.Resampling.BILINEAR)
+                if resized is not None:
+                    resized()
             return np.asarray(rgb)
     except DataError:
         raise
@@ -122,16 +132,28 @@ def _upright(rgb: Image, image: Image) -> Image:
     return rgb if needed is None else rgb.transpose(needed)
 
 
+@contextmanager
+def naming(source: Path) -> Iterator[None]:
+    """What is refused in here names the data that it is of."""
+    try:
+        yield
+    except DataError as error:
+        if str(source) in str(error):
+            raise
+        raise DataError(f"{source}: {error}") from error
+
+
 class ImageSet:
     """Decoded images by (split, class, file), until they become arrays in an order of their own.
 
     Args:
         size: (height, width) that every image is resized to; None: they must all be of one size.
         source: the archive that they come from; None: they are files of their own. It bounds what may be decoded.
+        flat: the classes lie in no folder of a split, so that messages name none.
     """
 
-    def __init__(self, size: Size | None = None, source: Path | None = None) -> None:
-        self._size = size
+    def __init__(self, size: Size | None = None, source: Path | None = None, *, flat: bool = False) -> None:
+        self._size, self._flat = size, flat
         self._source_bytes = source.stat().st_size if source is not None and source.is_file() else None
         self._read_bytes = self._decoded_bytes = self._kept_bytes = 0
         self._room = room.memory_left()
@@ -167,7 +189,7 @@ class ImageSet:
         Raises:
             DataError: it is of another tree, or there already.
         """
-        name = "/".join(filter(None, (split, class_name, file)))
+        name = "/".join(filter(None, ("" if self._flat else split, class_name, file)))
         self.root = root if self.root is None else self.root
         if root != self.root:
             one, other = ("/".join((*folder, split)) for folder in (self.root, root))
@@ -225,11 +247,15 @@ class ImageSet:
         held_out = (inputs[:0], labels[:0]) if test is None else self._stack(test, label_of)
         return Arrays(inputs, labels, *held_out, class_names=tuple(class_names))
 
+    def check_classes(self, split: str, classes: Iterable[str], found: Collection[str]) -> None:
+        """Refuse a class that is not among those `found` in a split (DataError)."""
+        if empty := sorted(set(classes) - set(found)):
+            place = empty[0] if self._flat else split
+            raise DataError(f"class {empty[0]!r} has no images in {place}/: every class needs at least one")
+
     def _stack(self, split: str, label_of: dict[str, int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         keys = sorted((k for k in self._images if k[0] == split), key=lambda k: (label_of[k[1]], k[2]))
-        empty = sorted(set(label_of) - {k[1] for k in keys})
-        if empty:
-            raise DataError(f"class {empty[0]!r} has no images in {split}/: every class needs at least one")
+        self.check_classes(split, label_of, {k[1] for k in keys})
         height, width, _ = self._images[keys[0]].shape
         inputs = np.empty((len(keys), 3, height, width), dtype=np.uint8)
         for i, key in enumerate(keys):

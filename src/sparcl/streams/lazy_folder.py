@@ -15,7 +15,7 @@ from sparcl.errors import DataError
 from sparcl.streams import room
 from sparcl.streams.cache import remembered
 from sparcl.streams.files import MAX_MEMBER_BYTES, Progress, read_bounded
-from sparcl.streams.images import Size, decode
+from sparcl.streams.images import Size, decode, naming
 from sparcl.streams.lazy import Lazy, Source
 from sparcl.streams.task import Samples
 
@@ -45,6 +45,11 @@ class Images(Source):
 
     def read(self, numbers: Sequence[int]) -> Tensor:
         out = np.empty((len(numbers), *self.sample_shape), dtype=np.uint8)
+        with naming(self.root):
+            self._read(numbers, out)
+        return torch.from_numpy(out)
+
+    def _read(self, numbers: Sequence[int], out: Any) -> None:
         for place, i in enumerate(numbers):
             image = self._decoded(i)
             if image.shape[:2] != self.sample_shape[1:]:
@@ -54,7 +59,6 @@ class Images(Source):
                     f"{image.shape[1]}×{image.shape[0]}; resize them all (--resize {height}, resize={height})"
                 )
             out[place] = image.transpose(2, 0, 1)
-        return torch.from_numpy(out)
 
     def _name(self, i: int) -> str:
         return self.files[i].relative_to(self.root).as_posix()

@@ -15,7 +15,7 @@ from sparcl.streams.augment import TINY_IMAGENET_MEAN, TINY_IMAGENET_STD, Normal
 from sparcl.streams.cache import cached
 from sparcl.streams.download import Remote, fetch
 from sparcl.streams.files import ARCHIVE_SUFFIXES, Member, Progress, is_junk, members
-from sparcl.streams.images import ImageSet, is_image
+from sparcl.streams.images import ImageSet, is_image, naming
 from sparcl.streams.labels import ClassesPerTask
 from sparcl.streams.split import Arrays, split
 from sparcl.streams.task import Name, Stream
@@ -49,17 +49,18 @@ def seq_tinyimg(
         DataError: missing and not to be fetched, damaged, hostile, or incomplete.
     """
     source, tops = locate(Path(data))
-    arrays = cached("seq-tinyimg", source, tops, lambda: read(source, tops, progress))
-    transform = Transform(Normalize(TINY_IMAGENET_MEAN, TINY_IMAGENET_STD), crop_padding=4, flip=True)
-    return split(
-        "seq-tinyimg",
-        arrays,
-        transform,
-        classes_per_task=classes_per_task,
-        class_order_seed=class_order_seed,
-        class_order=class_order,
-        limit_per_class=limit_per_class,
-    )
+    with naming(source):
+        arrays = cached("seq-tinyimg", source, tops, lambda: read(source, tops, progress))
+        transform = Transform(Normalize(TINY_IMAGENET_MEAN, TINY_IMAGENET_STD), crop_padding=4, flip=True)
+        return split(
+            "seq-tinyimg",
+            arrays,
+            transform,
+            classes_per_task=classes_per_task,
+            class_order_seed=class_order_seed,
+            class_order=class_order,
+            limit_per_class=limit_per_class,
+        )
 
 
 def locate(data: Path) -> tuple[Path, tuple[str, ...]]:
