@@ -146,5 +146,5 @@ def test_bytes_are_read(given: int | str, whole: int) -> None:
 
 @pytest.mark.parametrize("given", [0, -1, "", "MB", "2 M B", "1e6", "nan", "٣MB", True, "0.2B", 10**30])
 def test_other_bytes_are_refused(given: Any) -> None:
-    with pytest.raises(ConfigError, match="are not allowed; use"):
+    with pytest.raises(ConfigError, match="is not allowed; use"):
         parse_bytes(given)
