@@ -108,9 +108,8 @@ class Training(Telling):
             self.budget, self.batch_size, self.seed = Budget.of(epochs, steps, seconds, pace), batch_size, seed
             self.pace = [list(steps) for steps in pace]
             self.frozen = Frozen(self.model, freeze)
-            alone.check_batches(
-                self.model, batch_size, replay_batch_size, micro_batch
-            )  # a frozen norm takes none from it
+            # after the freezing: a frozen norm takes no statistics of a batch
+            alone.check_batches(self.model, batch_size, replay_batch_size, micro_batch)
             self.latents = None if latents is None else Latents(self.model, self.frozen, latents, self.method)
             self.rest = self.model if self.latents is None else self.latents.rest
             """What is trained: the model, or what of it lies behind a front that gives latents."""
