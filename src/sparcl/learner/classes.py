@@ -67,7 +67,7 @@ class Classes:
         if not method.grows:
             allowed = ", ".join(name for name, kind in METHODS.items() if kind.grows)
             raise ConfigError(f"method {method.name} needs all classes beforehand; these follow new ones: {allowed}")
-        _check_names(self.names, ConfigError)
+        check_names(self.names, ConfigError)
         head = self._head()
         self._check_trained()
         if self.names and head.out_features != len(self.names):
@@ -235,13 +235,14 @@ def check_state(state: Any) -> None:
         raise CheckpointError("the classes in the checkpoint are not well formed")
     if not isinstance(state["names"], list) or not isinstance(state["of_tasks"], list):
         raise CheckpointError("the classes in the checkpoint are not well formed")
-    _check_names(state["names"], CheckpointError)
+    check_names(state["names"], CheckpointError)
     for columns in state["of_tasks"]:
         if not isinstance(columns, list) or not all(type(k) is int and 0 <= k < MOST_CLASSES for k in columns):
             raise CheckpointError("the tasks' classes in the checkpoint are not lists of columns")
 
 
-def _check_names(names: Sequence[Any], error: type[ConfigError] | type[CheckpointError]) -> None:
+def check_names(names: Sequence[Any], error: type[ConfigError] | type[CheckpointError]) -> None:
+    """Raise `error` unless they are names of classes, each there once."""
     for name in names:
         if not isinstance(name, str | int) or isinstance(name, bool):
             raise error(f"class name {name!r:.40} is not allowed; use a string or a whole number")

@@ -95,10 +95,10 @@ def check_shape(input_shape: Sequence[int] | None) -> tuple[int, ...] | None:
     return tuple(map(int, sizes))
 
 
-def folder(path: object) -> Path:
+def folder(path: object, what: str = "folder") -> Path:
     """The path of a folder; ConfigError where it is none."""
     if not isinstance(path, str | PathLike):
-        raise ConfigError(f"folder {path!r:.40} is not allowed; use the path of a folder")
+        raise ConfigError(f"{what} {path!r:.40} is not allowed; use the path of a folder")
     return Path(path)
 
 
@@ -127,9 +127,9 @@ def rates(lr: float | None, weight_decay: float | None, *, of_ours: bool) -> tup
 
 def check_checkpoints(directory: object, every: object) -> None:
     """Raise ConfigError unless the directory is a path, and is there where an interval is given."""
-    if not isinstance(directory, str | PathLike | None):
-        raise ConfigError(f"checkpoint dir {directory!r:.40} is not allowed; use the path of a folder")
-    if directory is None and every is not None:
+    if directory is not None:
+        folder(directory, "checkpoint dir")
+    elif every is not None:
         raise ConfigError(
             f"checkpoint every {every!r:.40} has no effect without checkpoint_dir, the folder to write to"
         )

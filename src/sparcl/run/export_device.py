@@ -16,6 +16,7 @@ from sparcl.checkpoint.files import safetensors_parts
 from sparcl.checkpoint.store import Store, open_folder
 from sparcl.errors import CheckpointError, ConfigError, unknown
 from sparcl.learner import Learner
+from sparcl.learner.classes import check_names
 from sparcl.learner.micro import MICRO_BATCH
 from sparcl.methods import METHODS, Method
 from sparcl.nn.graph import graph
@@ -78,12 +79,10 @@ def _named(classes: Sequence[Name]) -> list[str]:
     """As a device reads them.
 
     Raises:
-        ConfigError: two are the same text.
+        ConfigError: two are the same text, or there are too many.
     """
     names = list(map(str, classes))
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ConfigError(f"class {twice!r} is named twice")
+    check_names(names, ConfigError)
     return names
 
 

@@ -16,8 +16,9 @@ from sparcl import regular
 from sparcl.errors import ConfigError
 from sparcl.report.events import index, number, parse, seen
 from sparcl.run.lock import LOCK
+from sparcl.run.trackers import EVENTS
 
-EVENTS, RESULT = "events.jsonl", "result.json"
+RESULT = "result.json"
 AT_ONCE = 16 << 20
 """Bytes that are read at a time."""
 INTERVAL = 0.5

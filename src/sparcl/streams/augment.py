@@ -34,8 +34,9 @@ How = str | Augment | Sequence[str | Augment]
 """Augmentations by name (`AUGMENTATIONS`, joined by +, or `package.module:name`) or the user's own, or several."""
 
 AUGMENTATIONS = ("none", "crop", "flip")
-CROP_PADDING, MOST_PADDING = 4, 4096
+CROP_PADDING = 4
 """Of a crop that is asked for by name, where the stream has none of its own."""
+MOST_PADDING = 4096
 
 
 class Normalize:
@@ -49,9 +50,7 @@ class Normalize:
         ConfigError: lengths differ, a value is no finite number, or a standard deviation is not positive.
     """
 
-    def __init__(
-        self, mean: float | Sequence[float] | ArrayLike = 0.0, std: float | Sequence[float] | ArrayLike = 1.0
-    ) -> None:
+    def __init__(self, mean: ArrayLike = 0.0, std: ArrayLike = 1.0) -> None:
         try:
             values = [np.asarray(v, dtype=np.float64).reshape(-1).tolist() for v in (mean, std)]
         except (TypeError, ValueError):
