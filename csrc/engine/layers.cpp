@@ -21,12 +21,25 @@ Scale scale_of(const Norm& n, long c, float mean, float rstd) {
   return {scale, (n.beta ? n.beta[c] : 0.0f) - mean * scale};
 }
 
-uint8_t* signs_of(const Norm& n, long c) { return n.signs ? n.signs + c * sign_bytes(n.count) : nullptr; }
-
-void write_channel(const Norm& n, long c, float mean, float rstd, float* y) {
-  const long at = c * n.count;
+void write_channel(const Norm& n, long c, float mean, float rstd, const Room& y) {
   const Scale s = scale_of(n, c, mean, rstd);
-  kernels().norm_forward({n.x + at, n.residual.from(c, n.count, 0), y + at, signs_of(n, c), n.count, s.scale, s.shift, n.relu});
+  for (long p = 0; p < n.pieces; ++p) {
+    const long at = n.at(p, c);
+    kernels().norm_forward({n.x + at, n.residual.from(c, 0, at), y + at, n.signs_at(p, c), n.piece(), s.scale, s.shift, n.relu});
+  }
+}
+
+// Mean and squared deviations of a channel, piece joined to piece as the kernel joins chunks.
+void moments(const Norm& n, long c, double* mean, double* squares) {
+  const Kernels& unit = kernels();
+  unit.moments(n.x + n.at(0, c), n.piece(), mean, squares);
+  for (long p = 1; p < n.pieces; ++p) {
+    double m, q;
+    unit.moments(n.x + n.at(p, c), n.piece(), &m, &q);
+    const double delta = m - *mean, share = 1.0 / static_cast<double>(p + 1);
+    *mean += delta * share;
+    *squares += q + delta * delta * static_cast<double>(p * n.piece()) * share;
+  }
 }
 
 // Rows (or columns) of the input that window position o covers.
@@ -40,13 +53,11 @@ Span covered(long o, int stride, int padding, int size, long limit) {
 
 }  // namespace
 
-void norm_forward_train(const Norm& n, float momentum, float* running_mean, float* running_var, float* mean, float* rstd, float* y,
+void norm_forward_train(const Norm& n, float momentum, float* running_mean, float* running_var, float* mean, float* rstd, const Room& y,
                         int threads) {
-  const Kernels& unit = kernels();
   parallel_for(threads, n.channels, [&](long c) {
-    const long at = c * n.count;
     double m, squares;
-    unit.moments(n.x + at, n.count, &m, &squares);
+    moments(n, c, &m, &squares);
     mean[c] = static_cast<float>(m);
     rstd[c] = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(n.count) + n.eps));
     if (running_mean) {
@@ -58,7 +69,7 @@ void norm_forward_train(const Norm& n, float momentum, float* running_mean, floa
   });
 }
 
-void norm_forward_eval(const Norm& n, const float* running_mean, const float* running_var, float* mean, float* rstd, float* y,
+void norm_forward_eval(const Norm& n, const float* running_mean, const float* running_var, float* mean, float* rstd, const Room& y,
                        int threads) {
   parallel_for(threads, n.channels, [&](long c) {
     mean[c] = running_mean[c];
@@ -78,33 +89,44 @@ Term norm_term(const Norm& n, const float* mean, const float* rstd, std::vector<
   return {n.x, scale, shift, n.relu};
 }
 
-void norm_backward(const Norm& n, bool training, const float* mean, const float* rstd, const float* y, const float* gy, float* gx,
-                   float* gresidual, float* ggamma, float* gbeta, int threads) {
+void norm_backward(const Norm& n, bool training, const float* mean, const float* rstd, const Numbers& y, const Numbers& gy,
+                   const Room& gx, const Room& gresidual, float* ggamma, float* gbeta, int threads) {
   const Kernels& unit = kernels();
   parallel_for(threads, n.channels, [&](long c) {
-    const long at = c * n.count;
     const Scale s = scale_of(n, c, mean[c], rstd[c]);
     NormBackward b;
-    b.x = n.x + at;
-    b.y = y ? y + at : nullptr;
-    b.signs = signs_of(n, c);
-    b.gradient = gy + at;
-    b.count = n.count;
+    b.count = n.piece();
     b.scale = s.scale;
     b.shift = s.shift;
     b.mean = mean[c];
     b.relu = n.relu;
-    b.gx = gx ? gx + at : nullptr;
-    b.gresidual = gresidual ? gresidual + at : nullptr;
-    double sum, product;
-    unit.norm_sums(b, &sum, &product);
+    const auto look_at = [&](long p) {
+      const long at = n.at(p, c);
+      b.x = n.x + at;
+      b.y = y ? y + at : y;
+      b.signs = n.signs_at(p, c);
+      b.gradient = gy + at;
+      b.gx = gx ? gx + at : gx;
+      b.gresidual = gresidual ? gresidual + at : gresidual;
+    };
+    double sum = 0, product = 0;
+    for (long p = 0; p < n.pieces; ++p) {
+      double more, another;
+      look_at(p);
+      unit.norm_sums(b, &more, &another);
+      sum += more;
+      product += another;
+    }
     if (ggamma) ggamma[c] = static_cast<float>(product * rstd[c]);
     if (gbeta) gbeta[c] = static_cast<float>(sum);
     const double count = static_cast<double>(n.count);
     b.a = s.scale;
     b.b = training ? static_cast<float>(-s.scale * sum / count) : 0.0f;
     b.c = training ? static_cast<float>(-s.scale * product * rstd[c] * rstd[c] / count) : 0.0f;
-    if (b.gx || b.gresidual) unit.norm_backward(b);
+    for (long p = 0; (gx || gresidual) && p < n.pieces; ++p) {
+      look_at(p);
+      unit.norm_backward(b);
+    }
   });
 }
 
@@ -125,37 +147,40 @@ Extent pooled_extent(const Extent& in, const Window& w) {
   return {in.channels, rows / w.row_stride + 1, columns / w.column_stride + 1, in.batch};
 }
 
-void average_pool(const float* x, const Extent& in, const Window& w, float* y, int threads) {
+void average_pool(const Numbers& x, const Extent& in, const Window& w, float* y, int threads) {
   const Kernels& unit = kernels();
   const Extent out = pooled_extent(in, w);
   if (in.batch == 0) return;  // there may be any number of positions
   const float share = 1.0f / (static_cast<float>(w.rows) * static_cast<float>(w.columns));
+  const long pieces = pieces_of(x, in), batch = in.batch / pieces;
   parallel_for(threads, in.channels, [&](long c) {
     for (long oy = 0; oy < out.height; ++oy)
       for (long ox = 0; ox < out.width; ++ox) {
         float* to = y + ((c * out.height + oy) * out.width + ox) * in.batch;
         std::fill(to, to + in.batch, 0.0f);
-        for (long r = oy * w.row_stride; r < oy * w.row_stride + w.rows; ++r)
-          for (long q = ox * w.column_stride; q < ox * w.column_stride + w.columns; ++q)
-            unit.add_scaled(x + ((c * in.height + r) * in.width + q) * in.batch, to, in.batch, share);
+        for (long p = 0; p < pieces; ++p)
+          for (long r = oy * w.row_stride; r < oy * w.row_stride + w.rows; ++r)
+            for (long q = ox * w.column_stride; q < ox * w.column_stride + w.columns; ++q)
+              unit.add_scaled(x + (((p * in.channels + c) * in.height + r) * in.width + q) * batch, to + p * batch, batch, share);
       }
   });
 }
 
-void average_pool_backward(const float* gy, const Extent& in, const Window& w, float* gx, int threads) {
+void average_pool_backward(const float* gy, const Extent& in, const Window& w, const Room& gx, int threads) {
   const Kernels& unit = kernels();
   const Extent out = pooled_extent(in, w);
   if (in.batch == 0) return;  // there may be any number of positions
   const float share = 1.0f / (static_cast<float>(w.rows) * static_cast<float>(w.columns));
+  const long pieces = pieces_of(gx, in), batch = in.batch / pieces, plane = in.height * in.width * batch;
   parallel_for(threads, in.channels, [&](long c) {
-    const long plane = in.height * in.width * in.batch;
-    std::fill(gx + c * plane, gx + (c + 1) * plane, 0.0f);
+    for (long p = 0; p < pieces; ++p) clear(gx + (p * in.channels + c) * plane, plane);
     for (long oy = 0; oy < out.height; ++oy)
       for (long ox = 0; ox < out.width; ++ox) {
         const float* from = gy + ((c * out.height + oy) * out.width + ox) * in.batch;
-        for (long r = oy * w.row_stride; r < oy * w.row_stride + w.rows; ++r)
-          for (long q = ox * w.column_stride; q < ox * w.column_stride + w.columns; ++q)
-            unit.add_scaled(from, gx + ((c * in.height + r) * in.width + q) * in.batch, in.batch, share);
+        for (long p = 0; p < pieces; ++p)
+          for (long r = oy * w.row_stride; r < oy * w.row_stride + w.rows; ++r)
+            for (long q = ox * w.column_stride; q < ox * w.column_stride + w.columns; ++q)
+              unit.add_scaled(from + p * batch, gx + (((p * in.channels + c) * in.height + r) * in.width + q) * batch, batch, share);
       }
   });
 }

@@ -26,7 +26,7 @@ struct Pass::Place {
 };
 
 Scaled Term::from(long first, long channel, long at) const {
-  return {data ? data + first * channel + at : nullptr, scale ? scale + first : nullptr, scale ? shift + first : nullptr,
+  return {data ? data + (first * channel + at) : data, scale ? scale + first : nullptr, scale ? shift + first : nullptr,
           relu ? 0.0f : -INFINITY};
 }
 
@@ -45,15 +45,27 @@ Pass::Place Pass::place(const Walk& walk, long item) const {
   return place;
 }
 
-// How channels [first, first + count) of a tensor of this height and width are packed, wherever the window lies.
-Pack Pass::packing(const Walk& walk, const Place& place, const Source& x, int height, int width, int first, int count,
+// Where the chunk of a place begins in a tensor, and the numbers from one column, row and channel to the next.
+struct Pass::Laid {
+  long at, column, row, channel;
+};
+
+Pass::Laid Pass::laid(const Walk& walk, const Place& place, bool half, int channels, int height, int width) const {
+  if (!half) return {place.lane, walk.batch, walk.row(width), walk.row(width) * height};
+  const long row = static_cast<long>(width) * unit_->lanes, channel = row * height;
+  return {place.lane / unit_->lanes * channels * channel, unit_->lanes, row, channel};
+}
+
+// How channels [first, first + count) of a tensor of this size are packed, wherever the window lies.
+Pack Pass::packing(const Walk& walk, const Place& place, const Source& x, int channels, int height, int width, int first, int count,
                    float* to) const {
+  const Laid from = laid(walk, place, x.data.half, channels, height, width);
   Pack p;
-  p.column_stride = walk.batch;
-  p.row_stride = walk.row(width);
-  p.channel_stride = p.row_stride * height;
-  p.source = x.from(first, p.channel_stride, place.lane);
-  p.residual = x.residual.from(first, p.channel_stride, place.lane);
+  p.column_stride = from.column;
+  p.row_stride = from.row;
+  p.channel_stride = from.channel;
+  p.source = x.from(first, from.channel, from.at);
+  p.residual = x.residual.from(first, from.channel, from.at);
   p.channels = count;
   p.height = height;
   p.width = width;
@@ -65,7 +77,7 @@ Pack Pass::packing(const Walk& walk, const Place& place, const Source& x, int he
 }
 
 void Pass::pack_input(const Walk& walk, const Place& place, const Source& x, int first, int count, float* to) const {
-  Pack p = packing(walk, place, x, shape_.in_height, shape_.in_width, first, count, to);
+  Pack p = packing(walk, place, x, shape_.in_channels, shape_.in_height, shape_.in_width, first, count, to);
   p.row = place.row * shape_.row_step + row_min_;
   p.column = place.column * shape_.column_step + column_min_;
   p.row_step = shape_.row_step;
@@ -83,7 +95,7 @@ void Pass::pack_input(const Walk& walk, const Place& place, const Source& x, int
 // [last - first][rows * columns][V].
 void Pass::pack_tile(const Walk& walk, const Place& tile, const Output& output, const Source& x, int first, int last,
                      float* to) const {
-  Pack p = packing(walk, tile, x, shape_.out_height, shape_.out_width, first, last - first, to);
+  Pack p = packing(walk, tile, x, output.count, shape_.out_height, shape_.out_width, first, last - first, to);
   p.row = output.row + tile.row * shape_.out_row_step;
   p.column = output.column + tile.column * shape_.out_column_step;
   p.row_step = shape_.out_row_step;
@@ -96,11 +108,13 @@ void Pass::pack_tile(const Walk& walk, const Place& tile, const Output& output, 
   unit_->pack(p);
 }
 
-// Whether the result goes past the caches: it is large, and every vector of it begins on a whole one.
-bool Pass::streams(const Walk& walk, const float* out) const {
-  const long bytes = 4L * channels_ * grid_rows_ * grid_columns_ * walk.batch;  // of all outputs together
-  const bool aligned = walk.batch % unit_->lanes == 0 && !walk.tail && reinterpret_cast<uintptr_t>(out) % (4 * unit_->lanes) == 0;
-  return unit_->streams && aligned && bytes >= kStreamed;
+// Whether the result goes past the caches: it is large, and every vector of it (of halves, every two) begins on a whole line.
+bool Pass::streams(const Walk& walk, const Room& out) const {
+  const long bytes = (out.half ? 2L : 4L) * channels_ * grid_rows_ * grid_columns_ * walk.batch;  // of all outputs together
+  const bool pairs = shape_.out_column_step == 1 && tile_.columns % 2 == 0 && shape_.out_width % 2 == 0;
+  const bool whole = out.half ? pairs : walk.batch % unit_->lanes == 0 && !walk.tail;
+  const bool aligned = reinterpret_cast<uintptr_t>(out.at) % (4 * unit_->lanes) == 0;
+  return unit_->streams && whole && aligned && bytes >= kStreamed;
 }
 
 // What a pass to the input gradient is to do: the lists of channels [first, last), and their weight gradients on the way.
@@ -131,7 +145,7 @@ Visited Pass::back_tile(const Walk& walk, const Order& order, const Place& tile,
 }
 
 Pass::Work Pass::convolve_item(const Walk& walk, const Order& order, long item, const float* values, const float* bias,
-                               const Source& x, float* out, const Added& added, const Gradients* gradients) const {
+                               const Source& x, const Room& out, const Added& added, const Gradients* gradients) const {
   const Place at = place(walk, item);
   const int V = unit_->lanes, T = tile_.rows * tile_.columns;
   const bool at_once = group_rows_ * group_columns_ > 1;  // else each block is packed just before it is used
@@ -142,15 +156,16 @@ Pass::Work Pass::convolve_item(const Walk& walk, const Order& order, long item, 
   Convolve a;
   a.packed_row = packed_row_;
   a.values = values;
-  a.out_column = shape_.out_column_step * walk.batch;
-  const long out_row = walk.row(shape_.out_width);
-  a.out_row = shape_.out_row_step * out_row;
-  a.out_channel = out_row * shape_.out_height;
+  const int written = shape_.outputs[0].count;  // channels
+  const Laid to = laid(walk, at, out.half, written, shape_.out_height, shape_.out_width);
+  a.out_column = shape_.out_column_step * to.column;
+  a.out_row = shape_.out_row_step * to.row;
+  a.out_channel = to.channel;
   a.lanes = at.lanes;
   a.tail_lanes = static_cast<int>(walk.tail);
-  a.where = added.where;
   a.where_channel = sign_bytes(a.out_channel);
-  a.streaming = added.data != out && streams(walk, out);
+  a.where = added.where && out.half ? added.where + at.lane / V * written * a.where_channel : added.where;
+  a.streaming = added.data.at != out.at && streams(walk, out);
   Work done{0, 0};
   for (int i = 0; i < group_rows_; ++i)
     for (int j = 0; j < group_columns_; ++j) {
@@ -170,10 +185,10 @@ Pass::Work Pass::convolve_item(const Walk& walk, const Order& order, long item, 
           a.lists = view(order, b, output);
           a.partial = partial ? partial + static_cast<long>(output.first) * T * V : nullptr;
           a.bias = bias;
-          a.out = out + (output.row * out_row) + static_cast<long>(row) * a.out_row + output.column * walk.batch +
-                  column * a.out_column + at.lane;
-          a.add = added.data ? added.data + (a.out - out) : nullptr;
-          a.where_at = a.out - out;
+          const long first = output.row * to.row + row * a.out_row + output.column * to.column + column * a.out_column;
+          a.where_at = out.half ? first : first + to.at;
+          a.out = out + (first + to.at);
+          a.add = added.data ? added.data + (first + to.at) : added.data;
           a.tail_column = walk.tail && column + a.columns == output.columns ? a.columns - 1 : -1;
           const Visited visited = gradients ? back_tile(walk, order, {row, column, at.lane, at.lanes}, output, b, a, *gradients)
                                             : Visited{unit_->convolve(order.block, micro_, a), 0};
@@ -199,7 +214,7 @@ const float* Pass::ordered(const Order& order, const float* values, int threads)
   return to;
 }
 
-long long Pass::convolve(const Walk& walk, const Order& order, const float* values, const float* bias, const Source& x, float* out,
+long long Pass::convolve(const Walk& walk, const Order& order, const float* values, const float* bias, const Source& x, const Room& out,
                          int threads, const Added& added) const {
   std::atomic<long long> done{0};
   const float* walked = ordered(order, values, threads);
@@ -211,7 +226,7 @@ long long Pass::convolve(const Walk& walk, const Order& order, const float* valu
 }
 
 long long Pass::weight_gradient_item(const Walk& walk, const Order& order, const Place& at, int first, int last,
-                                     const Source& x, const float* gy, float* sums) const {
+                                     const Source& x, const Numbers& gy, float* sums) const {
   const int V = unit_->lanes;
   const long cells = static_cast<long>(tile_.rows) * tile_.columns;
   const bool at_once = group_rows_ * group_columns_ > 1;
@@ -278,7 +293,7 @@ void Pass::sum_parts(const Walk& walk, const Order& order, float* gvalues, int t
   });
 }
 
-long long Pass::weight_gradient(const Walk& walk, const Order& order, const Source& x, const float* gy, float* gvalues,
+long long Pass::weight_gradient(const Walk& walk, const Order& order, const Source& x, const Numbers& gy, float* gvalues,
                                 int threads) const {
   std::atomic<long long> done{0};
   sum_parts(walk, order, gvalues, threads, [&](long item, long end, float* sums, int first, int last) {
@@ -289,7 +304,7 @@ long long Pass::weight_gradient(const Walk& walk, const Order& order, const Sour
   return done.load();
 }
 
-Pass::Work Pass::backward(const Walk& walk, const Order& order, const float* values, const Source& x, const float* gy, float* gx,
+Pass::Work Pass::backward(const Walk& walk, const Order& order, const float* values, const Source& x, const Numbers& gy, const Room& gx,
                           float* gvalues, int threads, const Added& added) const {
   std::atomic<long long> input{0}, weights{0};
   const float* walked = ordered(order, values, threads);

@@ -2,6 +2,7 @@
 // Forward, input gradient and weight gradient are all passes; they differ in their lists, taps and outputs.
 #pragma once
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -54,11 +55,12 @@ struct Walk {
 
 // A tensor, or relu(x * scale + shift) of one, channel by channel: a BatchNorm's result, which then need not be written.
 struct Term {
-  const float* data;
+  Numbers data;
   const float *scale, *shift;  // [channels], or both null
   bool relu;                   // only with a scale
-  Term(const float* x = nullptr, const float* by = nullptr, const float* plus = nullptr, bool positive = false)
+  Term(const Numbers& x = nullptr, const float* by = nullptr, const float* plus = nullptr, bool positive = false)
       : data(x), scale(by), shift(plus), relu(positive) {}
+  Term(const float* x) : Term(Numbers(x)) {}
   // Channels [first, ...), `at` floats into each.
   Scaled from(long first, long channel, long at) const;
 };
@@ -66,6 +68,7 @@ struct Term {
 // A pass's input: a tensor, or what is made of one on the way in: relu(x * scale + shift + residual).
 struct Source : Term {
   Term residual;  // only with a scale; data null: none
+  Source(const Numbers& x) : Term(x) {}
   Source(const float* x) : Term(x) {}
   Source(const Term& term, const Term& plus = {}) : Term(term), residual(plus) {}
 };
@@ -73,7 +76,7 @@ struct Source : Term {
 // What is added to a pass's result, laid out like it: `data` (null: nothing; it may be the result's own memory), but only where
 // `where` says so (signs of each channel, see sign_bytes; null: everywhere), which is how a gradient comes back through a ReLU.
 struct Added {
-  const float* data = nullptr;
+  Numbers data;
   const uint8_t* where = nullptr;
 };
 
@@ -103,37 +106,39 @@ class Pass {
   long tiles() const { return static_cast<long>(tile_rows_) * tile_columns_; }
 
   // Returns the multiply-adds, as do the others.
-  long long convolve(const Walk& walk, const Order& order, const float* values, const float* bias, const Source& x, float* out,
+  long long convolve(const Walk& walk, const Order& order, const float* values, const float* bias, const Source& x, const Room& out,
                      int threads, const Added& added = {}) const;
   // Writes gvalues at the nonzeros of `order`, and nowhere else.
-  long long weight_gradient(const Walk& walk, const Order& order, const Source& x, const float* gy, float* gvalues,
+  long long weight_gradient(const Walk& walk, const Order& order, const Source& x, const Numbers& gy, float* gvalues,
                             int threads) const;
   // Of the pass from output gradient to input gradient: both gradients. x: the convolution's input; gvalues: null, or written at
   // the nonzeros of `order` whose weight gradient is wanted.
   struct Work {
     long long input, weights;
   };
-  Work backward(const Walk& walk, const Order& order, const float* values, const Source& x, const float* gy, float* gx,
+  Work backward(const Walk& walk, const Order& order, const float* values, const Source& x, const Numbers& gy, const Room& gx,
                 float* gvalues, int threads, const Added& added = {}) const;
 
  private:
   struct Place;  // of a tile
+  struct Laid;
   struct Gradients;
   ListView view(const Order& order, int block, const Output& output) const;
   Place place(const Walk& walk, long item) const;
   const float* ordered(const Order& order, const float* values, int threads) const;
   template <class Body>
   void sum_parts(const Walk& walk, const Order& order, float* gvalues, int threads, Body body) const;
-  Pack packing(const Walk& walk, const Place& place, const Source& x, int height, int width, int first, int count, float* to) const;
+  Laid laid(const Walk& walk, const Place& place, bool half, int channels, int height, int width) const;
+  Pack packing(const Walk& walk, const Place& place, const Source& x, int channels, int height, int width, int first, int count, float* to) const;
   void pack_input(const Walk& walk, const Place& place, const Source& x, int first, int count, float* to) const;
   Visited back_tile(const Walk& walk, const Order& order, const Place& tile, const Output& output, int block, const Convolve& to,
                     const Gradients& gradients) const;
   void pack_tile(const Walk& walk, const Place& tile, const Output& output, const Source& x, int first, int last, float* to) const;
-  bool streams(const Walk& walk, const float* out) const;
+  bool streams(const Walk& walk, const Room& out) const;
   Work convolve_item(const Walk& walk, const Order& order, long item, const float* values, const float* bias, const Source& x,
-                     float* out, const Added& added, const Gradients* gradients) const;
+                     const Room& out, const Added& added, const Gradients* gradients) const;
   long long weight_gradient_item(const Walk& walk, const Order& order, const Place& place, int first, int last,
-                                 const Source& x, const float* gy, float* sums) const;
+                                 const Source& x, const Numbers& gy, float* sums) const;
   void choose_tile(const Form& form, Purpose purpose);
   void choose_blocks(const Form& form, Purpose purpose);
   void choose_groups();
@@ -159,6 +164,7 @@ class Pass {
   int block_channels_, blocks_;        // input channels walked together
 };
 
+inline void clear(const Room& x, long count) { std::memset(x.as<void>(), 0, static_cast<size_t>(count) * (x.half ? 2 : 4)); }
 inline int ceil_div(long a, long b) { return static_cast<int>((a + b - 1) / b); }
 
 }  // namespace sparcl

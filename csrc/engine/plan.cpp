@@ -232,12 +232,12 @@ std::shared_ptr<const Pass::Order> ConvPlan::weight_order(const Geometry& g, con
   return g.weight_order.get(chosen, [&] { return g.weight_gradient->order(chosen ? lists_of(*chosen) : forward_); });
 }
 
-std::shared_ptr<const ConvPlan::Geometry> ConvPlan::geometry(const Extent& input) {
+std::shared_ptr<const ConvPlan::Geometry> ConvPlan::geometry(const Extent& input, bool half) {
   const Extent output = output_extent(input);
   const Kernels& unit = kernels();
   const auto& w = shape_.weight;
   Walk walk;
-  walk.flat = w[2] == 1 && w[3] == 1 && shape_.stride[0] == 1 && shape_.stride[1] == 1 && shape_.padding[0] == 0 && shape_.padding[1] == 0;
+  walk.flat = !half && w[2] == 1 && w[3] == 1 && shape_.stride[0] == 1 && shape_.stride[1] == 1 && shape_.padding[0] == 0 && shape_.padding[1] == 0;
   Extent in = input, out = output;
   if (walk.flat) {
     const long count = input.height * input.width * input.batch, vectors = (count + unit.lanes - 1) / unit.lanes;
@@ -256,7 +256,7 @@ std::shared_ptr<const ConvPlan::Geometry> ConvPlan::geometry(const Extent& input
   for (size_t i = 0; i < geometries_.size(); ++i) {
     const auto found = geometries_[i];
     if (found->unit != &unit || found->input.height != in.height || found->input.width != in.width ||
-        found->input.batch != in.batch || found->walk.tail != walk.tail)
+        found->input.batch != in.batch || found->walk.flat != walk.flat || found->walk.tail != walk.tail)
       continue;
     std::rotate(geometries_.begin(), geometries_.begin() + i, geometries_.begin() + i + 1);
     return found;
@@ -302,20 +302,20 @@ std::vector<Tap> ConvPlan::forward_taps() const {
   return taps;
 }
 
-void ConvPlan::forward(const float* values, const float* bias, const Source& x, const Extent& input, float* out, int threads) {
+void ConvPlan::forward(const float* values, const float* bias, const Source& x, const Extent& input, const Room& out, int threads) {
   if (output_extent(input).count() == 0) return;
-  const auto g = geometry(input);
+  const auto g = geometry(input, out.half);
   forward_done += g->forward->convolve(g->walk, *forward_order(*g), values, bias, x, out, threads);
 }
 
-void ConvPlan::backward(const float* values, const Source& x, const float* gy, const Extent& input, float* gx, float* gvalues,
+void ConvPlan::backward(const float* values, const Source& x, const Numbers& gy, const Extent& input, const Room& gx, float* gvalues,
                         int threads, const Added& added) {
   if (output_extent(input).count() == 0) {
-    if (gx) std::fill(gx, gx + input.count(), 0.0f);
+    if (gx) clear(gx, input.count());
     if (gvalues) std::fill(gvalues, gvalues + nonzeros(), 0.0f);
     return;
   }
-  const auto g = geometry(input);
+  const auto g = geometry(input, gy.half);
   const auto chosen = this->chosen();
   const bool dense = transposed_form().block > 1;
   const bool together = gx && gvalues && g->same_positions && !dense && (!chosen || chosen->shared);

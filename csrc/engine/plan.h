@@ -22,6 +22,12 @@ struct Extent {
   long count() const { return channels * height * width * batch; }
 };
 
+// Halves lie vector by vector of samples, [N / V][channels][height][width][V]: pieces, each of them batch-last, so that no two
+// threads share a line. They are for whole vectors, of any unit.
+constexpr int kMostLanes = 16;
+inline bool halves_fit(const Extent& e) { return e.batch % kMostLanes == 0; }
+inline long pieces_of(const Numbers& x, const Extent& e) { return x.half ? e.batch / kernels().lanes : 1; }
+
 class ConvPlan {
  public:
   // `index`: ascending row-major positions of the nonzeros in the dense weight. With block = G, output channels
@@ -36,16 +42,16 @@ class ConvPlan {
   // The weight gradient is computed at these nonzeros only (null: at all). chosen: [K] of 0 and 1.
   void set_chosen(const uint8_t* chosen);
 
-  void forward(const float* values, const float* bias, const Source& x, const Extent& input, float* out, int threads);
+  void forward(const float* values, const float* bias, const Source& x, const Extent& input, const Room& out, int threads);
   // The gradient of the input, of the values, or both; null where it is not wanted (x is read for the values' alone). Both take one
   // walk where that does no more multiply-adds: where there are as many input positions as output positions for each tap.
-  void backward(const float* values, const Source& x, const float* gy, const Extent& input, float* gx, float* gvalues, int threads,
+  void backward(const float* values, const Source& x, const Numbers& gy, const Extent& input, const Room& gx, float* gvalues, int threads,
                 const Added& added = {});
 
  private:
   struct Geometry;
   struct Chosen;
-  std::shared_ptr<const Geometry> geometry(const Extent& input);
+  std::shared_ptr<const Geometry> geometry(const Extent& input, bool half);
   std::vector<Tap> forward_taps() const;
   void build_forward(const int32_t* index, int block);
   void find_phases();

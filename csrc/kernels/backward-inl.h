@@ -117,7 +117,7 @@ Visited backward_tile(const Backward& b) {
     if (c < b.first || c >= b.last) continue;
     const long begin = a.lists.start[i], end = a.lists.start[i + 1], dotted = b.sums ? b.dotted[i] : begin;
     if (begin == end && a.load_partial && a.store_partial) continue;
-    if (begin == end && a.add == a.out && !a.load_partial && !a.store_partial) continue;
+    if (begin == end && a.add.at == a.out.at && !a.load_partial && !a.store_partial) continue;
     if (a.add && !a.store_partial && i + 1 < a.lists.count) fetch_tile<1>(a, a.lists.sequence[i + 1]);
     float* partial = a.partial + static_cast<long>(c) * T * V;
     vec sums[1][T];

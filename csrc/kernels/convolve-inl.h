@@ -30,43 +30,61 @@ SPARCL_INLINE vec at_least(float floor, vec v) {
 SPARCL_INLINE vec at_least(float floor, vec v) { return v < floor ? fill(floor) : v; }
 #endif
 
-// What goes into the tile for the vector at x.
+// What goes into the tile for the vector at x, of floats or halves.
 struct AsItIs {
   SPARCL_INLINE AsItIs(const Scaled&, int) {}
-  SPARCL_INLINE vec operator()(const float* x, int lanes) const { return get(x, lanes); }
-  SPARCL_INLINE void fetch(const float* x) const { __builtin_prefetch(x); }
+  template <class T>
+  SPARCL_INLINE vec operator()(const T* x, int lanes) const {
+    return get(x, lanes);
+  }
+  template <class T>
+  SPARCL_INLINE void fetch(const T* x) const {
+    __builtin_prefetch(x);
+  }
 };
 struct Normalised {
   float scale, shift, floor;
   SPARCL_INLINE Normalised(const Scaled& s, int channel) : scale(s.scale[channel]), shift(s.shift[channel]), floor(s.floor) {}
-  SPARCL_INLINE vec operator()(const float* x, int lanes) const { return at_least(floor, get(x, lanes) * scale + shift); }
-  SPARCL_INLINE void fetch(const float* x) const { __builtin_prefetch(x); }
+  template <class T>
+  SPARCL_INLINE vec operator()(const T* x, int lanes) const {
+    return at_least(floor, get(x, lanes) * scale + shift);
+  }
+  template <class T>
+  SPARCL_INLINE void fetch(const T* x) const {
+    __builtin_prefetch(x);
+  }
 };
 template <class Residual>
 struct Sum {
-  const float *from, *beside;
+  const void *from, *beside;
   float scale, shift, floor;
   Residual residual;
   SPARCL_INLINE Sum(const Scaled& s, const Scaled& r, int channel)
-      : from(s.x), beside(r.x), scale(s.scale[channel]), shift(s.shift[channel]), floor(s.floor), residual(r, channel) {}
-  SPARCL_INLINE vec operator()(const float* x, int lanes) const {
+      : from(s.x.at), beside(r.x.at), scale(s.scale[channel]), shift(s.shift[channel]), floor(s.floor), residual(r, channel) {}
+  template <class T>
+  SPARCL_INLINE const T* other(const T* x) const {
+    return static_cast<const T*>(beside) + (x - static_cast<const T*>(from));
+  }
+  template <class T>
+  SPARCL_INLINE vec operator()(const T* x, int lanes) const {
     vec v = get(x, lanes) * scale + shift;
-    v += residual(beside + (x - from), lanes);
+    v += residual(other(x), lanes);
     return at_least(floor, v);
   }
-  SPARCL_INLINE void fetch(const float* x) const {
+  template <class T>
+  SPARCL_INLINE void fetch(const T* x) const {
     __builtin_prefetch(x);
-    residual.fetch(beside + (x - from));
+    residual.fetch(other(x));
   }
 };
 
 // One row of one phase: columns q of the source columns first + q * step, zero where there is none.
-template <class Make>
-SPARCL_INLINE void pack_row(const Pack& p, const float* source, int first, Existing e, bool ahead, Make make, float* to) {
+template <class T, class Make>
+SPARCL_INLINE void pack_row(const Pack& p, const T* source, int first, Existing e, bool ahead, Make make, float* to) {
   for (int q = 0; q < e.begin; ++q) store(to + q * V, vec{});
   for (int q = e.end; q < p.columns; ++q) store(to + q * V, vec{});
   const long stride = p.column_step * p.column_stride;
-  const float* from = source + first * p.column_stride;
+  const T* from = source + first * p.column_stride;
   if (p.lanes == V && p.tail_column < 0) {
     if (ahead)
       for (int q = e.begin; q < e.end; ++q) make.fetch(from + q * stride + kAhead * p.channel_stride);
@@ -86,8 +104,8 @@ SPARCL_INLINE void nothing(float* to, int count) {
 
 // All rows of a phase where every lane exists. `rows` of them, and columns `e` of each, exist in the source; from: the first of
 // those. Rows are short: what is done for each row and not for each vector counts.
-template <class Make>
-SPARCL_INLINE void pack_whole(const Pack& p, const float* from, Existing rows, Existing e, bool ahead, const Make& make, float* to) {
+template <class T, class Make>
+SPARCL_INLINE void pack_whole(const Pack& p, const T* from, Existing rows, Existing e, bool ahead, const Make& make, float* to) {
   const long stride = p.column_step * p.column_stride, next = p.row_step * p.row_stride;
   const int inside = e.end - e.begin;
   for (int r = 0; r < rows.begin; ++r, to += p.packed_row) nothing(to, p.columns);
@@ -95,7 +113,7 @@ SPARCL_INLINE void pack_whole(const Pack& p, const float* from, Existing rows, E
     if (ahead)
       for (int q = 0; q < inside; ++q) make.fetch(from + q * stride + kAhead * p.channel_stride);
     nothing(to, e.begin);
-    const float* x = from;
+    const T* x = from;
     float* at = to + e.begin * V;
     int q = inside;
     for (; q >= 4; q -= 4, x += 4 * stride, at += 4 * V) {
@@ -112,7 +130,7 @@ SPARCL_INLINE void pack_whole(const Pack& p, const float* from, Existing rows, E
 }
 
 // `pack_as` where every lane exists. A function of its own, as its loops need all registers.
-template <class Make>
+template <class T, class Make>
 __attribute__((noinline)) void pack_phases(const Pack& given, Make make) {
   const Pack p = given;
   for (int py = 0; py < p.row_phases; ++py)
@@ -120,7 +138,7 @@ __attribute__((noinline)) void pack_phases(const Pack& given, Make make) {
       const Existing rows = existing(p.row + py, p.row_step, p.height, p.rows);
       const Existing e = existing(p.column + px, p.column_step, p.width, p.columns);
       const long y = p.row + py + rows.begin * p.row_step, x = p.column + px + e.begin * p.column_step;
-      const float* from = p.source.x + y * p.row_stride + x * p.column_stride;
+      const T* from = p.source.x.as<T>() + y * p.row_stride + x * p.column_stride;
       float* to = p.packed + (py * p.column_phases + px) * p.packed_phase;
       // A line of memory serves several chunks of samples: the first of them fetches it.
       const bool fetches = reinterpret_cast<uintptr_t>(from) % 64 < sizeof(vec);
@@ -130,9 +148,9 @@ __attribute__((noinline)) void pack_phases(const Pack& given, Make make) {
 }
 
 // make(c): what is made of channel c.
-template <class Make>
+template <class T, class Make>
 SPARCL_INLINE void pack_as(const Pack& given, Make make) {
-  if (kNeon && given.lanes == V && given.tail_column < 0) return pack_phases(given, make);
+  if (kNeon && given.lanes == V && given.tail_column < 0) return pack_phases<T>(given, make);
   const Pack p = given;  // for the compiler each store may change a field
   constexpr int kPhases = 8;  // the usual strides have their edges worked out once
   Existing edges[kPhases];
@@ -150,18 +168,26 @@ SPARCL_INLINE void pack_as(const Pack& given, Make make) {
           if (y < 0 || y >= p.height)
             for (int q = 0; q < p.columns; ++q) store(to + q * V, vec{});
           else
-            pack_row(p, p.source.x + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels, channel, to);
+            pack_row(p, p.source.x.as<T>() + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels, channel, to);
         }
       }
   }
 }
 
-void pack(const Pack& p) {
+template <class T>
+SPARCL_INLINE void pack_of(const Pack& p) {
   const Scaled &s = p.source, &r = p.residual;
-  if (r.x && r.scale) return pack_as(p, [&](int c) SPARCL_INLINED { return Sum<Normalised>(s, r, c); });
-  if (r.x) return pack_as(p, [&](int c) SPARCL_INLINED { return Sum<AsItIs>(s, r, c); });
-  if (s.scale) return pack_as(p, [&](int c) SPARCL_INLINED { return Normalised(s, c); });
-  pack_as(p, [&](int c) SPARCL_INLINED { return AsItIs(s, c); });
+  if (r.x && r.scale) return pack_as<T>(p, [&](int c) SPARCL_INLINED { return Sum<Normalised>(s, r, c); });
+  if (r.x) return pack_as<T>(p, [&](int c) SPARCL_INLINED { return Sum<AsItIs>(s, r, c); });
+  if (s.scale) return pack_as<T>(p, [&](int c) SPARCL_INLINED { return Normalised(s, c); });
+  pack_as<T>(p, [&](int c) SPARCL_INLINED { return AsItIs(s, c); });
+}
+
+void pack(const Pack& p) {
+  if (p.source.x.half)
+    pack_of<Half>(p);
+  else
+    pack_of<float>(p);
 }
 
 // The F-th four vectors of a tile of C columns. The next four are loaded meanwhile.
@@ -263,9 +289,26 @@ SPARCL_INLINE void accumulate(const float* x, long row, const uint32_t* offsets,
   for (; k < n; ++k) multiply<R, C, G>(next.take(x, offsets + k), row, values + k * G, sums);
 }
 
+// Every result of a tile past the caches: of halves, two positions are a line.
+template <int T, int C, class Cell>
+SPARCL_INLINE void stream_all(float* out, Cell cell, const vec (&sums)[T]) {
+  SPARCL_UNROLL
+  for (int t = 0; t < T; ++t) stream(out + cell(t), sums[t]);
+}
+template <int T, int C, class Cell>
+SPARCL_INLINE void stream_all(Half* out, Cell cell, const vec (&sums)[T]) {
+  SPARCL_UNROLL
+  for (int t = 0; t < T; t += 2) {
+    if constexpr (C % 2 == 0)
+      stream(out + cell(t), sums[t], sums[t + 1]);
+    else
+      store(out + cell(t), sums[t]);
+  }
+}
+
 // All positions of a tile, `lanes` samples of each: a constant where it is V.
-template <int R, int C>
-SPARCL_INLINE void write_all(const Convolve& a, int lanes, float* out, const float* add, const uint8_t* where, vec (&sums)[R * C]) {
+template <int R, int C, class T>
+SPARCL_INLINE void write_all(const Convolve& a, int lanes, T* out, const T* add, const uint8_t* where, vec (&sums)[R * C]) {
   const auto cell = [&](int t) SPARCL_INLINED { return (t / C) * a.out_row + (t % C) * a.out_column; };
   if (add && where)
     SPARCL_UNROLL
@@ -274,18 +317,17 @@ SPARCL_INLINE void write_all(const Convolve& a, int lanes, float* out, const flo
     SPARCL_UNROLL
     for (int t = 0; t < R * C; ++t) sums[t] += get(add + cell(t), lanes);
   if (lanes == V && a.streaming)
-    SPARCL_UNROLL
-    for (int t = 0; t < R * C; ++t) stream(out + cell(t), sums[t]);
+    stream_all<R * C, C>(out, cell, sums);
   else
     SPARCL_UNROLL
     for (int t = 0; t < R * C; ++t) put(out + cell(t), sums[t], lanes);
 }
 
-template <int R, int C>
-SPARCL_INLINE void write_tile(const Convolve& a, int channel, vec (&sums)[R * C]) {
+template <int R, int C, class T>
+SPARCL_INLINE void write_as(const Convolve& a, int channel, vec (&sums)[R * C]) {
   const long at = channel * a.out_channel;
-  float* out = a.out + at;
-  const float* add = a.add ? a.add + at : nullptr;
+  T* out = a.out.as<T>() + at;
+  const T* add = a.add ? a.add.as<T>() + at : nullptr;
   const uint8_t* where = a.where ? a.where + channel * a.where_channel : nullptr;
   if (a.rows == R && a.columns == C && a.tail_column < 0) {
     if (a.lanes == V) return write_all<R, C>(a, V, out, add, where, sums);
@@ -310,6 +352,14 @@ SPARCL_INLINE void write_tile(const Convolve& a, int channel, vec (&sums)[R * C]
     }
 }
 
+template <int R, int C>
+SPARCL_INLINE void write_tile(const Convolve& a, int channel, vec (&sums)[R * C]) {
+  if (a.out.half)
+    write_as<R, C, Half>(a, channel, sums);
+  else
+    write_as<R, C, float>(a, channel, sums);
+}
+
 // Fetches what the sums of a list will be added to, so that it is there once the list has been walked.
 template <int G>
 SPARCL_INLINE void fetch_tile(const Convolve& a, int channel) {
@@ -317,7 +367,7 @@ SPARCL_INLINE void fetch_tile(const Convolve& a, int channel) {
     for (int r = 0; r < a.rows; ++r)
       for (int c = 0; c < a.columns; ++c) {
         const long cell = (channel + g) * a.out_channel + r * a.out_row + c * a.out_column;
-        __builtin_prefetch(a.add + cell);
+        __builtin_prefetch((a.add + cell).at);
       }
 }
 
@@ -332,7 +382,7 @@ long convolve_tile(const Convolve& a) {
     const long begin = a.lists.start[i];
     const int n = static_cast<int>(a.lists.start[i + 1] - begin);
     if (n == 0 && a.load_partial && a.store_partial) continue;
-    if (n == 0 && a.add == a.out && !a.load_partial && !a.store_partial && !a.bias) continue;
+    if (n == 0 && a.add.at == a.out.at && !a.load_partial && !a.store_partial && !a.bias) continue;
     if (a.add && !a.store_partial && i + 1 < a.lists.count) fetch_tile<G>(a, a.lists.sequence[i + 1]);
     float* partial = a.partial + static_cast<long>(c) * T * V;
     vec sums[G][T];

@@ -14,9 +14,41 @@ struct TileShape {
   int rows, columns;
 };
 
+// The upper half of a float: bfloat16. Kernels read it as the float whose lower half is zero, and round to the nearest, ties to even.
+struct Half {
+  uint16_t bits;
+};
+
+// Where the numbers of a tensor lie, which are to be read: floats or halves. Always inlined, so that no unit hands its code to another.
+#define SPARCL_EVERYWHERE __attribute__((always_inline))
+struct Numbers {
+  const void* at = nullptr;
+  bool half = false;
+  SPARCL_EVERYWHERE Numbers(decltype(nullptr) = nullptr) {}
+  SPARCL_EVERYWHERE Numbers(const float* x) : at(x) {}
+  SPARCL_EVERYWHERE Numbers(const Half* x) : at(x), half(true) {}
+  SPARCL_EVERYWHERE explicit operator bool() const { return at; }
+  SPARCL_EVERYWHERE Numbers operator+(long n) const { return half ? Numbers(as<Half>() + n) : Numbers(as<float>() + n); }
+  template <class T>
+  SPARCL_EVERYWHERE const T* as() const {
+    return static_cast<const T*>(at);
+  }
+};
+// The same, which may be written, too.
+struct Room : Numbers {
+  SPARCL_EVERYWHERE Room(decltype(nullptr) = nullptr) {}
+  SPARCL_EVERYWHERE Room(float* x) : Numbers(x) {}
+  SPARCL_EVERYWHERE Room(Half* x) : Numbers(x) {}
+  SPARCL_EVERYWHERE Room operator+(long n) const { return half ? Room(as<Half>() + n) : Room(as<float>() + n); }
+  template <class T>
+  SPARCL_EVERYWHERE T* as() const {
+    return static_cast<T*>(const_cast<void*>(at));
+  }
+};
+
 // A tensor, or max(x * scale + shift, floor) of one, channel by channel.
 struct Scaled {
-  const float* x;
+  Numbers x;
   const float *scale, *shift;  // [channels]; null: x as it is
   float floor;
 };
@@ -24,7 +56,7 @@ struct Scaled {
 // Copies `channels` channels of a window of `source` into a packed tile. Phase p of stride s holds rows p, p+s, p+2s...
 struct Pack {
   Scaled source;    // x: lane 0 of the chunk, at row 0, column 0
-  Scaled residual;  // laid out like it, and added to it before the floor is; only to a source with a scale; x null: none
+  Scaled residual;  // laid out like it, of the same kind, and added to it before the floor is; only to a source with a scale; x null: none
   long channel_stride, row_stride, column_stride;
   int channels, height, width;      // what exists of the source; outside it is zero
   int lanes;                        // of the V that exist, the others are zero
@@ -55,14 +87,14 @@ struct Convolve {
   float* partial;  // [channel][rows * columns][V], the sums between two blocks
   bool load_partial, store_partial;
   const float* bias;  // [channel], or null
-  float* out;         // channel 0, the tile's first position, lane 0 of the chunk
+  Room out;           // channel 0, the tile's first position, lane 0 of the chunk
   long out_channel, out_row, out_column;
   int rows, columns;  // positions that exist
   int lanes, tail_column, tail_lanes;
   bool streaming;     // whole vectors of `out` are aligned, and are to go past the caches
   // Added to the result: `add`, laid out like `out` (it may be `out`: then a list without an entry or bias leaves it alone), but
   // only where the sign in `where` is positive. Null: nothing; everywhere.
-  const float* add;
+  Numbers add;           // of the kind of `out`
   const uint8_t* where;  // signs of channel 0
   long where_channel;    // bytes from one channel to the next
   long where_at;         // floats from a channel's first to that of `out`
@@ -97,24 +129,24 @@ struct Visited {
 // The signs of a channel of `count` floats: bit i % 8 of byte i / 8 tells whether float i is positive. Four bytes are read at a time.
 constexpr long sign_bytes(long count) { return (count + 7) / 8 + 3; }
 
-// One channel of a fused BatchNorm: y = relu(x * scale + shift + residual).
+// One channel of a fused BatchNorm, all its tensors of one kind: y = relu(x * scale + shift + residual).
 struct NormForward {
-  const float* x;
+  Numbers x;
   Scaled residual;  // x null: none; scale and shift of this channel
-  float* y;
+  Room y;
   uint8_t* signs;   // of y, or null
   long count;
   float scale, shift;
   bool relu;
 };
 struct NormBackward {
-  const float *x, *y, *gradient;  // y: null where the sign is in `signs` or, where that is null too, computed again from x
+  Numbers x, y, gradient;     // y: null where the sign is in `signs` or, where that is null too, computed again from x
   const uint8_t* signs;
   long count;
   float scale, shift, mean;
   bool relu;
   float a, b, c;              // gx = a * g + b + c * (x - mean)
-  float *gx, *gresidual;      // either may be null
+  Room gx, gresidual;         // either may be null
 };
 
 constexpr int kMaxShapes = 12;
@@ -129,11 +161,11 @@ struct Kernels {
   long (*weight_gradient)(int block, const WeightGradient&);
   Visited (*backward)(int depth, int shape, const Backward&);
   double (*sum)(const float* x, long count);
-  void (*moments)(const float* x, long count, double* mean, double* squares);  // squares: sum of (x - mean)^2
+  void (*moments)(const Numbers& x, long count, double* mean, double* squares);  // squares: sum of (x - mean)^2
   void (*norm_forward)(const NormForward&);
   void (*norm_sums)(const NormBackward&, double* gradient, double* product);  // sum g, sum g * (x - mean)
   void (*norm_backward)(const NormBackward&);
-  void (*add_scaled)(const float* x, float* y, long count, float scale);  // y += scale * x
+  void (*add_scaled)(const Numbers& x, const Room& y, long count, float scale);  // y += scale * x
   void (*maximum)(const float* x, float* y, long count);                  // y = max(x, y), NaN kept
   void (*transpose)(const float* x, long rows, long columns, long x_row, float* y, long y_row);
 };

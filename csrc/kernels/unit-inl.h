@@ -39,19 +39,41 @@ namespace {
 
 constexpr int V = SPARCL_LANES;
 typedef float vec __attribute__((vector_size(4 * SPARCL_LANES), aligned(4), may_alias));
+typedef uint32_t bits __attribute__((vector_size(4 * SPARCL_LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * SPARCL_LANES), aligned(2), may_alias));
 typedef int32_t mask __attribute__((vector_size(4 * SPARCL_LANES)));
 
 SPARCL_INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
 SPARCL_INLINE void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
+SPARCL_INLINE vec widened(halves h) { return reinterpret_cast<vec>(__builtin_convertvector(h, bits) << 16); }
+// The nearest, of two the even one; NaN stays one.
+SPARCL_INLINE halves rounded(vec v) {
+  const bits x = reinterpret_cast<bits>(v);
+  const bits near = x + (0x7fff + (x >> 16 & 1));
+  return __builtin_convertvector((v == v ? near : x | 0x400000) >> 16, halves);
+}
+SPARCL_INLINE vec load(const Half* p) { return widened(*reinterpret_cast<const halves*>(p)); }
+SPARCL_INLINE void store(Half* p, vec v) { *reinterpret_cast<halves*>(p) = rounded(v); }
 // Past the caches, to an address aligned to a whole vector: no line is read only to be overwritten, and what is too large to
 // stay pushes nothing out. Only where a vector is a whole line. `streamed` makes such stores visible to other threads.
 #if defined(__AVX512F__)
 constexpr bool kStreams = true;
 SPARCL_INLINE void stream(float* p, vec v) { _mm512_stream_ps(p, reinterpret_cast<__m512>(v)); }
+template <int... I>
+SPARCL_INLINE void stream(Half* p, vec v, vec w, std::integer_sequence<int, I...>) {
+  typedef uint16_t line __attribute__((vector_size(64)));
+  const line both = __builtin_shufflevector(rounded(v), rounded(w), I...);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(both));
+}
+SPARCL_INLINE void stream(Half* p, vec v, vec w) { stream(p, v, w, std::make_integer_sequence<int, 2 * V>()); }
 SPARCL_INLINE void streamed() { __builtin_ia32_sfence(); }
 #else
 constexpr bool kStreams = false;
 SPARCL_INLINE void stream(float* p, vec v) { store(p, v); }
+SPARCL_INLINE void stream(Half* p, vec v, vec w) {
+  store(p, v);
+  store(p + V, w);
+}
 SPARCL_INLINE void streamed() {}
 #endif
 SPARCL_INLINE vec fill(float x) { return x - vec{}; }
@@ -74,12 +96,19 @@ SPARCL_INLINE Four load_four(const float*& p, long step) {
   return four;
 }
 SPARCL_INLINE vec part(const Four& four, int i) { return reinterpret_cast<vec>(four.val[i]); }
+SPARCL_INLINE float32x4_t four_halves(const Half* p) { return reinterpret_cast<float32x4_t>(load(p)); }
+SPARCL_INLINE Four load_four(const Half* p) {
+  return {{four_halves(p), four_halves(p + V), four_halves(p + 2 * V), four_halves(p + 3 * V)}};
+}
 #else
 constexpr bool kNeon = false;
 struct Four {
   vec val[4];
 };
-SPARCL_INLINE Four load_four(const float* p) { return {{load(p), load(p + V), load(p + 2 * V), load(p + 3 * V)}}; }
+template <class T>
+SPARCL_INLINE Four load_four(const T* p) {
+  return {{load(p), load(p + V), load(p + 2 * V), load(p + 3 * V)}};
+}
 SPARCL_INLINE Four load_four(const float*& p, long step) {
   const Four four = load_four(p);
   p += step;
@@ -110,8 +139,22 @@ SPARCL_INLINE void store_some(float* p, vec v, int lanes) {
   for (int l = 0; l < lanes; ++l) p[l] = t[l];
 }
 #endif
-SPARCL_INLINE vec get(const float* p, int lanes) { return lanes == V ? load(p) : load_some(p, lanes); }
-SPARCL_INLINE void put(float* p, vec v, int lanes) {
+SPARCL_INLINE vec load_some(const Half* p, int lanes) {
+  Half t[V] = {};
+  for (int l = 0; l < lanes; ++l) t[l] = p[l];
+  return load(t);
+}
+SPARCL_INLINE void store_some(Half* p, vec v, int lanes) {
+  Half t[V];
+  store(t, v);
+  for (int l = 0; l < lanes; ++l) p[l] = t[l];
+}
+template <class T>
+SPARCL_INLINE vec get(const T* p, int lanes) {
+  return lanes == V ? load(p) : load_some(p, lanes);
+}
+template <class T>
+SPARCL_INLINE void put(T* p, vec v, int lanes) {
   if (lanes == V)
     store(p, v);
   else

@@ -27,8 +27,8 @@ void check_threads(int threads) {
   if (threads < 1 || threads > 1024) refuse("threads must lie between 1 and 1024");
 }
 
-Norm norm_of(const Extent& e, const float* x, const Term& residual, const float* gamma, const float* beta, float eps, bool relu) {
-  return {e.channels, e.height * e.width * e.batch, x, residual, gamma, beta, eps, relu};
+Norm norm_of(const Extent& e, const Numbers& x, const Term& residual, const float* gamma, const float* beta, float eps, bool relu) {
+  return {e.channels, e.height * e.width * e.batch, x, residual, gamma, beta, eps, relu, nullptr, pieces_of(x, e)};
 }
 
 Source source_of(const Extent& in, nb::handle x, nb::handle gamma, nb::handle beta, nb::handle stats, bool relu,

@@ -12,7 +12,7 @@ namespace sparcl {
 void check_threads(int threads);  // refuses what is no sensible number of them
 
 // Of a batch-last tensor of this extent.
-Norm norm_of(const Extent& e, const float* x, const Term& residual, const float* gamma, const float* beta, float eps, bool relu);
+Norm norm_of(const Extent& e, const Numbers& x, const Term& residual, const float* gamma, const float* beta, float eps, bool relu);
 
 // The input of a convolution, for its weight gradient: x itself or, with `stats`, what a BatchNorm made of x. `scales`: see
 // norm_term.

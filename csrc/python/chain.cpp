@@ -21,11 +21,11 @@ struct Tape {
     bool needed;    // whether any gradient is wanted that comes through it
     bool reads;     // whether a gradient is wanted that reads its input
     bool again;     // whether its result is not kept, but made again as it is read
-    Block result;   // null where the next block does not read it, or not there yet
+    Cells result;   // null where the next block does not read it, or not there yet
     Block signs;    // of the result
   };
   Extent in, last;
-  bool want_x, stem, pooled;
+  bool want_x, stem, pooled, half;
   bool spent = false;
   std::vector<Left> stages;  // the stem's, then of each block the first, the second and the shortcut's
   std::vector<Place> blocks;
@@ -38,7 +38,7 @@ struct Tape {
                     const std::vector<nb::object>& parameters, bool release, int threads);
 
  private:
-  Block run(const float* gy, const Source& x, std::vector<Back>& backs, bool release, int threads);
+  Cells run(const float* gy, const Source& x, std::vector<Back>& backs, bool release, int threads);
   Source result(size_t b, std::vector<Back>& backs) const;
 };
 
@@ -47,21 +47,22 @@ Source Tape::result(size_t b, std::vector<Back>& backs) const {
   const Place& at = blocks[b];
   if (!at.again) return at.result.get();
   Back &two = backs[at.first + 1], &other = at.side ? backs[at.first + 2] : backs[0];
-  return {two.result(true), at.side || b == 0 ? other.result(!at.side) : blocks[b - 1].result.get()};
+  return {two.result(true), at.side || b == 0 ? other.result(!at.side) : Term(blocks[b - 1].result.get())};
 }
 
 // From the gradient of the result to that of the input, null where it is not wanted.
-Block Tape::run(const float* gy, const Source& x, std::vector<Back>& backs, bool release, int threads) {
-  Block g;
+Cells Tape::run(const float* given, const Source& x, std::vector<Back>& backs, bool release, int threads) {
+  Cells g;
+  Numbers gy = given;
   if (pooled) {
-    g = activation_block(last);
-    average_pool_backward(gy, last, whole(last), g.get(), threads);
+    g = Cells(last, half);
+    average_pool_backward(given, last, whole(last), g.get(), threads);
     gy = g.get();
   }
   for (size_t b = blocks.size(); b-- > 0 && blocks[b].needed;) {
     Place& at = blocks[b];
     Back* back = &backs[at.first];
-    const Source from = !at.reads ? nullptr : b ? result(b - 1, backs) : stem ? Source(backs[0].result(true)) : x;
+    const Source from = !at.reads ? Source(nullptr) : b ? result(b - 1, backs) : stem ? Source(backs[0].result(true)) : x;
     g = run_back(from, bytes(at.signs), gy, back[0], back[1], at.side ? &back[2] : nullptr, at.flows, threads);
     gy = g.get();
     if (!release) continue;
@@ -71,8 +72,9 @@ Block Tape::run(const float* gy, const Source& x, std::vector<Back>& backs, bool
   }
   if (!stem_needed()) return g;
   const bool through = want_x || backs[0].want_values;
-  backs[0].norm(nullptr, gy, through ? g.get() : nullptr, threads);
-  Block gx = want_x ? activation_block(in) : nullptr;
+  backs[0].norm(nullptr, gy, through ? g.get() : Room(), threads);
+  Cells gx;
+  if (want_x) gx = Cells(in, false);
   backs[0].convolve(x, g.get(), gx.get(), threads);
   if (release) stages[0].conv.reset();
   return gx;
@@ -95,13 +97,13 @@ nb::list Tape::backward(nb::handle gy, nb::handle x, nb::handle gamma, nb::handl
   std::vector<float> scales;
   const Source source = reads_input() ? source_of(in, x, gamma, beta, stats, relu, scales) : nullptr;
   spent = release;
-  Block gx;
+  Cells gx;
   {
     nb::gil_scoped_release unlocked;
     gx = run(g, source, backs, release, threads);
   }
   nb::list gradients;
-  gradients.append(want_x ? activation_tensor(std::move(gx), in, 4) : nb::none());
+  gradients.append(want_x ? activation_tensor(std::move(gx.memory), in, 4) : nb::none());
   for (Back& back : backs) back.append_to(gradients);
   return gradients;
 }
@@ -114,7 +116,7 @@ void mark(Tape& tape, const std::vector<GivenBlock>& given, const std::vector<Wa
     const bool side = std::get<2>(one).has_value();
     const Wanted* want = &wanted[first];
     const bool needed = flows || want[0].any() || want[1].any() || (side && want[2].any());
-    tape.blocks.push_back({first, side, flows, needed, want[0].values || (side && want[2].values), false, nullptr, nullptr});
+    tape.blocks.push_back({first, side, flows, needed, want[0].values || (side && want[2].values), false, {}, nullptr});
     flows = needed;
     first += side ? 3 : 2;
   }
@@ -156,18 +158,20 @@ std::vector<Wanted> each_wanted(const std::vector<bool>& wanted, const std::opti
 }
 
 // The result, and the tape where a gradient is wanted (`wanted` as in mark()).
-nb::tuple forward(nb::handle x, const std::optional<Given>& stem, const std::vector<GivenBlock>& blocks, bool pool,
+nb::tuple forward(nb::handle x, const std::optional<Given>& stem, const std::vector<GivenBlock>& blocks, bool pool, bool halves,
                   const std::vector<bool>& wanted, int threads) {
   check_threads(threads);
   const Activation from = activation(x, "x");
+  if (halves && !(stem && pool)) refuse("halves need a stem before the blocks and the mean behind them");
+  const bool half = halves && halves_fit(from.extent);
   if (from.axes != 4) refuse("a block needs an input of 4 axes [N, C, H, W]");
   if (blocks.empty()) refuse("a chain needs a block");
   std::optional<Stage> first;
-  if (stem) first.emplace(*stem, from.extent);
+  if (stem) first.emplace(*stem, from.extent, half);
   std::vector<Residual> chain;
   chain.reserve(blocks.size());
   for (const GivenBlock& block : blocks)
-    chain.emplace_back(block, chain.empty() ? (first ? first->out : from.extent) : chain.back().two.out);
+    chain.emplace_back(block, chain.empty() ? (first ? first->out : from.extent) : chain.back().two.out, half);
   const std::vector<Wanted> want = each_wanted(wanted, stem, blocks);
   auto tape = std::make_unique<Tape>();
   tape->in = from.extent;
@@ -175,10 +179,12 @@ nb::tuple forward(nb::handle x, const std::optional<Given>& stem, const std::vec
   tape->want_x = !wanted.empty() && wanted[0];
   tape->stem = stem.has_value();
   tape->pooled = pool;
+  tape->half = half;
   mark(*tape, blocks, want);
   mark_again(*tape, want);
   const bool keep_stem = tape->stem_needed() || tape->blocks[0].reads;
-  Block y, mean;
+  Cells y;
+  Block mean;
   {
     nb::gil_scoped_release release;
     if (first) {
@@ -186,8 +192,8 @@ nb::tuple forward(nb::handle x, const std::optional<Given>& stem, const std::vec
       first->normalise(nullptr, true, nullptr, nullptr, threads);
     }
     for (size_t b = 0; b < chain.size(); ++b) {
-      const Term input = b ? y.get() : first ? first->result(true) : from.data;
-      Block next = chain[b].run(input, tape->blocks[b].needed, tape->blocks[b].signs, threads);
+      const Term input = b ? Term(y.get()) : first ? first->result(true) : from.data;
+      Cells next = chain[b].run(input, tape->blocks[b].needed, tape->blocks[b].signs, threads);
       if (!b && first && !keep_stem) first->conv.reset();
       if (b && tape->blocks[b].reads && !tape->blocks[b - 1].again) tape->blocks[b - 1].result = std::move(y);
       y = std::move(next);
@@ -199,7 +205,7 @@ nb::tuple forward(nb::handle x, const std::optional<Given>& stem, const std::vec
   }
   const Extent last = tape->last;
   nb::object result = pool ? activation_tensor(std::move(mean), {last.channels, 1, 1, last.batch}, 2) : nb::none();
-  if (!pool) result = activation_tensor(std::move(y), last, 4);
+  if (!pool) result = activation_tensor(std::move(y.memory), last, 4);
   if (!tape->blocks.back().needed) return nb::make_tuple(result, nb::none());
   if (stem) tape->stages.emplace_back(*stem, std::move(*first), want[0], keep_stem);
   for (size_t b = 0; b < chain.size(); ++b) leave(*tape, tape->blocks[b], blocks[b], chain[b], want);
@@ -214,7 +220,7 @@ void bind_chain(nb::module_& m) {
       .def_prop_ro("reads_input", &Tape::reads_input)
       .def("backward", &Tape::backward, "gy"_a, "x"_a.none(), "gamma"_a.none(), "beta"_a.none(), "stats"_a.none(),
            "relu"_a, "parameters"_a, "release"_a, "threads"_a);
-  m.def("residual_chain", &forward, "x"_a, "stem"_a.none(), "blocks"_a, "pool"_a, "wanted"_a, "threads"_a);
+  m.def("residual_chain", &forward, "x"_a, "stem"_a.none(), "blocks"_a, "pool"_a, "halves"_a, "wanted"_a, "threads"_a);
 }
 
 }  // namespace sparcl

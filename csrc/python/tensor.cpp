@@ -219,13 +219,13 @@ Activation samples_first(nb::handle tensor, const char* name) {
   return unchecked(t);
 }
 
-Block activation_block(const Extent& e) {
+Block activation_block(const Extent& e, bool half) {
   long count = 1;
   for (long axis : {e.channels, e.height, e.width, e.batch}) {
     if (axis < 0 || (axis > 0 && count > kMost / axis)) refuse("a result would have an axis that is negative or too large");
     count *= axis;
   }
-  return Block(static_cast<float*>(take(static_cast<size_t>(count) * sizeof(float))));
+  return Block(static_cast<float*>(take(static_cast<size_t>(count) * (half ? sizeof(Half) : sizeof(float)))));
 }
 
 Block vector_block(long length) {

@@ -53,7 +53,7 @@ Activation samples_first(nanobind::handle tensor, const char* name);
 
 // Memory for a new tensor, and the tensor that takes it over. Activations come from the arena. What outlives a step's
 // activations (gradients of weights) does not, as it would keep the arena from closing its gaps.
-Block activation_block(const Extent& extent);
+Block activation_block(const Extent& extent, bool half = false);
 Block vector_block(long length);
 nanobind::object activation_tensor(Block block, const Extent& extent, int axes);
 nanobind::object vector_tensor(Block block, long length);

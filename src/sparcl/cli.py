@@ -85,6 +85,7 @@ def run(
         typer.Option(help="resnet18, convnet, mlp, or your own as package.module:name; default: the stream's"),
     ] = None,
     width: Annotated[int | None, typer.Option(help="channels of the model's first layer; resnet18: 64")] = None,
+    activations: Annotated[str | None, typer.Option(help="kept as float32 (default) or bfloat16")] = None,
     init: Annotated[str | None, typer.Option(help="safetensors file with the weights to start from")] = None,
     freeze: Annotated[str | None, typer.Option(help="parts that do not learn, e.g. stem,layer1")] = None,
     latents: Annotated[str | None, typer.Option(help="keep what a frozen front answers: float16, int8, ...")] = None,

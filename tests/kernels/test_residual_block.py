@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from chains import chain_one_by_one, copied, draw_chain, make_stage, one_by_one
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from sparcl import kernels
 from sparcl.errors import ConfigError
-from sparcl.kernels import index, layout, ops
+from sparcl.kernels import layout, ops
 from sparcl.kernels.block import Block, ConvNorm, residual_chain
 
 pytestmark = pytest.mark.usefixtures("isa")  # each test once for each instruction set
@@ -27,47 +28,6 @@ def residual_block(x: Tensor, first: ConvNorm, second: ConvNorm, shortcut: ConvN
 def arena_bytes() -> int:
     """Of all activations that live."""
     return int(kernels._native.arena_use()[0])
-
-
-def one_by_one(x: Tensor, first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None = None) -> Tensor:
-    beside = x if shortcut is None else stage_of(x, shortcut)
-    return stage_of(stage_of(x, first, relu=True), second, beside, relu=True)
-
-
-def chain_one_by_one(x: Tensor, blocks: list[Block], stem: ConvNorm | None, pool: bool) -> Tensor:
-    y = x if stem is None else stage_of(x, stem, relu=True)
-    for block in blocks:
-        y = one_by_one(y, *block)
-    return ops.adaptive_average_pool(y, (1, 1)).flatten(1) if pool else y
-
-
-def stage_of(x: Tensor, stage: ConvNorm, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-    plan, values, weight, bias, mean, var, tracked, training, momentum, eps = stage
-    x = ops.sparse_conv2d(x, values, plan)
-    return ops.batch_norm(x, weight, bias, mean, var, training, momentum, eps, residual, relu, tracked)
-
-
-def make_stage(
-    inputs: int, outputs: int, size: int, stride: int, *, density: float, block: int, affine: bool, training: bool
-) -> ConvNorm:
-    shape = (outputs, inputs, size, size)
-    mask = (torch.rand(outputs // block, *shape[1:]) < density).repeat_interleave(block, 0)
-    plan = ops.conv_plan(index.index_of(mask), shape, (stride, stride), (size // 2, size // 2), block=block)
-    values = torch.randn(int(mask.sum())) / max(1.0, density * inputs) ** 0.5 / size
-    weight, bias = (torch.randn(outputs), torch.randn(outputs)) if affine else (None, None)
-    running = torch.randn(outputs), torch.rand(outputs) + 0.5
-    return ConvNorm(plan, values, weight, bias, *running, torch.tensor(3), training, 0.1, 1e-5)
-
-
-def copied(stage: ConvNorm | None, wanted: list[bool]) -> ConvNorm | None:
-    """The same plan and numbers; `wanted`: which of values, weight and bias have a gradient."""
-    if stage is None:
-        return None
-    tensors = [None if t is None else t.clone() for t in stage[1:7]]
-    for tensor, wants in zip(tensors, wanted, strict=False):
-        if tensor is not None:
-            tensor.requires_grad_(wants)
-    return ConvNorm(stage.plan, *tensors, *stage[7:])
 
 
 Outcome = tuple[list[Tensor | None], dict[str, int]]
@@ -121,18 +81,6 @@ def test_the_same_bits_as_one_by_one(data: st.DataObject) -> None:
             y.backward(gradient)
         results.append(outcome(y, own, stages))
     assert_same_outcome(*results)
-
-
-def draw_chain(data: st.DataObject, training: bool) -> tuple[list[Block], ConvNorm | None]:
-    options = {"density": 0.4, "block": 1, "affine": data.draw(st.booleans()), "training": training}
-    stem = make_stage(3, 4, 3, 1, **options) if data.draw(st.booleans()) else None
-    blocks, inputs = [], 3 if stem is None else 4
-    for outputs, stride in data.draw(st.lists(st.sampled_from([(3, 1), (4, 1), (4, 2)]), min_size=1, max_size=3)):
-        sides = make_stage(inputs, outputs, 1, stride, **options) if (inputs, 1) != (outputs, stride) else None
-        first, second = make_stage(inputs, outputs, 3, stride, **options), make_stage(outputs, outputs, 3, 1, **options)
-        blocks.append(Block(first, second, sides))
-        inputs = outputs
-    return blocks, stem
 
 
 @many

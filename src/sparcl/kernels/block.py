@@ -39,12 +39,18 @@ class Block(NamedTuple):
     shortcut: ConvNorm | None = None
 
 
-def residual_chain(x: Tensor, blocks: Sequence[Block], stem: ConvNorm | None = None, pool: bool = False) -> Tensor:
+def residual_chain(
+    x: Tensor, blocks: Sequence[Block], stem: ConvNorm | None = None, pool: bool = False, halves: bool = False
+) -> Tensor:
     """The blocks one after the other; before them relu(stem(x)), behind them the mean of each channel, where asked for.
 
     Numbers are those of `ops.sparse_conv2d`, `ops.batch_norm` and `ops.average_pool` one by one, to the bit. Keeps for
     the backward pass the input (or what it was made of), the results of the convolutions and of the blocks, each until
     it has been read.
+
+    With `halves`, where gradients are enabled and N is a multiple of 16, the results of convolutions and blocks and all
+    gradients of them are kept in bfloat16, each rounded to the nearest as it is written: they are then what float32
+    with those roundings gives. It needs stem and pool, whose other sides stay float32.
 
     x: [N, C, H, W]; returns the same axes, with `pool` [N, C], batch-last.
 
@@ -56,9 +62,9 @@ def residual_chain(x: Tensor, blocks: Sequence[Block], stem: ConvNorm | None = N
     parameters = [tensor for stage in stages for tensor in stage[1:4]]
     if not all(tensor is None or tensor.is_contiguous() for tensor in parameters):  # `model.to(memory_format=...)`
         blocks = [Block(_contiguous(a), _contiguous(b), c and _contiguous(c)) for a, b, c in blocks]
-        return residual_chain(x, blocks, stem and _contiguous(stem), pool)
-    chain = (stem, blocks, pool)
+        return residual_chain(x, blocks, stem and _contiguous(stem), pool, halves)
     keep = torch.is_grad_enabled()
+    chain = (stem, blocks, pool, halves and keep)
     y: Tensor = _Chain.apply(chain, keep, recipe_of(x), x, *parameters)  # type: ignore[no-untyped-call]
     return y
 

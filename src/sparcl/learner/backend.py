@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from sparcl.nn import auto, convert
+from sparcl.errors import ConfigError
+from sparcl.nn import FLOAT32, auto, convert
 from sparcl.nn.layers import prunable_names
 from sparcl.sparsity.sparsifier import Sparsifier
 
@@ -28,6 +29,10 @@ def give_to_backend(
     Args and errors: see Learner.
     """
     chosen, choice = auto.select_backend(backend, model, device, prunes=sparsifier.prunes), dict(layer_choice)
+    if chosen != "native" and getattr(model, "activations", FLOAT32) != FLOAT32:
+        raise ConfigError(
+            f"activations bfloat16 are of backend native, not of {chosen}: use it, or activations float32"
+        )
     if chosen == "native":
         prunable_names(model, sparsifier.prunable)  # a model that is refused stays what it was
         if backend == "auto" and not choice:

@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from sparcl.errors import LARGEST, ConfigError, DataError, one_line
 from sparcl.methods.method import Method
 from sparcl.methods.respond import answers_by_classifier, evaluating
+from sparcl.nn import FLOAT32
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import channels_hint
 from sparcl.streams.lazy import Inputs
@@ -28,6 +29,9 @@ LR = 0.03
 """Published, for DER++ on CIFAR-10."""
 
 MOST_SEED = 2**63 - 1
+
+WHOLE = 16
+"""Samples that a batch is a multiple of where its activations are halves (csrc/engine/plan.h)."""
 
 KINDS: dict[str, tuple[type, str]] = {
     "model": (nn.Module, "sparcl.nn.resnet18(10)"),
@@ -72,6 +76,24 @@ def check_settings(batch_size: int, replay_batch_size: int | None, seed: int) ->
     if not isinstance(seed, Integral) or not 0 <= seed <= MOST_SEED:
         raise ConfigError(f"seed {seed!r:.40} is not allowed; use a whole number from 0 to {MOST_SEED}")
     return int(batch_size), int(replay), int(seed)
+
+
+def check_activations(model: nn.Module, sizes: Sequence[int], saves_otherwise: str | None) -> None:
+    """Refuse activations in bfloat16 that would be none (ConfigError).
+
+    Args:
+        sizes: of the batches that pass.
+        saves_otherwise: what else spares the activations, if anything does.
+    """
+    if getattr(model, "activations", FLOAT32) == FLOAT32:
+        return
+    if (size := next((size for size in sizes if size % WHOLE), None)) is not None:
+        raise ConfigError(
+            f"activations bfloat16 are of batches of a multiple of {WHOLE} samples, and the batch size or the replay"
+            f" batch size is {size}: use another, or activations float32"
+        )
+    if saves_otherwise is not None:
+        raise ConfigError(f"activations bfloat16 do not go with {saves_otherwise}: leave one of them out")
 
 
 def check_last(drop_last: bool | None, usual: bool) -> bool:

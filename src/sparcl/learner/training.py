@@ -99,6 +99,8 @@ class Training(Telling):
         average = check_share(average, type(self.method))
         self.rate = Rate(lr_schedule, warmup)
         micro_batch = micro.check(micro_batch, batch_size, type(self.method))
+        spared = "micro-batches" if micro_batch is not None else "latents" if latents is not None else None
+        refusals.check_activations(model, (batch_size, replay), spared)
         self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
         with left_as_it_was(model, self.method, self.sparsifier):
             self.recipes = saving.recipes(model, self.method, self.sparsifier)

@@ -12,6 +12,8 @@ from sparcl.nn.layers import SparseLayer as SparseLayer
 from sparcl.nn.layers import prunable_names as prunable_names
 from sparcl.nn.layers import sparse_layers as sparse_layers
 from sparcl.nn.norm import norm_relu as norm_relu
+from sparcl.nn.resnet import ACTIVATIONS as ACTIVATIONS
+from sparcl.nn.resnet import FLOAT32 as FLOAT32
 from sparcl.nn.resnet import ResNet as ResNet
 from sparcl.nn.resnet import resnet18 as resnet18
 from sparcl.nn.small import MLP as MLP
@@ -37,12 +39,19 @@ def chosen(name: str, input_shape: tuple[int, ...], width: int | None = None) ->
     return name, DEFAULT_WIDTH.get(name) if width is None else width
 
 
-def build(name: str, classes: int, input_shape: tuple[int, ...], width: int | None = None) -> nn.Module:
+def build(
+    name: str,
+    classes: int,
+    input_shape: tuple[int, ...],
+    width: int | None = None,
+    activations: str = FLOAT32,
+) -> nn.Module:
     """A network by name, for inputs of `input_shape` (C, H, W).
 
     Args:
         name: one of `MODELS`; `auto`: resnet18 for images, mlp otherwise; or your own callable as
             `package.module:name`, called with those of `classes`, `input_shape` and a given `width` that it takes.
+        activations: of resnet18, see `ResNet`.
 
     Raises:
         ConfigError: an unknown name, a width below 1, or an input that the network does not take; your callable fails
@@ -50,6 +59,8 @@ def build(name: str, classes: int, input_shape: tuple[int, ...], width: int | No
     """
     if width is not None and width < 1:
         raise ConfigError(f"model width {width} is not allowed; use 1 or more")
+    if activations != FLOAT32 and chosen(name, input_shape)[0] != "resnet18":
+        raise ConfigError(f"activations {activations} are of model resnet18 alone, not of {name}: leave them out")
     if named.is_own(name):
         given = {} if width is None else {"width": width}
         made = named.make("model", name, given=given, usual={"classes": classes, "input_shape": input_shape})
@@ -61,4 +72,7 @@ def build(name: str, classes: int, input_shape: tuple[int, ...], width: int | No
         raise ConfigError(unknown("model", name, [AUTO, *MODELS, "package.module:name"]))
     if name != "mlp" and len(input_shape) != 3:
         raise ConfigError(f"model {name} takes images [C, H, W], not inputs of shape {list(input_shape)}; use mlp")
-    return MODELS[name](classes, input_shape, width or DEFAULT_WIDTH[name])
+    width = width or DEFAULT_WIDTH[name]
+    if activations != FLOAT32:
+        return resnet18(classes, input_shape[0], width, activations)
+    return MODELS[name](classes, input_shape, width)

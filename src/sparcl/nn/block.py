@@ -59,7 +59,7 @@ def residual_block(
 
 
 def residual_network(
-    x: Tensor, conv: nn.Module, norm: nn.Module, stages: Sequence[nn.Module], pool: nn.Module
+    x: Tensor, conv: nn.Module, norm: nn.Module, stages: Sequence[nn.Module], pool: nn.Module, halves: bool = False
 ) -> Tensor:
     """pool(stages(relu(norm(conv(x))))) without axes of size 1, layer by layer wherever that could make a difference.
 
@@ -68,6 +68,7 @@ def residual_network(
         conv, norm: the stem, native or not.
         stages: one after the other; an `nn.Sequential` of `BasicBlock`s, or any other module.
         pool: global average pooling, or any other module.
+        halves: activations are kept in bfloat16 where it is one native operation, see `residual_chain`.
 
     Returns:
         [N, F].
@@ -77,7 +78,7 @@ def residual_network(
         blocks: list[Block] | None = _native.blocks_of(stages, KINDS)
         mean = _native.is_plain(pool, POOLS) and pool.output_size in (1, (1, 1))
         if stem is not None and blocks and mean and x.numel():
-            return residual_chain(x, blocks, stem, pool=True)
+            return residual_chain(x, blocks, stem, pool=True, halves=halves)
     y = norm_relu(norm, conv(x))
     for stage in stages:
         y = stage(y)

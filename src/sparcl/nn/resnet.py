@@ -7,18 +7,44 @@ from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
+from sparcl.errors import ConfigError, unknown
 from sparcl.nn.block import BasicBlock, residual_network
 from sparcl.recorded import Recorded
 
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
+ACTIVATIONS = (FLOAT32, BFLOAT16)
+"""How what one layer leaves for the next, and the gradients of it, may lie in memory."""
+
 
 class ResNet(Recorded, nn.Module):
-    """Stem, four stages of basic blocks, global average pooling, classifier. [N, C, H, W] in, [N, classes] out."""
+    """Stem, four stages of basic blocks, global average pooling, classifier. [N, C, H, W] in, [N, classes] out.
+
+    Args:
+        blocks: of each stage.
+        channels, classes, width: of the input, the answer and the first layer.
+        activations: float32; or bfloat16, half the memory and a tenth less time: every result of a convolution and of
+            a block, and each gradient of one, is rounded as it is written. Sums, statistics and weights stay float32.
+            It is for native training passes of N a multiple of 16; all others are float32 (docs/engine.md).
+
+    Raises:
+        ConfigError: other activations.
+    """
 
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {"stem": ("conv1", "bn1")}
     """What may be called by one name (`Learner(freeze=...)`)."""
 
-    def __init__(self, blocks: tuple[int, int, int, int], channels: int, classes: int, width: int) -> None:
+    def __init__(
+        self,
+        blocks: tuple[int, int, int, int],
+        channels: int,
+        classes: int,
+        width: int,
+        activations: str = FLOAT32,
+    ) -> None:
         super().__init__()
+        if activations not in ACTIVATIONS:
+            raise ConfigError(unknown("activations", activations, ACTIVATIONS))
+        self.activations = activations
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         inputs = width
@@ -35,11 +61,13 @@ class ResNet(Recorded, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         stages = [cast(nn.Module, self._modules[f"layer{stage}"]) for stage in range(1, 5)]
-        pooled = residual_network(x, self.conv1, self.bn1, stages, self.avgpool)
+        halves = self.activations == BFLOAT16
+        pooled = residual_network(x, self.conv1, self.bn1, stages, self.avgpool, halves)
         logits: Tensor = self.fc(pooled)
         return logits
 
 
-def resnet18(classes: int, channels: int = 3, width: int = 64) -> ResNet:
-    """ResNet-18; `width` 64 is the published one (11,173,962 parameters for 10 classes)."""
-    return ResNet((2, 2, 2, 2), channels, classes, width)
+def resnet18(classes: int, channels: int = 3, width: int = 64, activations: str = FLOAT32) -> ResNet:
+    """ResNet-18; `width` 64 is the published one (11,173,962 parameters for 10 classes). `activations`: see ResNet."""
+    usual = activations == FLOAT32  # what is not given is in no checkpoint
+    return ResNet((2, 2, 2, 2), channels, classes, width, *(() if usual else (activations,)))

@@ -26,7 +26,7 @@ from torch import nn
 from sparcl import kernels
 from sparcl.cost.flops import Profile
 from sparcl.errors import ConfigError, unknown
-from sparcl.nn import DEFAULT_WIDTH, build, convert
+from sparcl.nn import DEFAULT_WIDTH, FLOAT32, build, convert
 from sparcl.run.experiment import MOST, MOST_THREADS, MOST_WIDTH, check_range
 from sparcl.sparsity.patterns import BLOCK, check_block, make_pattern
 from sparcl.sparsity.static import Static
@@ -49,13 +49,14 @@ class Side:
 
     Attributes:
         variant: `native`, or of dense PyTorch: `nchw`, `channels_last`, `compile` (torch.compile) or `bf16` (autocast).
-        sparsity, pattern, block_size: of `native`.
+        sparsity, pattern, block_size, activations: of `native`.
     """
 
     variant: str
     sparsity: float = 0.0
     pattern: str = "unstructured"
     block_size: int = BLOCK
+    activations: str = FLOAT32
     model: str = "resnet18"
     width: int = 64
     batch: int = 32
@@ -64,7 +65,7 @@ class Side:
     def build(self) -> tuple[nn.Module, Step]:
         """The model and its training step."""
         torch.manual_seed(0)
-        model = build(self.model, CLASSES, INPUT_SHAPES[self.model], self.width)
+        model = build(self.model, CLASSES, INPUT_SHAPES[self.model], self.width, self.activations)
         return model, self.step_of(model)
 
     def step_of(self, model: nn.Module) -> Step:

@@ -176,7 +176,8 @@ def model(experiment: Experiment, stream: Stream) -> torch.nn.Module:
         ConfigError: it cannot be made, or does not answer with a logit for each class.
     """
     assert experiment.model is not None
-    made = nn.build(experiment.model, stream.n_classes, stream.input_shape, experiment.width)
+    kept = experiment.activations or nn.FLOAT32
+    made = nn.build(experiment.model, stream.n_classes, stream.input_shape, experiment.width, kept)
     if not named.is_own(experiment.model):
         return made
     label = f"model {experiment.model}"

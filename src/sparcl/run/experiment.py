@@ -24,7 +24,7 @@ from sparcl.learner.schedule import CONSTANT, check_clip, check_warmup, parse
 from sparcl.methods.buffer import parse_bytes
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
-from sparcl.nn import AUTO, DEFAULT_WIDTH, MODELS
+from sparcl.nn import ACTIVATIONS, AUTO, DEFAULT_WIDTH, FLOAT32, MODELS
 from sparcl.nn.auto import BACKENDS
 from sparcl.run import optimizers
 from sparcl.run.protocols import OF_OWN, PROTOCOLS
@@ -95,6 +95,8 @@ class Experiment:
     drop_last: bool | None = None
     model: str | None = None
     width: int | None = None
+    activations: str | None = None
+    """How those of resnet18 are kept: float32 (None), or bfloat16."""
     init: str | None = None
     init_sha256: str | None = None
     """Of the file `init`, hex: a run goes on, or runs again, from that one only."""
@@ -136,6 +138,7 @@ class Experiment:
             ("device", self.device, DEVICES),
             ("scenario", self.scenario, (None, *SCENARIOS)),
             ("model", self.model, (None, AUTO, *MODELS)),
+            ("activations", self.activations, (None, *ACTIVATIONS)),
             ("pattern", self.pattern, PATTERNS),
             ("sparsity distribution", self.distribution, DISTRIBUTIONS),
             ("first mask", self.first_mask, (None, *FIRST_MASKS)),
@@ -255,6 +258,13 @@ class Experiment:
         self._removal()
         if self.backend == "native" and self.device == "cuda":
             raise ConfigError("backend native is for the CPU; on cuda use backend reference or auto")
+        if self.activations not in (None, FLOAT32):
+            for other in ("max_memory", "micro_batch", "latents"):  # of which the first may choose the second
+                if getattr(self, other) is not None:
+                    told = other.replace("_", " ")
+                    raise ConfigError(f"activations {self.activations} and {told} do not go together: leave one out")
+            if self.backend == "reference" or self.device == "cuda":
+                raise ConfigError(f"activations {self.activations} are of backend native, on the CPU")
         micro.check(self.micro_batch, self.batch_size, method)
         methods.check_combination(self.method, self.sparsifier)
 

@@ -19,6 +19,7 @@ from sparcl.learner import Learner
 from sparcl.learner.classes import check_names
 from sparcl.learner.micro import MICRO_BATCH
 from sparcl.methods import METHODS, Method
+from sparcl.nn import FLOAT32
 from sparcl.nn.graph import graph
 from sparcl.run import build
 from sparcl.run.experiment import Experiment
@@ -96,6 +97,8 @@ def _check_device(learner: Learner, transform: Transform) -> None:
             raise ConfigError(f"{what} {type(part).__name__} is your own: a device cannot go on with it")
     if not learner.rate.constant or learner.settings["clip_grad_norm"] is not None:
         raise ConfigError("a device has no learning-rate schedule and no clipping of gradients: it would go on without")
+    if getattr(learner.model, "activations", FLOAT32) != FLOAT32:
+        raise ConfigError("a device keeps activations as float32 alone: make the network with those")
     if MICRO_BATCH in learner.settings:
         raise ConfigError("a device has no micro-batches: make the Learner with a smaller batch size")
     if transform.augment is not None:

@@ -37,7 +37,7 @@ WITHOUT_EFFECT = (
     *("classes_per_task", "class_order", "class_order_seed", "epochs", "steps", "pace", "fitted", "threads"),
 )
 """Settings that are of a run's data or length: nothing of what fits depends on them."""
-OF_NAMED_MODELS = ("width", "init")
+OF_NAMED_MODELS = ("width", "activations", "init")
 
 PARTS = ("import", "data", "weights", "buffer", "activations", "workspace")
 

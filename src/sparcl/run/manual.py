@@ -47,7 +47,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("sparsifier", "sparsity", "pattern", "block_size", "distribution", "prunable", "first_mask"),
         *("gradient_sparsity", "sample_removal", "ddr_score", "importance", "ranking"),
     ),
-    "With what": ("backend", "device", "threads", "max_memory"),
+    "With what": ("activations", "backend", "device", "threads", "max_memory"),
     "Either or": ("single_head", "drop_last"),
 }
 """The options of `sparcl run` by the axis that they belong to; those that are not named stand first."""

@@ -7,7 +7,7 @@ from typing import Any
 from sparcl.run.experiment import BUDGETS, OF_BUFFER
 
 OF_LAYER_CHOICE = (
-    *("stream", "resize", "method", "model", "width", "batch_size", "backend", "device", "threads"),
+    *("stream", "resize", "method", "model", "width", "activations", "batch_size", "backend", "device", "threads"),
     *("sparsifier", "sparsity", "pattern", "block_size", "distribution", "prunable"),
 )
 """Settings that the timing of the layers depends on: with another value of one, a `layer_choice` says nothing."""

@@ -1,0 +1,163 @@
+"""Activations in bfloat16: a chain against its layers in float32, rounded where the chain writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from chains import Memory, chain_one_by_one, copied, make_blocks, make_stage
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparcl import kernels
+from sparcl.errors import ConfigError
+from sparcl.kernels import layout
+from sparcl.kernels.block import Block, ConvNorm, residual_chain
+
+pytestmark = pytest.mark.usefixtures("isa")  # each test once for each instruction set
+many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+STEP = 2.0**-8
+"""Between two halves, as a share of them: a rounding is off by half of it at most."""
+
+
+def rounded(x: Tensor) -> Tensor:
+    return layout.to_batch_last(x.bfloat16().float())
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Tensor, kept: bool) -> Tensor:
+        return rounded(x) if kept else x.view_as(x)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return rounded(gradient), None
+
+
+HALVES = Memory(lambda x: _Rounded.apply(x, True), lambda x: _Rounded.apply(x, False))
+
+
+def in_halves(x: Tensor, blocks: list[Block], stem: ConvNorm | None, pool: bool) -> Tensor:
+    return residual_chain(x, blocks, stem, pool, halves=True)
+
+
+def chain_in_floats(x: Tensor, blocks: list[Block], stem: ConvNorm | None, pool: bool) -> Tensor:
+    return residual_chain(x, blocks, stem, pool)
+
+
+def in_rounded_floats(x: Tensor, blocks: list[Block], stem: ConvNorm | None, pool: bool) -> Tensor:
+    return chain_one_by_one(x, blocks, stem, pool, HALVES)
+
+
+def outcomes(compute: Any, x: Tensor, stem: ConvNorm, blocks: list[Block], gradient: Tensor) -> list[Tensor]:
+    """The result, running statistics, and the gradients of all parameters and of x."""
+    own_stem = copied(stem, [True] * 3)
+    own_blocks = [Block(*(copied(stage, [True] * 3) for stage in block)) for block in blocks]
+    x = layout.to_batch_last(x.clone()).requires_grad_()
+    y = compute(x, own_blocks, own_stem, True)
+    y.backward(gradient)
+    stages = [own_stem, *(stage for block in own_blocks for stage in block if stage is not None)]
+    tensors = [t for stage in stages for t in stage[1:6] if t is not None]
+    return [y.detach(), x.grad, *(t.grad if t.requires_grad else t for t in tensors)]
+
+
+def assert_close(ours: list[Tensor], theirs: list[Tensor], floats: list[Tensor]) -> None:
+    """Two roundings of nearly the same number go apart by a step, and what cancels out in a sum leaves that behind: so
+    all that was computed is held together, and two thirds of the tensors one by one."""
+    apart = [float((a - b).norm() / (c.norm() + 1e-3)) for a, b, c in zip(ours, theirs, floats, strict=True)]
+    assert sorted(apart)[len(apart) * 2 // 3] <= 4 * STEP
+    a, b, c = (torch.cat([t.flatten() for t in tensors]) for tensors in (ours, theirs, floats))
+    assert (a - b).norm() <= 8 * STEP * c.norm()
+
+
+@many
+@given(data=st.data())
+def test_what_floats_give_that_are_rounded_as_they_are_written(data: st.DataObject) -> None:
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))
+    options = {
+        "density": data.draw(st.sampled_from((0.1, 0.5, 1.0))),
+        "block": data.draw(st.sampled_from((1, 4))),
+        "affine": data.draw(st.booleans()),
+        "training": data.draw(st.booleans()),
+    }
+    inputs = data.draw(st.sampled_from((4, 20)))
+    steps = data.draw(st.lists(st.sampled_from([(4, 1), (20, 1), (8, 2)]), min_size=1, max_size=3))
+    blocks, stem = make_blocks(inputs, steps, **options), make_stage(3, inputs, 3, 1, **{**options, "density": 1.0})
+    size = data.draw(st.sampled_from([(8, 8), (5, 6), (13, 9), (1, 3)]))
+    x = torch.randn(data.draw(st.sampled_from((16, 32, 48))), 3, *size)
+    gradient = torch.randn(len(x), steps[-1][0])
+    ours, theirs, floats = (
+        outcomes(compute, x, stem, blocks, gradient) for compute in (in_halves, in_rounded_floats, chain_one_by_one)
+    )
+    assert_close(ours, theirs, floats)
+
+
+@pytest.mark.parametrize("samples", [1, 7, 33])
+def test_batches_of_other_sizes_are_floats_to_the_bit(samples: int) -> None:
+    torch.manual_seed(0)
+    options = {"density": 0.5, "block": 1, "affine": True, "training": True}
+    blocks, stem = make_blocks(4, [(4, 1), (8, 2)], **options), make_stage(3, 4, 3, 1, **options)
+    x, gradient = torch.randn(samples, 3, 8, 8), torch.randn(samples, 8)
+    ours, floats = (outcomes(compute, x, stem, blocks, gradient) for compute in (in_halves, chain_one_by_one))
+    assert all(torch.equal(a, b) for a, b in zip(ours, floats, strict=True))
+
+
+def test_without_gradients_all_is_float_to_the_bit() -> None:
+    torch.manual_seed(0)
+    options = {"density": 0.5, "block": 1, "affine": True, "training": True}
+    blocks, stem = make_blocks(4, [(4, 1), (8, 2)], **options), make_stage(3, 4, 3, 1, **options)
+    x = layout.to_batch_last(torch.randn(32, 3, 8, 8))
+    with torch.no_grad():
+        assert torch.equal(in_halves(x, blocks, stem, True), chain_one_by_one(x, blocks, stem, True))
+
+
+def test_the_same_bits_for_any_number_of_threads_and_again() -> None:
+    torch.manual_seed(0)
+    options = {"density": 0.3, "block": 1, "affine": True, "training": True}
+    blocks, stem = make_blocks(16, [(16, 1), (32, 2)], **options), make_stage(3, 16, 3, 1, **options)
+    x, gradient = torch.randn(32, 3, 16, 16), torch.randn(32, 32)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8, 1):
+            torch.set_num_threads(threads)
+            found.append(outcomes(in_halves, x, stem, blocks, gradient))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_half_the_memory_is_kept() -> None:
+    torch.manual_seed(0)
+    options = {"density": 0.5, "block": 1, "affine": True, "training": True}
+    blocks, stem = make_blocks(4, [(4, 1), (4, 1), (4, 1)], **options), make_stage(4, 4, 3, 1, **options)
+    stem = copied(stem, [True] * 3)
+    x = layout.to_batch_last(torch.randn(32, 4, 8, 8))
+    kept = []
+    for compute in (chain_in_floats, in_halves):
+        before = int(kernels._native.arena_use()[0])
+        y = compute(x, blocks, stem, True)
+        kept.append(int(kernels._native.arena_use()[0]) - before)
+        del y
+    floats, halves = kept
+    assert 0.45 * floats < halves < 0.55 * floats
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(bad: float) -> None:
+    torch.manual_seed(0)
+    options = {"density": 1.0, "block": 1, "affine": True, "training": True}
+    blocks, stem = make_blocks(4, [(4, 1)], **options), make_stage(3, 4, 3, 1, **options)
+    x = torch.randn(16, 3, 4, 4)
+    x[3, 1, 2, 2] = bad
+    assert bool(outcomes(in_halves, x, stem, blocks, torch.ones(16, 4))[0].isnan().any())
+
+
+@pytest.mark.parametrize(("with_stem", "pool"), [(True, False), (False, True)])
+def test_a_part_of_a_network_is_refused(with_stem: bool, pool: bool) -> None:
+    options = {"density": 0.5, "block": 1, "affine": True, "training": True}
+    blocks, stem = make_blocks(4, [(4, 1)], **options), make_stage(4, 4, 3, 1, **options)
+    with pytest.raises(ConfigError, match="a stem before the blocks and the mean behind them"):
+        residual_chain(torch.randn(16, 4, 4, 4), blocks, stem if with_stem else None, pool, halves=True)
