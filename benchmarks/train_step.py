@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from sparcl import kernels
+from sparcl.nn import ACTIVATIONS, FLOAT32
 from sparcl.run.bench import DENSE_VARIANTS, Side, Step, milliseconds
 from sparcl.sparsity import DGM, Losses
 from sparcl.sparsity.patterns import make_pattern
@@ -48,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--activations", choices=ACTIVATIONS, default=FLOAT32, help="of the native sides")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--avx2", action="store_true", help="hold both sides to AVX2")
     parser.add_argument("--compile", action="store_true", help="time torch.compile as well")
@@ -62,10 +64,11 @@ def main() -> None:
     steps = {name: replace(base, variant=name).build()[1] for name in [*dense, "bf16"]}
     flops = dict.fromkeys(steps, base.flops()[0])
     refresh: dict[str, float] = {}
+    native = replace(base, variant="native", activations=options.activations)
     for pattern in ("unstructured", "block"):
         for sparsity in (0.75, 0.90, 0.95):
             side, name = (
-                replace(base, variant="native", sparsity=sparsity, pattern=pattern),
+                replace(native, sparsity=sparsity, pattern=pattern),
                 f"{pattern} {sparsity:.2f}",
             )
             steps[name], flops[name] = side.build()[1], side.flops()[1]

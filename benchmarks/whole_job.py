@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from sparcl import Learner, SparCL, methods, streams
-from sparcl.nn import resnet18
+from sparcl.nn import ACTIVATIONS, FLOAT32, resnet18
 from sparcl.streams import Task
 
 PUBLISHED_STEPS, PUBLISHED_SHARE, UPDATES_AN_EPOCH = 312, 12080 / 15600, 9 / 50
@@ -32,9 +32,9 @@ class Pause(Exception):  # noqa: N818
 class Job:
     """One side: a Learner that trains in turns, and the time that its steps took."""
 
-    def __init__(self, sparsity: float | None, seed: int = 0) -> None:
+    def __init__(self, sparsity: float | None, activations: str = FLOAT32, seed: int = 0) -> None:
         torch.manual_seed(seed)
-        model = resnet18(10)
+        model = resnet18(10, activations=activations)
         if sparsity is None:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.learner = Learner(
@@ -83,11 +83,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sparsity", type=float, default=0.95)
+    parser.add_argument("--activations", choices=ACTIVATIONS, default=FLOAT32, help="of the sparse side")
     parser.add_argument("--limit-per-class", type=int, help="read only so many images a class (a step costs the same)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task = streams.load("seq-cifar10", options.data, limit_per_class=options.limit_per_class).tasks[0]
-    sparse, dense = Job(options.sparsity), Job(None)
+    sparse, dense = Job(options.sparsity, options.activations), Job(None)
     while dense.steps < WARM_UP + options.steps:
         for job in (sparse, dense):
             job.turn(task)

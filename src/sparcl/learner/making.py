@@ -134,6 +134,8 @@ def _check_model(recipe: Any, state: State) -> None:
 def _check_size(arguments: Mapping[str, Any]) -> None:
     """Sizes that can be multiplied, and a number of layers that can be looked through."""
     for name, value in arguments.items():
+        if isinstance(value, str):
+            continue  # a name, which the model checks
         for number in value if isinstance(value, tuple) else (value,):
             checks.integer(number, f"the model's {name}", 0, MAX_WIDTH)
     if isinstance(blocks := arguments.get("blocks"), tuple) and sum(blocks) > 1024:
