@@ -98,6 +98,81 @@ void check_norm_term(ConvPlan& plan, const Extent& e, const Floats& values, cons
   }
 }
 
+// The nearest half, of two the even one.
+Half rounded(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+float widened(Half h) {
+  const uint32_t bits = static_cast<uint32_t>(h.bits) << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+Floats rounded(Floats x) {
+  for (float& v : x) v = widened(rounded(v));
+  return x;
+}
+
+// Where number i of a batch-last tensor lies among its halves.
+long place_of(long i, const Extent& e) {
+  const long V = kernels().lanes, cell = i / e.batch, lane = i % e.batch;
+  return lane / V * (e.count() / e.batch) * V + cell * V + lane % V;
+}
+
+std::vector<Half> halves_of(const Floats& x, const Extent& e) {
+  std::vector<Half> halves(x.size());
+  for (long i = 0; i < e.count(); ++i) halves[place_of(i, e)] = rounded(x[i]);
+  return halves;
+}
+
+Floats floats_of(const std::vector<Half>& halves, const Extent& e) {
+  Floats x(halves.size());
+  for (long i = 0; i < e.count(); ++i) x[i] = widened(halves[place_of(i, e)]);
+  return x;
+}
+
+std::vector<uint8_t> signs_of_halves(const std::vector<Half>& x, const Extent& e) {
+  const Extent piece{e.batch / kernels().lanes * e.channels, e.height, e.width, kernels().lanes};
+  Floats in_order;
+  for (Half h : x) in_order.push_back(widened(h));
+  return signs_of(in_order, piece);
+}
+
+// A convolution of halves: to the bit that of the same numbers as floats, rounded as it is written. One that does not tell positions
+// from samples (1x1) sums in another order.
+void check_halves(ConvPlan& plan, const Extent& e, const Floats& values, const Floats& x, const Floats& gy, int threads) {
+  const Extent out = plan.output_extent(e);
+  if (!halves_fit(e) || out.count() == 0) return;
+  const ConvShape& s = plan.shape();
+  const bool flat = s.weight[2] * s.weight[3] == 1 && s.stride[0] * s.stride[1] == 1 && s.padding[0] + s.padding[1] == 0;
+  const Floats rx = rounded(x), rgy = rounded(gy);
+  const std::vector<Half> hx = halves_of(x, e), hgy = halves_of(gy, out);
+  const std::vector<uint8_t> where = signs_of(rx, e), where_halves = signs_of_halves(hx, e);
+  Floats y(gy.size()), gx(x.size()), gvalues(values.size()), alone(values.size()), half_gvalues(values.size()), half_alone(values.size());
+  std::vector<Half> hy(gy.size()), hgx(x.size());
+  plan.forward(values.data(), nullptr, rx.data(), e, y.data(), threads);
+  plan.forward(values.data(), nullptr, Numbers(hx.data()), e, hy.data(), threads);
+  plan.backward(values.data(), rx.data(), rgy.data(), e, gx.data(), gvalues.data(), threads, {rx.data(), where.data()});
+  plan.backward(values.data(), Numbers(hx.data()), hgy.data(), e, hgx.data(), half_gvalues.data(), threads, {hx.data(), where_halves.data()});
+  plan.backward(values.data(), rx.data(), rgy.data(), e, nullptr, alone.data(), threads);
+  plan.backward(values.data(), Numbers(hx.data()), hgy.data(), e, nullptr, half_alone.data(), threads);
+  const auto check = [&](const char* what, const Floats& got, const Floats& want) {
+    if (!flat) return same_bits(what, got, want);
+    float scale = 0;
+    for (float v : want) scale = std::fmax(scale, std::fabs(v));
+    for (size_t i = 0; i < want.size(); ++i)
+      if (!(std::fabs(got[i] - want[i]) <= scale / 128)) throw std::runtime_error(std::string(what) + " differs");
+  };
+  check("forward, in halves", floats_of(hy, out), rounded(y));
+  check("input gradient, in halves", floats_of(hgx, e), rounded(gx));
+  check("weight gradient with it, of halves", half_gvalues, gvalues);
+  check("weight gradient, of halves", half_alone, alone);
+}
+
 void replay_convolution(Reader& in) {
   Extent e;
   e.batch = in.number();
@@ -144,6 +219,7 @@ void replay_convolution(Reader& in) {
     compare("input gradient", gx, want_gx);
     compare("weight gradient", gvalues, want_gvalues);
     check_norm_term(plan, e, values, x, gy, threads);
+    check_halves(plan, e, values, x, gy, threads);
     if (has_bias) {
       bias_gradient(gy.data(), out.channels, out.height * out.width * out.batch, gbias.data(), threads);
       compare("bias gradient", gbias, want_gbias, sum_of_sizes(gy) / static_cast<float>(out.channels));

@@ -95,6 +95,17 @@ def test_what_floats_give_that_are_rounded_as_they_are_written(data: st.DataObje
     assert_close(ours, theirs, floats)
 
 
+def test_results_so_large_that_they_go_past_the_caches() -> None:
+    torch.manual_seed(0)
+    options = {"density": 0.03, "block": 1, "affine": True, "training": True}
+    blocks, stem = make_blocks(64, [(64, 1)], **options), make_stage(3, 64, 3, 1, **{**options, "density": 1.0})
+    x, gradient = torch.randn(32, 3, 32, 32), torch.randn(32, 64)
+    ours, theirs, floats = (
+        outcomes(compute, x, stem, blocks, gradient) for compute in (in_halves, in_rounded_floats, chain_one_by_one)
+    )
+    assert_close(ours, theirs, floats)
+
+
 @pytest.mark.parametrize("samples", [1, 7, 33])
 def test_batches_of_other_sizes_are_floats_to_the_bit(samples: int) -> None:
     torch.manual_seed(0)

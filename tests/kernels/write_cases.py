@@ -40,7 +40,7 @@ def random_case(rng: random.Random) -> Case:
 
     while True:
         case = Case(
-            batch=rng.choice((0, 1, 7, 12, 16, 33)),
+            batch=rng.choice((0, 1, 7, 12, 16, 32, 33)),
             groups=rng.choice((1, 1, 2, 3)),
             inputs=rng.choice((1, 2, 4, 5, 9)),
             out=rng.choice((1, 2, 3, 4, 6, 8)),
