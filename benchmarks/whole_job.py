@@ -2,10 +2,10 @@
 
 SparCL-DER++ at .95 on the native backend against dense DER++ in plain PyTorch (channels_last, its faster layout), both
 training ResNet-18 at full width on CIFAR-10, buffer 200, batch 32, augmentation and replay included. Each side (with
-`--activations float32 bfloat16` there are two sparse ones) trains in turns of twenty steps of its first task, until `--steps` are timed; an epoch is, by the published schedule, 312 steps
-of a task of 10,000 samples. For SparCL that is 77.4 % of them on average, since data removal shortens the later epochs
-(12,080 of 15,600 iterations a task), DGM's choices (every 30 steps) as they come, and a fifth of a mask update (8 in 50
-epochs, and the expansion), timed apart.
+`--activations float32 bfloat16` there are two sparse ones) trains in turns of twenty steps of its first task, until
+`--steps` are timed; an epoch is, by the published schedule, 312 steps of a task of 10,000 samples. For SparCL that is
+77.4 % of them on average, since data removal shortens the later epochs (12,080 of 15,600 iterations a task), DGM's
+choices (every 30 steps) as they come, and a fifth of a mask update (8 in 50 epochs, and the expansion), timed apart.
 """
 
 from __future__ import annotations
