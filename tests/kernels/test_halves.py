@@ -52,16 +52,19 @@ def in_rounded_floats(x: Tensor, blocks: list[Block], stem: ConvNorm | None, poo
     return chain_one_by_one(x, blocks, stem, pool, HALVES)
 
 
-def outcomes(compute: Any, x: Tensor, stem: ConvNorm, blocks: list[Block], gradient: Tensor) -> list[Tensor]:
-    """The result, running statistics, and the gradients of all parameters and of x."""
-    own_stem = copied(stem, [True] * 3)
-    own_blocks = [Block(*(copied(stage, [True] * 3) for stage in block)) for block in blocks]
-    x = layout.to_batch_last(x.clone()).requires_grad_()
-    y = compute(x, own_blocks, own_stem, True)
-    y.backward(gradient)
-    stages = [own_stem, *(stage for block in own_blocks for stage in block if stage is not None)]
-    tensors = [t for stage in stages for t in stage[1:6] if t is not None]
-    return [y.detach(), x.grad, *(t.grad if t.requires_grad else t for t in tensors)]
+def outcomes(
+    compute: Any, x: Tensor, stem: ConvNorm, blocks: list[Block], gradient: Tensor, frozen: float = 0.0
+) -> list[Tensor]:
+    """The result, running statistics, and the gradients of x and of all parameters but a share that is frozen."""
+    drawn = torch.Generator().manual_seed(1)
+    own = [copied(stage, (torch.rand(3, generator=drawn) >= frozen).tolist()) for stage in (stem, *sum(blocks, ()))]
+    own_blocks = [Block(*own[first : first + 3]) for first in range(1, len(own), 3)]
+    x = layout.to_batch_last(x.clone()).requires_grad_(frozen == 0)
+    y = compute(x, own_blocks, own[0], True)
+    if y.requires_grad:
+        y.backward(gradient)
+    tensors = [x, *(t for stage in own if stage is not None for t in stage[1:6] if t is not None)]
+    return [y.detach(), *(t.grad if t.requires_grad else t for t in tensors)]
 
 
 def assert_close(ours: list[Tensor], theirs: list[Tensor], floats: list[Tensor]) -> None:
@@ -88,9 +91,10 @@ def test_what_floats_give_that_are_rounded_as_they_are_written(data: st.DataObje
     blocks, stem = make_blocks(inputs, steps, **options), make_stage(3, inputs, 3, 1, **{**options, "density": 1.0})
     size = data.draw(st.sampled_from([(8, 8), (5, 6), (13, 9), (1, 3)]))
     x = torch.randn(data.draw(st.sampled_from((16, 32, 48))), 3, *size)
-    gradient = torch.randn(len(x), steps[-1][0])
+    gradient, frozen = torch.randn(len(x), steps[-1][0]), data.draw(st.sampled_from((0.0, 0.5, 0.9)))
     ours, theirs, floats = (
-        outcomes(compute, x, stem, blocks, gradient) for compute in (in_halves, in_rounded_floats, chain_one_by_one)
+        outcomes(compute, x, stem, blocks, gradient, frozen)
+        for compute in (in_halves, in_rounded_floats, chain_one_by_one)
     )
     assert_close(ours, theirs, floats)
 
