@@ -77,9 +77,6 @@ void listen() {
   handle(SIGPIPE, SIG_IGN);                                                      // whoever reads the progress may go: see tell()
 }
 
-// Whether all that was printed has arrived.
-bool flushed() { return std::fflush(stdout) == 0 && !std::ferror(stdout); }
-
 // Progress, at once; output that nobody reads any more asks to stop.
 void tell() {
   if (std::fflush(stdout) != 0 && errno == EPIPE && !stopped_by) stopped_by = SIGPIPE;
@@ -258,6 +255,7 @@ int learn(const Options& o) {
 }
 
 int fail(const std::string& what, int status) {
+  std::fflush(stdout);  // what was said before comes before it
   std::fprintf(stderr, "sparcl-device: %s\n", printable(what).c_str());
   return status;
 }
@@ -318,6 +316,8 @@ int run(const Options& o) {
 
 }  // namespace
 
+bool sparcl::flushed() { return std::fflush(stdout) == 0 && !std::ferror(stdout); }
+
 int main(int count, char** arguments) {
   handle(SIGXFSZ, SIG_IGN);  // a file that may not be so large is a disk that is full
   return guarded([&] {
@@ -328,7 +328,7 @@ int main(int count, char** arguments) {
       return 0;
     }
     const int status = run(o);
-    if (status == 0 && o.command != "learn" && !flushed()) return fail("the output cannot be written", 1);
+    if (status == 0 && o.command != "learn" && !flushed()) return fail(kUnwritten, 1);
     return status;
   });
 }

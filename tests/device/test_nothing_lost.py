@@ -12,7 +12,13 @@ import made
 import pytest
 import torch
 
+from sparcl import Learner
 from sparcl.checkpoint import model_file
+from sparcl.methods import Finetune
+from sparcl.nn import MLP
+from sparcl.run.export_device import export_device, pack
+from sparcl.sparsity import Sparsifier
+from sparcl.streams import Samples, Transform, make_task
 
 
 @pytest.fixture
@@ -99,6 +105,21 @@ def test_an_answer_that_is_no_number_is_refused(program: Path, file: Path) -> No
         done = made.run(program, command, file, file.with_name("s.sparcl"))
         assert (done.returncode, done.stdout) == (2, "")
         assert "the network's answer to 0 is no number" in done.stderr
+
+
+def test_answers_before_one_that_is_no_number_are_said(program: Path, tmp_path: Path) -> None:
+    task = make_task(torch.rand(20, 3), [0, 1] * 10, transform=Transform())
+    learner = Learner(MLP(2, (3,), 4), Finetune(), Sparsifier(), classes=(0, 1), lr=0.1, batch_size=4)
+    learner.learn(task)
+    for parameter in learner.model.parameters():
+        parameter.data *= 100
+    export_device(learner, tmp_path / "f.sparcl", transform=Transform(), input_shape=(3,), classes=(0, 1))
+    x = torch.rand(40, 3)
+    x[21] = 3e38  # finite itself
+    pack(Samples(x, torch.arange(40) % 2), [0, 1], tmp_path / "s.sparcl")
+    done = made.run(program, "predict", tmp_path / "f.sparcl", tmp_path / "s.sparcl")
+    assert (done.returncode, done.stderr) == (2, "sparcl-device: the network's answer to 21 is no number\n")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [f'"{k}"' for k in range(21)]
 
 
 def test_an_output_that_is_an_input_is_refused(program: Path, file: Path) -> None:
