@@ -56,10 +56,10 @@ void check_values(const std::string& path, const Samples& samples, Wanted::Store
   for (size_t i = 0; !samples.bytes && i < samples.raw.size() / 4; ++i) {
     float value;
     std::memcpy(&value, samples.raw.data() + 4 * i, 4);
-    const std::string sample = std::to_string(i / static_cast<size_t>(samples.extent.count()));
-    if (!std::isfinite(value)) refuse(path + ": inputs hold NaN or infinite values, the first in sample " + sample + ": all must be finite");
+    const auto sample = [&] { return std::to_string(i / static_cast<size_t>(samples.extent.count())); };
+    if (!std::isfinite(value)) refuse(path + ": inputs hold NaN or infinite values, the first in sample " + sample() + ": all must be finite");
     if (stored == Wanted::kBytes && (value < 0 || value > 1))
-      refuse(path + " holds " + std::to_string(value) + " in sample " + sample + ": the network has learned pixels, uint8 or floating from 0 to 1");
+      refuse(path + " holds " + std::to_string(value) + " in sample " + sample() + ": the network has learned pixels, uint8 or floating from 0 to 1");
   }
 }
 
@@ -135,10 +135,13 @@ class Folder {
 
   void consider(const fs::path& path) { !fs::is_directory(path) && (is_image(path.string()) || called_image(path)) ? add(path) : pass_over(path); }
 
-  void add_class(const fs::path& folder) {
+  // needed: refused where it holds no image
+  void add_class(const fs::path& folder, bool needed) {
     const size_t before = samples_.size();
-    for (const fs::path& path : sorted(folder)) consider(path);
-    if (samples_.size() == before) refuse(folder.string() + " holds no image: allowed are " + image_formats() + "; pack other formats with sparcl pack");
+    const std::vector<fs::path> paths = sorted(folder);
+    for (const fs::path& path : paths) consider(path);
+    if (samples_.size() == before && needed) refuse(folder.string() + " holds no image: allowed are " + image_formats() + "; pack other formats with sparcl pack");
+    if (paths.empty()) pass_over(folder);
     samples_.classes.push_back(folder.filename().string());
   }
 
@@ -169,7 +172,7 @@ Samples listed_images(const std::string& place, const Wanted& wanted) {
     if (wanted.classes && fs::is_directory(path) && !is_utf8(path.filename().string())) refuse(path.string() + " is no name of a class: it is not UTF-8");
   for (const fs::path& path : paths) {
     if (fs::is_directory(path))
-      images.add_class(path);
+      images.add_class(path, wanted.classes);
     else if (wanted.classes)
       images.pass_over(path);
     else

@@ -171,7 +171,8 @@ def pngs() -> dict[str, bytes]:
     xmp = b"XML:com.adobe.xmp\0\0\0\0\0<tiff:Orientation>3</tiff:Orientation>"
     files["xmp"] = png(8, 2, noise_rows(8, 3), chunk(b"iTXt", xmp))
     raw = b"Raw profile type exif\0\nexif\n      34\n" + exif(3).hex().encode() + b"\n"
-    files["raw-exif"] = png(8, 2, noise_rows(8, 3), chunk(b"tEXt", raw))
+    for name, text in (("raw-exif", raw), ("raw-exif-odd", raw[:-2] + b"\n"), ("raw-exif-no-hex", raw[:-3] + b"xy\n")):
+        files[name] = png(8, 2, noise_rows(8, 3), chunk(b"tEXt", text))
     return files
 
 

@@ -149,6 +149,40 @@ def test_what_is_no_image_is_passed_over_and_told(program: Path, file: Path, tmp
     refused(program, file, folder, "photo.webp is no readable image: allowed are", "learn")
 
 
+def test_names_stay_in_their_line_and_steer_nothing(program: Path, file: Path, tmp_path: Path) -> None:
+    names = [
+        b"a\nb",
+        b'q"u\\',
+        "\x1b[2J\x7f\x9b\u202e\u2028".encode(),
+        "né 日本 𝛑".encode(),
+        b"caf\xe9",
+        b"\xed\xa0\x80",
+        b"\xf0\x9f\x98",
+    ]
+    folder = images(tmp_path / "im", *names)
+    done = subprocess.run([program, "predict", file, folder], capture_output=True, text=True, check=True)  # all UTF-8
+    assert all(c.isprintable() or c == "\n" for c in done.stdout)
+    lines = [json.JSONDecoder().raw_decode(line) for line in done.stdout.splitlines()]
+    assert sorted(os.fsencode(name) for name, _ in lines) == sorted(
+        os.fsencode(folder) + b"/" + name + b"/%d.ppm" % k for name in names for k in (0, 1)
+    )
+    missing = os.fsencode(folder) + "/\n\x9b né".encode() + b"\xe9"
+    done = subprocess.run([program, "predict", file, missing], capture_output=True, text=True, check=False)
+    assert done.stderr == f"sparcl-device: {folder}/?? né? cannot be read: No such file or directory\n"
+
+
+def test_a_folder_without_images_beside_images(program: Path, file: Path, tmp_path: Path) -> None:
+    folder = images(tmp_path / "im", "cat")
+    (folder / "empty").mkdir()
+    (folder / "raw").mkdir()
+    (folder / "raw" / "x.raw").write_bytes(b"raw")
+    done = made.run(program, "predict", file, folder)
+    assert (done.returncode, done.stdout.count("\n")) == (0, 2)
+    assert done.stderr == f"sparcl-device: 2 file(s) passed over, the first {folder / 'empty'}\n"
+    refused(program, file, folder, "empty holds no image", "learn", "evaluate")
+    refused(program, file, folder / "empty", "empty holds no image", "predict")
+
+
 def test_what_was_answered_before_a_bad_image_is_said(program: Path, file: Path, tmp_path: Path) -> None:
     (folder := tmp_path / "im").mkdir()
     good = (images(tmp_path / "one", "cat") / "cat" / "0.ppm").read_bytes()
