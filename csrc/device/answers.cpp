@@ -13,7 +13,7 @@
 namespace sparcl {
 namespace {
 
-constexpr size_t kBatch = 64;
+constexpr size_t kBatch = 16;  // as many as fill the widest registers: more are hardly faster
 const char* const kMoreThanNetworks[] = {"icarl", "packnet", "lps"};
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
@@ -25,16 +25,20 @@ void check_method(const ModelFile& model) {
     if (name == more) refuse("method " + name + " answers with more than its network, which a device's file does not hold apart: use Learner.load");
 }
 
-// Calls use(first sample, logits [classes][N], N) for one batch after the other.
+// Calls use(first sample, logits [classes][N], N) for one batch after the other: the first ones are small, so that whoever waits for
+// answers has some at once.
 template <class Use>
-void each_batch(Graph& graph, const Transform& transform, const Samples& samples, Use use) {
+void each_batch(Graph& graph, const Transform& transform, SampleReader& reader, Use use) {
   std::vector<float> x;
-  for (size_t first = 0; first < samples.size(); first += kBatch) {
-    const long N = static_cast<long>(std::min(kBatch, samples.size() - first));
+  const Samples& samples = reader.listed();
+  for (size_t first = 0; first < samples.size();) {
+    const size_t count = reader.read(first, std::min({kBatch, first + 1, samples.size() - first}));
+    const long N = static_cast<long>(count);
     x.resize(static_cast<size_t>(samples.extent.count() * N));
-    for (long n = 0; n < N; ++n)
-      put_sample(transform, samples.extent, samples.bytes, samples.raw.data() + (first + static_cast<size_t>(n)) * samples.stride(), {0, 0, false}, x.data(), n, N);
+    for (size_t n = 0; n < count; ++n)
+      put_sample(transform, samples.extent, samples.bytes, reader.values() + n * samples.stride(), {0, 0, false}, x.data(), static_cast<long>(n), N);
     use(first, graph.forward(x.data(), N, false), N);
+    first += count;
   }
 }
 
@@ -73,13 +77,13 @@ void predict(const ModelFile& model, const std::string& place, const AnswerOptio
   check_method(model);
   Graph graph(model, o.threads);
   Average(model, graph).answer(graph);
-  const Samples samples = read_samples(place, wanted_by(model, graph.input(), o.resize, false));
-  std::string told;  // printed when all have an answer
-  each_batch(graph, transform_of(model.transform, graph.input()), samples, [&](size_t first, const float* logits, long N) {
+  SampleReader reader(place, wanted_by(model, graph.input(), o.resize, false));
+  const Samples& samples = reader.listed();
+  each_batch(graph, transform_of(model.transform, graph.input()), reader, [&](size_t first, const float* logits, long N) {
     for (long n = 0; n < N; ++n) {
       const std::string& name = samples.names[first + static_cast<size_t>(n)];
       const long best = best_of(logits, graph.classes(), n, N, name);
-      told += to_text(Json::of(name));
+      std::string told = to_text(Json::of(name));
       char number[32];
       for (long c = 0; o.logits && c < graph.classes(); ++c) {
         std::snprintf(number, sizeof number, " %.9g", static_cast<double>(logits[c * N + n]));
@@ -87,20 +91,22 @@ void predict(const ModelFile& model, const std::string& place, const AnswerOptio
       }
       if (!o.logits) told += " " + to_text(model.classes.items[static_cast<size_t>(best)]);
       told += "\n";
+      std::fwrite(told.data(), 1, told.size(), stdout);
     }
+    if (!flushed()) throw std::runtime_error(kUnwritten);
   });
   say_passed_over(samples);
-  std::fwrite(told.data(), 1, told.size(), stdout);
 }
 
 void evaluate(const ModelFile& model, const std::string& place, const AnswerOptions& o) {
   check_method(model);
   Graph graph(model, o.threads);
   Average(model, graph).answer(graph);
-  const Samples samples = read_samples(place, wanted_by(model, graph.input(), o.resize, true));
+  SampleReader reader(place, wanted_by(model, graph.input(), o.resize, true));
+  const Samples& samples = reader.listed();
   const std::vector<long> columns = columns_of(model, samples);
   std::vector<long> right(samples.classes.size()), seen(right.size());
-  each_batch(graph, transform_of(model.transform, graph.input()), samples, [&](size_t first, const float* logits, long N) {
+  each_batch(graph, transform_of(model.transform, graph.input()), reader, [&](size_t first, const float* logits, long N) {
     for (long n = 0; n < N; ++n) {
       const size_t sample = first + static_cast<size_t>(n), of = static_cast<size_t>(samples.labels[sample]);
       ++seen[of];

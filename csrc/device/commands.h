@@ -7,6 +7,9 @@
 
 namespace sparcl {
 
+constexpr char kUnwritten[] = "the output cannot be written";
+bool flushed();  // whether all that was printed has arrived
+
 // What is in the file, and what this build can read.
 void info(const ModelFile& model);
 
@@ -14,7 +17,7 @@ struct AnswerOptions {
   int threads = 1;
   bool resize = false, logits = false;
 };
-// `samples`: their file or folder. All three print what they find; gradients() writes a safetensors file, too.
+// `samples`: their file or folder. All three print what they find, predict() as it finds it; gradients() writes a safetensors file, too.
 void predict(const ModelFile& model, const std::string& samples, const AnswerOptions& options);
 void evaluate(const ModelFile& model, const std::string& samples, const AnswerOptions& options);
 void gradients(const ModelFile& model, const std::string& samples, const std::string& out, const AnswerOptions& options);

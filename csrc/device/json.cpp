@@ -1,5 +1,6 @@
 #include "device/json.h"
 
+#include <algorithm>
 #include <cctype>
 #include <cmath>
 #include <cstdio>
@@ -166,20 +167,43 @@ class Parser {
   size_t at_ = 0;
 };
 
+// The length of the UTF-8 character at a place, and its code; 0 where none is.
+size_t character(const std::string& text, size_t at, unsigned& code) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned>(static_cast<unsigned char>(i < text.size() ? text[i] : 0)); };
+  const unsigned first = byte(at);
+  const size_t more = first < 0x80 ? 0 : first < 0xC2 ? 4 : first < 0xE0 ? 1 : first < 0xF0 ? 2 : first < 0xF5 ? 3 : 4;
+  if (more == 4) return 0;
+  code = more == 0 ? first : first & (0x3F >> more);
+  for (size_t i = 1; i <= more; ++i) {
+    if ((byte(at + i) & 0xC0) != 0x80) return 0;
+    code = code << 6 | (byte(at + i) & 63);
+  }
+  const bool shortest = more < 2 || code >= (more == 2 ? 0x800u : 0x10000u);
+  return shortest && code <= 0x10FFFF && (code < 0xD800 || code >= 0xE000) ? more + 1 : 0;
+}
+
+// Whether a character does something to a line instead of standing in it: controls, breaks, what turns the direction or is not seen.
+bool steers(unsigned code) {
+  static constexpr unsigned kSpans[][2] = {{0, 0x1F}, {0x7F, 0x9F}, {0x200B, 0x200F}, {0x2028, 0x202E}, {0x2060, 0x206F}, {0xFEFF, 0xFEFF}};
+  for (const auto& span : kSpans)
+    if (code >= span[0] && code <= span[1]) return true;
+  return false;
+}
+
 void write_string(const std::string& text, std::string& out) {
+  constexpr unsigned kUndecoded = 0xDC00;  // before a byte that is no UTF-8
   out += '"';
-  for (const char c : text) {
-    const unsigned char byte = static_cast<unsigned char>(c);
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (byte < 0x20) {
+  for (size_t at = 0, length; at < text.size(); at += std::max<size_t>(length, 1)) {
+    unsigned code = 0;
+    length = character(text, at, code);
+    if (length == 0 || steers(code)) {
       char escaped[8];
-      std::snprintf(escaped, sizeof escaped, "\\u%04x", byte);
+      std::snprintf(escaped, sizeof escaped, "\\u%04x", (length ? code : kUndecoded + static_cast<unsigned char>(text[at])) & 0xFFFF);
       out += escaped;
-    } else {
-      out += c;
+      continue;
     }
+    if (code == '"' || code == '\\') out += '\\';
+    out.append(text, at, length);
   }
   out += '"';
 }
@@ -321,28 +345,23 @@ void Json::set(const std::string& key, Json value) {
 }
 
 bool is_utf8(const std::string& text) {
-  for (size_t at = 0; at < text.size();) {
-    const auto byte = [&](size_t i) { return static_cast<unsigned>(static_cast<unsigned char>(i < text.size() ? text[i] : 0)); };
-    const unsigned first = byte(at);
-    const size_t more = first < 0x80 ? 0 : first < 0xC2 ? 4 : first < 0xE0 ? 1 : first < 0xF0 ? 2 : first < 0xF5 ? 3 : 4;
-    if (more == 4) return false;
-    unsigned code = more == 0 ? first : first & (0x3F >> more);
-    for (size_t i = 1; i <= more; ++i) {
-      if ((byte(at + i) & 0xC0) != 0x80) return false;
-      code = code << 6 | (byte(at + i) & 63);
-    }
-    const bool shortest = more < 2 || code >= (more == 2 ? 0x800u : 0x10000u);
-    if (!shortest || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) return false;
-    at += more + 1;
-  }
+  unsigned code = 0;
+  for (size_t at = 0, length; at < text.size(); at += length)
+    if (length = character(text, at, code); length == 0) return false;
   return true;
 }
 
-std::string printable(std::string text) {
-  const bool utf8 = is_utf8(text);
-  for (char& c : text)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f || (!utf8 && static_cast<unsigned char>(c) > 0x7f)) c = '?';
-  return text;
+std::string printable(const std::string& text) {
+  std::string shown;
+  for (size_t at = 0, length; at < text.size(); at += std::max<size_t>(length, 1)) {
+    unsigned code = 0;
+    length = character(text, at, code);
+    if (length == 0 || steers(code))
+      shown += '?';
+    else
+      shown.append(text, at, length);
+  }
+  return shown;
 }
 
 Json parse_json(const std::string& text, const std::string& what) { return Parser(text, what).all(); }

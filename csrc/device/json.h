@@ -32,9 +32,10 @@ struct Json {
 };
 
 Json parse_json(const std::string& text, const std::string& what);  // throws std::invalid_argument
+// What would steer a terminal is spelled out (\u0007), and so is a byte that is no UTF-8, as Python has it in names of files (\udcff).
 std::string to_text(const Json& value);
 bool is_utf8(const std::string& text);
-// For people: names out of files must not steer the terminal.
-std::string printable(std::string text);
+// For people: names out of files must not steer the terminal. What would, or is no UTF-8, is a question mark.
+std::string printable(const std::string& text);
 
 }  // namespace sparcl

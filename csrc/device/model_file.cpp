@@ -229,7 +229,10 @@ void write_safetensors(const std::string& path, const SafeTensors& file) {
     File to(temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0666, path);
     struct stat old {};
     if (to.get() < 0) fail();
-    if (stat(place.c_str(), &old) == 0 && fchmod(to.get(), old.st_mode & 07777) != 0) errno = 0;  // not every disk has modes
+    if (stat(place.c_str(), &old) == 0) {
+      if (fchown(to.get(), old.st_uid, old.st_gid) != 0) errno = 0;  // only root gives a file away
+      if (fchmod(to.get(), old.st_mode & 07777) != 0) errno = 0;     // not every disk has modes
+    }
     const std::string header = header_of(file);
     const std::string length = little_endian(header.size());
     to.write(length.data(), length.size());

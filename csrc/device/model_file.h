@@ -37,8 +37,8 @@ struct SafeTensors {
 
 // Throws std::invalid_argument, one line, for what is missing, no regular file, truncated, hostile or of another version.
 SafeTensors read_safetensors(const std::string& path);
-// The old file or the new one, whole and synced, whenever the power fails; a link stays a link, and a file keeps its mode. Throws
-// std::runtime_error.
+// The old file or the new one, whole and synced, whenever the power fails; a link stays a link, and a file keeps its mode and, by
+// root's hand, its owner. Throws std::runtime_error.
 void write_safetensors(const std::string& path, const SafeTensors& file);
 
 struct ModelFile {

@@ -81,8 +81,9 @@ bool read_pixels(Reader& r) {
   return true;
 }
 
-// The hex digits behind three lines of a text that ImageMagick wrote.
+// The hex digits behind three lines of a text that ImageMagick wrote; damaged ones are no EXIF, as in Pillow.
 std::string from_hex(const char* text, size_t size) {
+  static const char kDamaged[] = "?";
   std::string bytes;
   size_t lines = 0;
   int high = -1;
@@ -90,7 +91,8 @@ std::string from_hex(const char* text, size_t size) {
     const char c = text[i];
     const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
     if (c == '\n') ++lines;
-    if (lines < 3 || digit < 0) continue;
+    if (lines < 3 || c == ' ' || (c >= '\t' && c <= '\r')) continue;
+    if (digit < 0) return kDamaged;
     if (high < 0) {
       high = digit;
     } else {
@@ -98,7 +100,7 @@ std::string from_hex(const char* text, size_t size) {
       high = -1;
     }
   }
-  return bytes;
+  return high < 0 ? bytes : kDamaged;
 }
 
 void take_notes(const Reader& r, png_infop info, Notes& notes) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <stdexcept>
 
 #include "device/schedule.h"
@@ -11,9 +12,17 @@ namespace {
 
 constexpr long kUnits = 200, kMost = (1L << 31) - 1;
 constexpr double kCertainty = 4;
+constexpr double kMostOfOneStep = 2;  // budgets of seconds that a task's first step may take, as in Python
 constexpr char kPath[] = "learner/position/order", kWhat[] = "the position";
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+std::string too_little(const Budget& budget, double seconds_of_step) {
+  char step[64];
+  std::snprintf(step, sizeof step, seconds_of_step < 1 ? "one step takes %.3g s; use %.1g or more" : "one step takes %.1f s; use %.0f or more", seconds_of_step,
+                seconds_of_step);
+  return budget.text() + " is too little: " + step;
+}
 
 }  // namespace
 
@@ -82,6 +91,7 @@ double Position::spent(const Budget& budget) const {
 void Position::note(const Budget& budget, double seconds_of_step, bool paced) {
   ++done;
   seconds += seconds_of_step;
+  if (budget.seconds > 0 && !replayed && done == 1 && seconds_of_step > kMostOfOneStep * budget.seconds) refuse(too_little(budget, seconds_of_step));
   if (replayed || (!paced && budget.seconds <= 0)) return;
   double share = budget.seconds > 0 ? seconds / budget.seconds : static_cast<double>(done) / static_cast<double>(std::max(budget.steps, 1L));
   if (budget.epochs) share = (static_cast<double>(epoch) + static_cast<double>(step + 1) / static_cast<double>(std::max(planned_steps, 1L))) / static_cast<double>(budget.epochs);

@@ -45,7 +45,8 @@ struct Position {
 
   bool over(const Budget& budget) const;
   double spent(const Budget& budget) const;  // as a sparsifier is told it
-  // A step was made. paced: the file's budget is seconds, so that it says what a task came to, whatever it is trained for here.
+  // A step was made. paced: the file's budget is seconds, so that it says what a task came to, whatever it is trained for here. Throws
+  // std::invalid_argument where a budget of seconds is too little for the first step alone, as in Python.
   void note(const Budget& budget, double seconds_of_step, bool paced);
 
   Json store(ModelFile& model) const;

@@ -21,6 +21,7 @@ void Removal::load(const Json& settings, const Json& state, const ModelFile& mod
   kept_ = model.file.at(path + "/kept").bools("DDR's kept samples");
   const long samples = static_cast<long>(kept_.size()), gone = std::count(kept_.begin(), kept_.end(), 0);
   removed_ = state.at("removed", "DDR").whole("DDR's removed samples", gone, gone);
+  if (samples && gone == samples) throw std::invalid_argument("DDR keeps no sample of the task");
   const int32_t* counts = model.file.at(path + "/count").int32s("DDR's counts", samples);
   count_.assign(counts, counts + samples);
   seen_ = model.file.at(path + "/seen").bools("DDR's seen samples", samples);

@@ -56,10 +56,10 @@ void check_values(const std::string& path, const Samples& samples, Wanted::Store
   for (size_t i = 0; !samples.bytes && i < samples.raw.size() / 4; ++i) {
     float value;
     std::memcpy(&value, samples.raw.data() + 4 * i, 4);
-    const std::string sample = std::to_string(i / static_cast<size_t>(samples.extent.count()));
-    if (!std::isfinite(value)) refuse(path + ": inputs hold NaN or infinite values, the first in sample " + sample + ": all must be finite");
+    const auto sample = [&] { return std::to_string(i / static_cast<size_t>(samples.extent.count())); };
+    if (!std::isfinite(value)) refuse(path + ": inputs hold NaN or infinite values, the first in sample " + sample() + ": all must be finite");
     if (stored == Wanted::kBytes && (value < 0 || value > 1))
-      refuse(path + " holds " + std::to_string(value) + " in sample " + sample + ": the network has learned pixels, uint8 or floating from 0 to 1");
+      refuse(path + " holds " + std::to_string(value) + " in sample " + sample() + ": the network has learned pixels, uint8 or floating from 0 to 1");
   }
 }
 
@@ -93,12 +93,12 @@ Samples packed(const std::string& path, const Wanted& wanted) {
   return samples;
 }
 
-void append_image(const fs::path& path, const Wanted& wanted, std::vector<uint8_t>& raw) {
+void append_image(const std::string& path, const Wanted& wanted, std::vector<uint8_t>& raw) {
   const Extent& input = wanted.input;
-  Image image = read_image(path.string());
+  Image image = read_image(path);
   if (image.width != input.width || image.height != input.height) {
     if (!wanted.resize)
-      refuse(path.string() + " has " + std::to_string(image.width) + "x" + std::to_string(image.height) + " pixels where the network takes " +
+      refuse(path + " has " + std::to_string(image.width) + "x" + std::to_string(image.height) + " pixels where the network takes " +
              std::to_string(input.width) + "x" + std::to_string(input.height) + ": --resize makes them fit");
     image = resized(std::move(image), input.height, input.width);
   }
@@ -116,16 +116,15 @@ std::vector<fs::path> sorted(const fs::path& folder) {
   return paths;
 }
 
-// A folder being read: what lies in it that is no image is passed over, as sparcl.streams.folder does.
-class Reader {
+// A folder being listed: what lies in it that is no image is passed over, as sparcl.streams.folder does.
+class Folder {
  public:
-  explicit Reader(const Wanted& wanted) : wanted_(wanted) {
-    samples_.extent = wanted.input;
+  explicit Folder(const Extent& input) {
+    samples_.extent = input;
     samples_.bytes = true;
   }
 
   void add(const fs::path& path) {
-    append_image(path, wanted_, samples_.raw);
     samples_.labels.push_back(static_cast<long>(samples_.classes.size()));
     samples_.names.push_back(path.string());
   }
@@ -136,10 +135,13 @@ class Reader {
 
   void consider(const fs::path& path) { !fs::is_directory(path) && (is_image(path.string()) || called_image(path)) ? add(path) : pass_over(path); }
 
-  void add_class(const fs::path& folder) {
+  // needed: refused where it holds no image
+  void add_class(const fs::path& folder, bool needed) {
     const size_t before = samples_.size();
-    for (const fs::path& path : sorted(folder)) consider(path);
-    if (samples_.size() == before) refuse(folder.string() + " holds no image: allowed are " + image_formats() + "; pack other formats with sparcl pack");
+    const std::vector<fs::path> paths = sorted(folder);
+    for (const fs::path& path : paths) consider(path);
+    if (samples_.size() == before && needed) refuse(folder.string() + " holds no image: allowed are " + image_formats() + "; pack other formats with sparcl pack");
+    if (paths.empty()) pass_over(folder);
     samples_.classes.push_back(folder.filename().string());
   }
 
@@ -154,31 +156,30 @@ class Reader {
     return std::find(std::begin(kSuffixes), std::end(kSuffixes), suffix) != std::end(kSuffixes);
   }
 
-  const Wanted& wanted_;
   Samples samples_;
 };
 
 // <class>/*; where no classes are asked for, also the images beside the folders, or one image alone.
-Samples images(const std::string& place, const Wanted& wanted) {
+Samples listed_images(const std::string& place, const Wanted& wanted) {
   if (!wanted.images) refuse("the network takes samples of shape " + shape_text(wanted.input) + " that are no images: use sparcl pack");
-  Reader reader(wanted);
+  Folder images(wanted.input);
   std::error_code ignored;
   const bool folder = fs::is_directory(place, ignored);
   if (!folder && wanted.classes) refuse(place + " is one image, without a class: give a folder <class>/* of images, or what sparcl pack wrote");
-  if (!folder) reader.add(place);
+  if (!folder) images.add(place);
   const std::vector<fs::path> paths = folder ? sorted(place) : std::vector<fs::path>();
   for (const fs::path& path : paths)
     if (wanted.classes && fs::is_directory(path) && !is_utf8(path.filename().string())) refuse(path.string() + " is no name of a class: it is not UTF-8");
   for (const fs::path& path : paths) {
     if (fs::is_directory(path))
-      reader.add_class(path);
+      images.add_class(path, wanted.classes);
     else if (wanted.classes)
-      reader.pass_over(path);
+      images.pass_over(path);
     else
-      reader.consider(path);
+      images.consider(path);
   }
-  if (reader.size() == 0) refuse(place + " holds no class folder with images: <class>/* are needed");
-  return reader.done();
+  if (images.size() == 0) refuse(place + (wanted.classes ? " holds no class folder with images: <class>/* are needed" : " holds no image"));
+  return images.done();
 }
 
 // Whether a file may be of safetensors, by its first bytes; what cannot be read is left to whoever reads it.
@@ -201,15 +202,42 @@ Wanted wanted_by(const ModelFile& model, const Extent& input, bool resize, bool 
   return wanted;
 }
 
-Samples read_samples(const std::string& path, const Wanted& wanted) {
+SampleReader::SampleReader(const std::string& path, const Wanted& wanted) : wanted_(wanted), packed_(false) {
   try {
-    if (fs::is_directory(path) || is_image(path)) return images(path, wanted);
+    if (fs::is_directory(path) || is_image(path)) {
+      samples_ = listed_images(path, wanted);
+      return;
+    }
   } catch (const fs::filesystem_error& error) {
     refuse(error.path1().string() + " cannot be read: " + error.code().message());
   }
   if (!may_be_packed(path)) refuse(path + " is neither what sparcl pack wrote nor an image that is read here: allowed are " + image_formats() + "; pack others with sparcl pack");
-  return packed(path, wanted);
+  samples_ = packed(path, wanted);
+  packed_ = true;
 }
+
+size_t SampleReader::read(size_t first, size_t most) {
+  if (packed_) {
+    values_ = samples_.raw.data() + first * samples_.stride();
+    return most;
+  }
+  part_.clear();
+  size_t count = 0;
+  try {
+    for (; count < most; ++count) append_image(samples_.names[first + count], wanted_, part_);
+  } catch (...) {
+    if (count == 0) throw;
+  }
+  values_ = part_.data();
+  return count;
+}
+
+Samples SampleReader::all() && {
+  for (size_t i = 0; !packed_ && i < samples_.size(); ++i) append_image(samples_.names[i], wanted_, samples_.raw);
+  return std::move(samples_);
+}
+
+Samples read_samples(const std::string& path, const Wanted& wanted) { return SampleReader(path, wanted).all(); }
 
 void say_passed_over(const Samples& samples) {
   if (samples.passed_over) std::fprintf(stderr, "sparcl-device: %ld file(s) passed over, the first %s\n", samples.passed_over, printable(samples.first_passed_over).c_str());

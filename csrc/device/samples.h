@@ -31,9 +31,25 @@ struct Wanted {
 };
 // Of the samples that a model is to answer to or to learn. Throws std::invalid_argument.
 Wanted wanted_by(const ModelFile& model, const Extent& input, bool resize, bool classes);
-// Samples of the shape and the type that a network takes, of classes that all have some. Throws
-// std::invalid_argument, one line.
-Samples read_samples(const std::string& path, const Wanted& wanted);
+// Samples of the shape and the type that a network takes, of classes that all have some, as they are asked for: a folder may hold more
+// images than fit into memory. All throw std::invalid_argument, one line.
+class SampleReader {
+ public:
+  SampleReader(const std::string& path, const Wanted& wanted);
+  const Samples& listed() const { return samples_; }  // what is known before images are decoded: all but their pixels
+  // Reads `most` samples, or those before one that cannot be read: whoever begins with that is told why. Returns how many.
+  size_t read(size_t first, size_t most);
+  const uint8_t* values() const { return values_; }  // of what was read last
+  Samples all() &&;
+
+ private:
+  Wanted wanted_;
+  Samples samples_;
+  bool packed_;
+  std::vector<uint8_t> part_;
+  const uint8_t* values_ = nullptr;
+};
+Samples read_samples(const std::string& path, const Wanted& wanted);  // all at once
 void say_passed_over(const Samples& samples);  // on stderr, where files were
 
 // What happens to a sample between storage and network.

@@ -1,5 +1,6 @@
 // sparcl-device: goes on learning where Python stopped, without Python and PyTorch. `sparcl-device --help` names the commands.
 // Exit status 0: done, 1: memory, disk or training failed, 2: a wrong argument or file, 128 + N: stopped by signal N, all saved.
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -77,9 +78,6 @@ void listen() {
   handle(SIGPIPE, SIG_IGN);                                                      // whoever reads the progress may go: see tell()
 }
 
-// Whether all that was printed has arrived.
-bool flushed() { return std::fflush(stdout) == 0 && !std::ferror(stdout); }
-
 // Progress, at once; output that nobody reads any more asks to stop.
 void tell() {
   if (std::fflush(stdout) != 0 && errno == EPIPE && !stopped_by) stopped_by = SIGPIPE;
@@ -119,6 +117,7 @@ Options parse(int count, char** arguments) {
       o.command.empty() ? void(o.command = option) : o.places.push_back(option);
       continue;
     }
+    if (std::find(o.given.begin(), o.given.end(), option) != o.given.end()) refuse(option + " is given twice: leave one of them out");
     o.given.push_back(option);
     if (option == "--help")
       o.help = true;
@@ -212,20 +211,8 @@ void say_stopped(long steps, bool new_task) {
     std::printf("stopped after step %ld; everything is saved, %s\n", steps, goes_on);
 }
 
-int learn(const Options& o) {
-  const std::string out = o.out.empty() ? o.places[0] : o.out;
-  const FileLock lock(out);  // before the file is read: it is then what the last one left
-  if (same_file(out, o.places[1])) refuse(out + " holds the samples, and would be lost: name another --out");
-  ModelFile model = source_of(o, out);
-  if (o.new_task && !stands_inside(model)) refuse("--new-task has no effect: the file stands inside no task");
-  const Extent input = Graph(model, o.threads).input();  // checks the file as it is, before its head grows; it is not kept
-  const Samples samples = read_samples(o.places[1], wanted_by(model, input, o.resize, true));
-  Learning learning(model, samples, o.threads, o.new_task, o.budget);
-  say_passed_over(samples);
-  if (learning.grown()) std::printf("%ld new class(es): the head has grown\n", learning.grown());
-  if (learning.removal_is_off()) std::printf("no samples are removed: DDR is for budgets of epochs\n");
-  if (learning.position.done) std::printf("going on in epoch %ld, after step %ld\n", learning.position.epoch + 1, learning.position.done);
-  listen();
+// Until the task is over or somebody asks to stop.
+void make_steps(Learning& learning, const Options& o, const std::string& out) {
   double saved = now(), told = 0;
   while (!learning.over() && !stopped_by) {
     learning.step();
@@ -237,6 +224,28 @@ int learn(const Options& o) {
     }
     if (now() - saved >= o.save_every) learning.save(out), saved = now();
   }
+}
+
+// What the file goes on from, and what of its settings does not take part.
+void say_begun(const Learning& learning) {
+  if (learning.grown()) std::printf("%ld new class(es): the head has grown\n", learning.grown());
+  if (learning.removal_is_off()) std::printf("no samples are removed: DDR is for budgets of epochs\n");
+  if (learning.position.done) std::printf("going on in epoch %ld, after step %ld\n", learning.position.epoch + 1, learning.position.done);
+}
+
+int learn(const Options& o) {
+  const std::string out = o.out.empty() ? o.places[0] : o.out;
+  const FileLock lock(out);  // before the file is read: it is then what the last one left
+  if (same_file(out, o.places[1])) refuse(out + " holds the samples, and would be lost: name another --out");
+  ModelFile model = source_of(o, out);
+  if (o.new_task && !stands_inside(model)) refuse("--new-task has no effect: the file stands inside no task");
+  const Extent input = Graph(model, o.threads).input();  // checks the file as it is, before its head grows; it is not kept
+  const Samples samples = read_samples(o.places[1], wanted_by(model, input, o.resize, true));
+  Learning learning(model, samples, o.threads, o.new_task, o.budget);
+  say_passed_over(samples);
+  say_begun(learning);
+  listen();
+  make_steps(learning, o, out);
   const long steps = learning.position.done;
   const double seconds = learning.position.seconds;
   const bool over = learning.over();
@@ -257,7 +266,14 @@ int learn(const Options& o) {
   return over ? 0 : 128 + stopped_by;
 }
 
+// A descriptor of the three that is closed stays unusable: the next file that is opened would get its number, and what is printed.
+void keep_closed() {
+  for (int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (fcntl(descriptor, F_GETFD) < 0 && open("/dev/null", descriptor == STDIN_FILENO ? O_WRONLY : O_RDONLY) != descriptor) _exit(1);
+}
+
 int fail(const std::string& what, int status) {
+  std::fflush(stdout);  // what was said before comes before it
   std::fprintf(stderr, "sparcl-device: %s\n", printable(what).c_str());
   return status;
 }
@@ -318,17 +334,18 @@ int run(const Options& o) {
 
 }  // namespace
 
+bool sparcl::flushed() { return std::fflush(stdout) == 0 && !std::ferror(stdout); }
+
 int main(int count, char** arguments) {
+  keep_closed();
   handle(SIGXFSZ, SIG_IGN);  // a file that may not be so large is a disk that is full
   return guarded([&] {
     const Options o = parse(count, arguments);
     kernels();  // refuses an unknown SPARCL_ISA
-    if (o.help || count == 1) {
-      std::printf("%s%s%s", kHelp, image_formats(), kHelpEnd);
-      return 0;
-    }
-    const int status = run(o);
-    if (status == 0 && o.command != "learn" && !flushed()) return fail("the output cannot be written", 1);
+    const bool help = o.help || count == 1;
+    if (help) std::printf("%s%s%s", kHelp, image_formats(), kHelpEnd);
+    const int status = help ? 0 : run(o);
+    if (status == 0 && o.command != "learn" && !flushed()) return fail(kUnwritten, 1);
     return status;
   });
 }

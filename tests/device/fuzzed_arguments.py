@@ -26,7 +26,7 @@ GOOD: dict[str, tuple[Any, ...]] = {
     "--threads": (1, 2, 3),
     "--epochs": (1,),
     "--steps": (1, "2.0", "1e0"),
-    "--max-seconds": (0.001, "1e-2"),
+    "--max-seconds": (0.3, "5e-1"),  # many steps: seconds for less than half of one are refused
     "--save-every": (0, 1e12),
     "--batch": (2, 5),
 }

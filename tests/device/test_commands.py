@@ -15,6 +15,9 @@ import pytest
 
 from sparcl import Learner
 from sparcl.checkpoint import model_file
+from sparcl.errors import ConfigError
+from sparcl.methods import Finetune
+from sparcl.nn import ConvNet
 
 
 @pytest.fixture
@@ -141,6 +144,28 @@ def test_saves_are_of_the_seconds(program: Path, file: Path) -> None:
     options = ("--max-seconds", 2, "--save-every", 0, "--threads", 1)
     assert made.run(program, "learn", file, file.with_name("s.sparcl"), *options).returncode == 0
     assert time.monotonic() - begun < 6  # steps alone take a fraction of the time that their saves take
+
+
+def test_seconds_for_less_than_half_a_step_are_refused(program: Path, tmp_path: Path) -> None:
+    """As in Python; a step of this network takes longer than two thousandths of a second."""
+    task, *_ = made.stream()
+    learner = Learner(ConvNet(4, 3, 128), Finetune(), lr=0.01, batch_size=48, seconds=0.001)
+    file, samples = made.export(learner, tmp_path / "m.sparcl", task), made.packed(task, tmp_path / "s.sparcl")
+    with pytest.raises(ConfigError, match=r"is too little: one step takes .*; use .* or more"):
+        learner.learn(task)
+    before = file.read_bytes()
+    out = ("--out", tmp_path / "out.sparcl")
+    for options in ((), ("--max-seconds", 0.001), (*out, "--save-every", 0)):
+        done = made.run(program, "learn", file, samples, "--threads", 1, *options)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
+        assert "--max-seconds 0.001 is too little: one step takes 0." in done.stderr
+        assert file.read_bytes() == before
+        assert sorted(place.name for place in tmp_path.iterdir()) == ["m.sparcl", "s.sparcl"]
+    enough = float(done.stderr.split("use ")[1].split()[0])
+    done = made.run(program, "learn", file, samples, "--max-seconds", 20 * enough)
+    assert (done.returncode, done.stderr) == (0, "")
+    again = Learner.load(file, backend="reference")
+    assert again.steps > 0
 
 
 def test_hangups_that_are_ignored_stay_so(program: Path, file: Path) -> None:

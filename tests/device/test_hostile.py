@@ -75,6 +75,11 @@ def changed(file: Path, part: str, change: Any) -> None:
     model_file.write(file, model_file.ModelFile(**{**vars(model), part: value}))
 
 
+def removes_all(state: Any) -> None:
+    ddr = state["learner"]["sparsifier"]["ddr"]
+    ddr.update(kept=torch.zeros_like(ddr["kept"]), removed=len(ddr["kept"]))
+
+
 def average_of(weight: torch.Tensor | None = None, running: torch.Tensor | None = None) -> Any:
     """A state that keeps an average, of this for the first weight, or for the first norm's mean."""
 
@@ -142,6 +147,7 @@ def test_what_the_checksum_vouches_for_is_checked_all_the_same(program: Path, fi
         ("state", lambda s: s["learner"]["sparsifier"]["dgm"].update(owed=1), "owed must be true or false"),
         ("state", lambda s: s["learner"]["sparsifier"]["ddr"].update(removed=7), "removed samples must be"),
         ("state", lambda s: s["learner"]["sparsifier"]["ddr"]["kept"].view(torch.uint8).fill_(2), "true or false"),
+        ("state", removes_all, "DDR keeps no sample of the task"),
         ("state", lambda s: s["layers"]["3"].update(chosen=torch.ones(3, dtype=torch.bool)), "elements, it must have"),
         ("device", lambda d: d["sparsifier"].update(name="set"), "sparsifier set is not in this program"),
         ("device", lambda d: d["sparsifier"].update(block=3), "no multiple of the block"),
@@ -196,6 +202,8 @@ def test_deep_json_and_control_characters(program: Path, file: Path) -> None:
         (("learn", "a"), "learn needs 2 file(s), 1 given"),
         (("learn", "a", "b", "--epochs", "0"), "--epochs 0 is not allowed; use a whole number from 1 to 2147483647"),
         (("learn", "a", "b", "--epochs", "1", "--steps", "1"), "give one of --epochs, --steps and --max-seconds"),
+        (("learn", "a", "b", "--steps", "1", "--steps", "2"), "--steps is given twice: leave one of them out"),
+        (("predict", "a", "b", "--logits", "--logits"), "--logits is given twice: leave one of them out"),
         (("learn", "a", "b", "--out"), "--out without a value is not allowed; name a file"),
         (("info", "a", "--resize"), "info has no option --resize; allowed: --help"),
         (

@@ -12,7 +12,13 @@ import made
 import pytest
 import torch
 
+from sparcl import Learner
 from sparcl.checkpoint import model_file
+from sparcl.methods import Finetune
+from sparcl.nn import MLP
+from sparcl.run.export_device import export_device, pack
+from sparcl.sparsity import Sparsifier
+from sparcl.streams import Samples, Transform, make_task
 
 
 @pytest.fixture
@@ -91,6 +97,33 @@ def test_a_task_that_diverges_leaves_the_file(program: Path, file: Path, options
     assert file.read_bytes() == before or "--save-every" in options  # which is a finite state further on
 
 
+@pytest.mark.parametrize("closed", [(1,), (0, 1), (0, 1, 2), (2,)])
+def test_a_closed_output_is_told_and_no_file_takes_its_place(
+    program: Path, file: Path, closed: tuple[int, ...]
+) -> None:
+    samples, whole = file.with_name("s.sparcl"), file.read_bytes()
+
+    def close() -> None:
+        for descriptor in closed:
+            os.close(descriptor)
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = list(map(str, (program, *arguments)))
+        return subprocess.run(command, preexec_fn=close, capture_output=True, text=True, check=False)
+
+    for command in (("info", file), ("predict", file, samples), ("evaluate", file, samples), ("--help",)):
+        done = run(*command)
+        assert done.returncode == (1 in closed), command
+        assert done.stderr == "sparcl-device: the output cannot be written\n" * (1 in closed and 2 not in closed)
+    assert file.read_bytes() == whole
+    done = run("learn", file, samples, "--steps", 4)
+    assert done.returncode == 0
+    assert ("everything is saved" in done.stderr) == (1 in closed and 2 not in closed)
+    assert model_file.read(file).device["tasks"][0]["steps"] == 4
+    assert run("learn", file, samples, "--steps", 0).returncode == 2
+    assert sorted(place.name for place in file.parent.iterdir()) == ["m.sparcl", "o.sparcl", "s.sparcl"]
+
+
 def test_an_answer_that_is_no_number_is_refused(program: Path, file: Path) -> None:
     model = model_file.read(file)
     next(iter(model.state["layers"].values()))["values"].fill_(float("nan"))
@@ -99,6 +132,21 @@ def test_an_answer_that_is_no_number_is_refused(program: Path, file: Path) -> No
         done = made.run(program, command, file, file.with_name("s.sparcl"))
         assert (done.returncode, done.stdout) == (2, "")
         assert "the network's answer to 0 is no number" in done.stderr
+
+
+def test_answers_before_one_that_is_no_number_are_said(program: Path, tmp_path: Path) -> None:
+    task = make_task(torch.rand(20, 3), [0, 1] * 10, transform=Transform())
+    learner = Learner(MLP(2, (3,), 4), Finetune(), Sparsifier(), classes=(0, 1), lr=0.1, batch_size=4)
+    learner.learn(task)
+    for parameter in learner.model.parameters():
+        parameter.data *= 100
+    export_device(learner, tmp_path / "f.sparcl", transform=Transform(), input_shape=(3,), classes=(0, 1))
+    x = torch.rand(40, 3)
+    x[21] = 3e38  # finite itself
+    pack(Samples(x, torch.arange(40) % 2), [0, 1], tmp_path / "s.sparcl")
+    done = made.run(program, "predict", tmp_path / "f.sparcl", tmp_path / "s.sparcl")
+    assert (done.returncode, done.stderr) == (2, "sparcl-device: the network's answer to 21 is no number\n")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [f'"{k}"' for k in range(21)]
 
 
 def test_an_output_that_is_an_input_is_refused(program: Path, file: Path) -> None:
@@ -134,6 +182,15 @@ def test_a_link_stays_a_link_and_a_file_keeps_its_mode(program: Path, file: Path
     assert real.stat().st_mode & 0o777 == 0o600
     (folder / ".real.sparcl.lock").symlink_to("/dev/null")  # the lock of a link is that of its file
     assert made.run(program, "learn", file, file.with_name("s.sparcl"), "--steps", 1).returncode == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
+def test_a_file_stays_its_owner_s(program: Path, file: Path) -> None:
+    os.chown(file, 12345, 54321)
+    file.chmod(0o640)
+    assert made.run(program, "learn", file, file.with_name("s.sparcl"), "--steps", 1).returncode == 0
+    about = file.stat()
+    assert (about.st_uid, about.st_gid, about.st_mode & 0o777) == (12345, 54321, 0o640)
 
 
 def test_a_limit_on_the_size_of_files_is_a_disk_that_is_full(program: Path, file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,7 +146,72 @@ def test_what_is_no_image_is_passed_over_and_told(program: Path, file: Path, tmp
     images(folder, "unknown")
     refused(program, file, folder, 'class "unknown" has no column', "evaluate")
     (folder / "x" / "photo.webp").write_bytes(b"RIFF")
-    refused(program, file, folder, "photo.webp is no readable image: allowed are")
+    refused(program, file, folder, "photo.webp is no readable image: allowed are", "learn")
+
+
+def test_names_stay_in_their_line_and_steer_nothing(program: Path, file: Path, tmp_path: Path) -> None:
+    names = [
+        b"a\nb",
+        b'q"u\\',
+        "\x1b[2J\x7f\x9b\u202e\u2028".encode(),
+        "né 日本 𝛑".encode(),
+        b"caf\xe9",
+        b"\xed\xa0\x80",
+        b"\xf0\x9f\x98",
+    ]
+    folder = images(tmp_path / "im", *names)
+    done = subprocess.run([program, "predict", file, folder], capture_output=True, text=True, check=True)  # all UTF-8
+    assert all(c.isprintable() or c == "\n" for c in done.stdout)
+    lines = [json.JSONDecoder().raw_decode(line) for line in done.stdout.splitlines()]
+    assert sorted(os.fsencode(name) for name, _ in lines) == sorted(
+        os.fsencode(folder) + b"/" + name + b"/%d.ppm" % k for name in names for k in (0, 1)
+    )
+    missing = os.fsencode(folder) + "/\n\x9b né".encode() + b"\xe9"
+    done = subprocess.run([program, "predict", file, missing], capture_output=True, text=True, check=False)
+    assert done.stderr == f"sparcl-device: {folder}/?? né? cannot be read: No such file or directory\n"
+
+
+def test_a_folder_without_images_beside_images(program: Path, file: Path, tmp_path: Path) -> None:
+    folder = images(tmp_path / "im", "cat")
+    (folder / "empty").mkdir()
+    (folder / "raw").mkdir()
+    (folder / "raw" / "x.raw").write_bytes(b"raw")
+    done = made.run(program, "predict", file, folder)
+    assert (done.returncode, done.stdout.count("\n")) == (0, 2)
+    assert done.stderr == f"sparcl-device: 2 file(s) passed over, the first {folder / 'empty'}\n"
+    refused(program, file, folder, "empty holds no image", "learn", "evaluate")
+    refused(program, file, folder / "empty", "empty holds no image", "predict")
+
+
+def test_what_was_answered_before_a_bad_image_is_said(program: Path, file: Path, tmp_path: Path) -> None:
+    (folder := tmp_path / "im").mkdir()
+    good = (images(tmp_path / "one", "cat") / "cat" / "0.ppm").read_bytes()
+    places = [folder / f"{k:02}.ppm" for k in range(30)]
+    for place in places:
+        place.write_bytes(good)
+    whole = made.run(program, "predict", file, folder)
+    assert (whole.returncode, whole.stdout.count("\n"), whole.stderr) == (0, 30, "")
+    for bad in (0, 1, 7, 20, 29):
+        places[bad].write_bytes(good[:12])
+        done = made.run(program, "predict", file, folder)
+        said = f"sparcl-device: {places[bad]} is no readable image: it ends too early\n"
+        assert (done.returncode, done.stderr) == (2, said)
+        assert done.stdout.splitlines() == whole.stdout.splitlines()[:bad]
+        places[bad].write_bytes(good)
+
+
+def test_answers_come_as_they_are_found(program: Path, file: Path, tmp_path: Path) -> None:
+    (folder := tmp_path / "im").mkdir()
+    Image.fromarray(np.zeros((4000, 4000, 3), np.uint8)).save(folder / "0.ppm")
+    for k in range(1, 500):  # which would take a minute
+        (folder / f"{k}.ppm").hardlink_to(folder / "0.ppm")
+    command = list(map(str, (program, "predict", file, folder, "--resize")))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f'"{folder}/0.ppm" ')
+        assert process.poll() is None
+        process.terminate()
+        assert process.stdout.read().count("\n") < 499
 
 
 def test_what_cannot_be_read(program: Path, file: Path, tmp_path: Path) -> None:
