@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "seeds": set(),
     "starting": set(),
     "recorded": set(),
+    "scenarios": set(),
     "published": set(),
     "kernels": set(),
     "nn": {"kernels"},
@@ -43,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each part may import of the others, beside itself and the leaves; `sparcl` is the package itself."""
 
 LEAVES = {
-    *("errors", "folders", "named", "outputs", "overlaid", "regular", "seeds", "recorded", "starting"),
+    *("errors", "folders", "named", "outputs", "overlaid", "regular", "seeds", "recorded", "scenarios", "starting"),
     *("checkpoint.checks", "checkpoint.disk"),
 }
 
@@ -104,6 +105,7 @@ LEARNER = (
     "saving",
     "making",
     "telling",
+    "assembly",
     "training",
     "observing",
     "learner",

@@ -26,12 +26,12 @@ from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner import making, refusals, saving
 from sparcl.learner.accuracy import AT_ONCE, Accuracy, measure
+from sparcl.learner.assembly import MakeOptimizer
 from sparcl.learner.classes import GrowingLinear
 from sparcl.learner.observing import Observing
 from sparcl.learner.prediction import Prediction, predict
 from sparcl.learner.schedule import Factor
 from sparcl.learner.telling import SAFE, Observer
-from sparcl.learner.training import MakeOptimizer
 from sparcl.learner.undo import left_as_it_was
 from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating

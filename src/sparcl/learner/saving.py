@@ -21,11 +21,11 @@ from sparcl.learner import frozen
 from sparcl.learner.average import Average
 from sparcl.learner.budget import Budget, check_pace
 from sparcl.learner.classes import Classes, classes_in
-from sparcl.learner.frozen import FREEZE, UNTRAINED
-from sparcl.learner.latents import LATENTS
+from sparcl.learner.frozen import FREEZE, UNTRAINED, Frozen
+from sparcl.learner.latents import LATENTS, Latents
 from sparcl.learner.micro import MICRO_BATCH
 from sparcl.learner.position import Position, StreamPosition
-from sparcl.learner.schedule import USUAL
+from sparcl.learner.schedule import USUAL, Rate
 from sparcl.methods import METHODS, Method
 from sparcl.methods.method import RehearsalMethod
 from sparcl.methods.respond import classifier
@@ -81,6 +81,44 @@ class Saved(Protocol):
     stream: StreamPosition | None
 
 
+class Made(Protocol):
+    """What is read of a Learner as it is made."""
+
+    batch_size: int
+    seed: int
+    drop_last: bool
+    frozen: Frozen
+    latents: Latents | None
+    budget: Budget
+    rate: Rate
+
+
+def settings_of(
+    learner: Made,
+    *,
+    replay_batch_size: int,
+    clip_grad_norm: float | None,
+    average: float | None,
+    micro_batch: int | None,
+) -> dict[str, Any]:
+    """What a checkpoint keeps of the numbers that a Learner was made with: it goes on with the same ones only."""
+    latents = None if learner.latents is None else learner.latents.kind
+    named = {LATENTS: latents, MICRO_BATCH: micro_batch}
+    return {
+        "batch_size": learner.batch_size,
+        "seed": learner.seed,
+        **learner.frozen.settings,
+        **{name: value for name, value in named.items() if value is not None},
+        "budget": {learner.budget.kind: learner.budget.amount},
+        "replay_batch_size": replay_batch_size,
+        "lr_schedule": learner.rate.name,
+        "warmup": learner.rate.warmup,
+        "clip_grad_norm": clip_grad_norm,
+        "average": average,
+        "drop_last": learner.drop_last,
+    }
+
+
 def recipes(model: nn.Module, method: object, sparsifier: object) -> dict[str, Any]:
     """How the three are made again; None for what is not ours or was made with more than plain values."""
     parts = zip(MADE_FROM, (model, method, sparsifier), strict=True)
@@ -100,7 +138,7 @@ def capture(learner: Saved) -> State:
         "settings": {
             **{name: value for name, value in learner.settings.items() if value != USUAL.get(name, ...)},
             "made_from": learner.recipes,
-            STRIDES: canonical.strides(learner.model, learner.sparsifier.layers),
+            STRIDES: canonical.strides(learner.model),
         },
         **canonical.capture(learner.model, learner.sparsifier.layers, learner.optimizer),
         "learner": _progress(learner),
@@ -130,11 +168,11 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     with checks.refusing("the classes"):
         learner.classes.restore(classes_in(state["learner"]), learner.optimizer)
     if learner.backend == "reference" and STRIDES in settings:  # native has one order for all
-        canonical.lay_out(learner.model, learner.sparsifier.layers, settings[STRIDES])
+        canonical.lay_out(learner.model, settings[STRIDES])
     with checks.refusing("the state of the model and its optimizer"):
         canonical.restore(learner.model, learner.sparsifier.layers, learner.optimizer, state, _fits(learner))
     with checks.refusing("the state of the method and the sparsifier"):
-        names = canonical.parameter_names(learner.model, learner.sparsifier.layers)
+        names = canonical.parameter_names(learner.model)
         by_name = {name: parameter for parameter, name in names.items()}
         frozen.restore(by_name, state["learner"].get("frozen", []), settings.get(UNTRAINED, []))
         _go_on(learner, state["learner"])
@@ -157,7 +195,7 @@ def settings_in(state: Mapping[str, Any]) -> Mapping[str, Any]:
 def _progress(learner: Saved) -> State:
     """What is needed to go on to the same bits beside the weights, masks and optimizer state."""
     position = learner.position
-    names = canonical.parameter_names(learner.model, learner.sparsifier.layers)
+    names = canonical.parameter_names(learner.model)
     still = [name for p, name in names.items() if not p.requires_grad]
     return {
         **({"frozen": still} if still else {}),

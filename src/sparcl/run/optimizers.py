@@ -11,7 +11,7 @@ from torch import nn
 
 from sparcl import named
 from sparcl.errors import LARGEST, ConfigError, one_line
-from sparcl.learner.training import MakeOptimizer
+from sparcl.learner.assembly import MakeOptimizer
 
 if TYPE_CHECKING:
     from sparcl.run.experiment import Experiment
