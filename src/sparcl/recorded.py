@@ -5,13 +5,33 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from sparcl.errors import ConfigError
+
+_AGAIN: ContextVar[bool] = ContextVar("made again", default=False)
+
+
+@contextmanager
+def made_again() -> Iterator[None]:
+    """What is made in here was allowed when it was first made: a record stays readable, whatever is refused since."""
+    token = _AGAIN.set(True)
+    try:
+        yield
+    finally:
+        _AGAIN.reset(token)
+
+
+def refuse(message: str) -> None:
+    """Raise ConfigError of an argument without effect, unless it is one of `made_again`."""
+    if not _AGAIN.get():
+        raise ConfigError(message)
 
 
 class Recorded:

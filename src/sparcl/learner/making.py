@@ -24,7 +24,7 @@ from sparcl.learner.schedule import Factor, of_checkpoint
 from sparcl.methods import Method
 from sparcl.methods.respond import classifier
 from sparcl.nn.layers import ELEMENTWISE_OPTIMIZERS
-from sparcl.recorded import misfit
+from sparcl.recorded import made_again, misfit
 from sparcl.sparsity import Sparsifier
 
 
@@ -76,7 +76,7 @@ def _growth(state: State) -> dict[str, Any]:
 
 def _made(part: str, recipe: Any, depth: int) -> Any:
     kind, arguments = _call(part, recipe, depth)
-    with checks.refusing(f"the {part}"), seeds.given_back():  # a model draws weights, which are not kept
+    with checks.refusing(f"the {part}"), made_again(), seeds.given_back():  # a model draws weights, which are not kept
         return kind(**arguments)
 
 

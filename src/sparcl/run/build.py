@@ -16,6 +16,7 @@ from sparcl.learner.schedule import Factor, Rate
 from sparcl.learner.telling import Observer
 from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating
+from sparcl.recorded import made_again
 from sparcl.run import optimizers, pretrained
 from sparcl.run.experiment import OF_BUFFER, Experiment
 from sparcl.sparsity import SPARSIFIERS, find
@@ -87,20 +88,21 @@ def sparsifier(experiment: Experiment) -> Sparsifier:
         assert experiment.gradient_sparsity is not None
         assert experiment.sample_removal is not None
         stay: dict[str, Any] = {"p_intra": 0.0, "p_inter": 0.0} if experiment.importance == "none" else {}
-        return SparCL(
-            experiment.sparsity,
-            gradients=experiment.gradient_sparsity,
-            samples=experiment.sample_removal,
-            pattern=experiment.pattern,
-            block_size=experiment.block_size,
-            distribution=experiment.distribution,
-            prunable=experiment.prunable,
-            ddr_score=experiment.ddr_score or MISCLASSIFIED,
-            ranking=experiment.ranking or "step",
-            use_gradients=experiment.importance != "magnitude",
-            **stay,
-            first_mask=experiment.first_mask or "random",
-        )
+        with made_again():  # `effect` has looked at what is set
+            return SparCL(
+                experiment.sparsity,
+                gradients=experiment.gradient_sparsity,
+                samples=experiment.sample_removal,
+                pattern=experiment.pattern,
+                block_size=experiment.block_size,
+                distribution=experiment.distribution,
+                prunable=experiment.prunable,
+                ddr_score=experiment.ddr_score or MISCLASSIFIED,
+                ranking=experiment.ranking or "step",
+                use_gradients=experiment.importance != "magnitude",
+                **stay,
+                first_mask=experiment.first_mask or "random",
+            )
     given = {} if experiment.first_mask is None else {"first_mask": experiment.first_mask}
     return SPARSIFIERS[experiment.sparsifier](
         experiment.sparsity,

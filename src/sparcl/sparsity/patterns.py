@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparcl.errors import ConfigError, unknown
-from sparcl.recorded import Recorded
+from sparcl.recorded import Recorded, refuse
 
 PATTERNS = ("unstructured", "block")
 BLOCK = 4
@@ -99,7 +99,7 @@ def make_pattern(name: Pattern | str, block: int = BLOCK) -> Pattern:
 def check_block(block: int, patterns: Sequence[Pattern | str]) -> None:
     """Raise ConfigError where a size of blocks is asked for and no pattern is in blocks of a size of one's choice."""
     if block != BLOCK and "block" not in patterns:
-        raise ConfigError(f"block size {block} goes with pattern block, not {' and '.join(map(str, patterns))}")
+        refuse(f"block size {block} goes with pattern block, not {' and '.join(map(str, patterns))}")
 
 
 DISTRIBUTIONS = ("uniform", "erk")
