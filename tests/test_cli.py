@@ -147,7 +147,7 @@ def test_the_scenario_is_told_first_with_its_forgetting(capsys, tmp_path):
     assert f",{lost['task_il']}," in capsys.readouterr().out
     page = (run / "report.html").read_text()
     assert page.index("when told the task (Task-IL)") < page.index("without being told the task (Class-IL)")
-    assert f"it lost {lost['task_il']:.3g} percentage points from the best that it had known (Task-IL)" in page
+    assert f"{abs(lost['task_il']):.3g} percentage points from the best that it had known (Task-IL)" in page
 
     assert _main([*command, "--seed", "1", "--out", str(usual)]) == 0
     assert re.search(r"Class-IL / Task-IL .*forgetting \(Class-IL\)", capsys.readouterr().out, re.DOTALL)
@@ -155,6 +155,17 @@ def test_the_scenario_is_told_first_with_its_forgetting(capsys, tmp_path):
     rows = capsys.readouterr().out.splitlines()[1:]
     assert [row.split(",")[6] for row in rows] == ["scenario=class-il", "scenario=task-il"], "no mean of two scenarios"
     assert "scenario" in refused(capsys, *command, "--scenario", "class-il", "--out", str(run), "--resume")
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_folder_of_other_files_is_no_run_directory(capsys, tmp_path, resume):
+    for name in ("README.md", "config.toml", "main.py"):
+        (tmp_path / name).write_text("mine")
+    line = refused(capsys, "run", "seq-digits", *QUICK, "--out", str(tmp_path), *resume)
+    assert "holds other files, such as main.py, and no run: choose another --out" in line
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(
+        ("README.md", "config.toml", "main.py"), "mine"
+    )
 
 
 def test_a_loss_that_becomes_nan_says_where_and_leaves_nothing(capsys, tmp_path):

@@ -131,6 +131,7 @@ def test_the_place_of_the_data_holds_for_every_run_that_reads_any(tmp_path: Path
             "[base]\nstream = 'seq-digits'\ngradient_sparsity = 0.0\nimportance='none'\n[grid]\nranking = ['fresh']\n",
             "ranking fresh changes nothing",
         ),
+        ("stream = 'seq-digits'\n", "the settings of one run go to sparcl run --config"),
         ("= 1", "is not valid TOML"),
     ],
 )

@@ -27,6 +27,8 @@ OF_METHOD = (
     "preset",
     "scenario",
     "single_head",
+    "drop_last",
+    "first_mask",
     "gradient_sparsity",
     "sample_removal",
     "ddr_score",

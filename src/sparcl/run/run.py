@@ -73,6 +73,7 @@ def execute(
     build.check(experiment)
     trackers.check(track)
     directory = RunDirectory(out or Path("runs") / experiment.name)
+    directory.check_free()
     if directory.finished and resume:
         ran = Experiment.from_dict(read_toml(directory.config), str(directory.config)).resolve()
         experiment = as_fitted(experiment, settings(ran), named)

@@ -128,7 +128,8 @@ def _combinations(path: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, A
 def _check_keys(label: str, table: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
     others = [key for key in table if key not in allowed]
     if others:
-        raise ConfigError(f"{label}: {unknown('key', others[0], allowed)}")
+        hint = "; the settings of one run go to sparcl run --config" if "stream" in others else ""
+        raise ConfigError(f"{label}: {unknown('key', others[0], allowed)}{hint}")
 
 
 def _table(label: str | Path, holder: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -210,7 +211,9 @@ def _with_threads(cell: Cell, threads: int | None) -> Cell:
 
 def _check_directory(directory: Path, experiment: Experiment) -> None:
     """A directory's run must be this one, or a skip would pass another's result off as it."""
-    config = RunDirectory(directory).config
+    run = RunDirectory(directory)
+    run.check_free()
+    config = run.config
     if not config.exists():
         return
     try:
