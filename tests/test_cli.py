@@ -341,6 +341,11 @@ def test_a_closed_standard_output_stops_nothing(finished, tmp_path):
     assert "seq-digits" in (tmp_path / "x").read_text()
 
 
+def test_with_standard_error_closed_a_refusal_is_not_among_the_results(tmp_path):
+    assert redirected(f">{tmp_path}/x 2>&-", "report", "absent").returncode == 2
+    assert (tmp_path / "x").read_text() == ""
+
+
 def test_files_that_are_passed_over_are_one_line_of_the_run(tmp_path):
     made_data = pytest.importorskip("PIL.Image")
     for split, count in (("train", 4), ("test", 1)):
