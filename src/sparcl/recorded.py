@@ -59,8 +59,8 @@ def plain(value: Any) -> Any:
 
 
 SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    int: ("a whole number", lambda value: hasattr(value, "__index__")),
-    float: ("a number", lambda value: hasattr(value, "__float__")),
+    int: ("a whole number", lambda value: hasattr(value, "__index__") and not isinstance(value, bool)),
+    float: ("a number", lambda value: hasattr(value, "__float__") and not isinstance(value, bool)),
     bool: ("True or False", lambda value: isinstance(value, bool | np.bool_)),
     str: ("a name", lambda value: isinstance(value, str)),
 }

@@ -6,7 +6,7 @@ Legend: N batch, C classes of the whole stream.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -81,18 +81,6 @@ def check_last(drop_last: bool | None, usual: bool) -> bool:
     if not isinstance(drop_last, bool | np.bool_):
         raise ConfigError(f"drop_last {drop_last!r:.40} is not allowed; use True or False, or leave it out")
     return bool(drop_last)
-
-
-def check_shape(input_shape: Sequence[int] | None) -> tuple[int, ...] | None:
-    """The shape of one sample; ConfigError where it can be none."""
-    if input_shape is None:
-        return None
-    sizes = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
-    if not sizes or not all(isinstance(n, Integral) and n > 0 for n in sizes):
-        raise ConfigError(
-            f"input shape {input_shape!r:.40} is not allowed; use the sizes of a sample, as in (3, 32, 32)"
-        )
-    return tuple(map(int, sizes))
 
 
 def folder(path: object, what: str = "folder") -> Path:

@@ -37,6 +37,7 @@ from sparcl.learner.undo import left_as_it_was
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Batch, Host, Method
 from sparcl.nn import memory
+from sparcl.nn.sizes import checked_shape
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import Transform
 from sparcl.streams.batches import steps as steps_of_epoch
@@ -94,7 +95,7 @@ class Training(Telling):
         rate, decay = refusals.rates(lr, weight_decay, of_ours=optimizer is None)
         refusals.check_checkpoints(checkpoint_dir, checkpoint_every)
         clip_grad_norm, warmup = check_clip(clip_grad_norm), check_warmup(warmup)
-        input_shape = refusals.check_shape(input_shape)
+        input_shape = None if input_shape is None else checked_shape(input_shape)
         drop_last = refusals.check_last(drop_last, self.sparsifier.drops_last)
         average = check_share(average, type(self.method))
         self.rate = Rate(lr_schedule, warmup)
