@@ -93,6 +93,7 @@ LEARNER = (
     "trained",
     "backend",
     "refusals",
+    "optimizer",
     "alone",
     "micro",
     "frozen",

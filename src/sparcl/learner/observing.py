@@ -18,6 +18,7 @@ from sparcl.learner import refusals
 from sparcl.learner.alone import first_norm
 from sparcl.learner.asked import Asked
 from sparcl.learner.average import ANSWERS_NOW
+from sparcl.learner.optimizer import check_trained
 from sparcl.learner.position import StreamPosition
 from sparcl.learner.training import Training
 from sparcl.methods import METHODS
@@ -97,7 +98,7 @@ class Observing(Training):
         if self.stream is None or self._bound is not self.stream:  # once: it looks at every weight
             if self.latents is not None:
                 self.latents.check_same()
-            refusals.check_trained(self.optimizer)
+            check_trained(self.optimizer)
             if (misfit := self._misfit()) is not None:
                 raise ConfigError(misfit)
 

@@ -5,9 +5,8 @@ Legend: N batch, C classes of the whole stream.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
-from numbers import Integral, Real
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 
@@ -16,16 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparcl.errors import LARGEST, ConfigError, DataError, one_line
+from sparcl.errors import ConfigError, DataError, one_line
 from sparcl.methods.method import Method
 from sparcl.methods.respond import answers_by_classifier, evaluating
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import channels_hint
 from sparcl.streams.lazy import Inputs
 from sparcl.streams.task import Task
-
-LR = 0.03
-"""Published, for DER++ on CIFAR-10."""
 
 MOST_SEED = 2**63 - 1
 
@@ -90,29 +86,6 @@ def folder(path: object, what: str = "folder") -> Path:
     return Path(path)
 
 
-def rates(lr: float | None, weight_decay: float | None, *, of_ours: bool) -> tuple[float, float]:
-    """Learning rate and weight decay, defaults filled in, as Python's own numbers.
-
-    Args:
-        of_ours: whether they are of the Learner's own optimizer; one that is given has its own.
-
-    Raises:
-        ConfigError: out of range, or without effect.
-    """
-    for label, given in (("lr", lr), ("weight_decay", weight_decay)):
-        if given is not None and not of_ours:
-            raise ConfigError(
-                f"{label}={given!r:.40} has no effect beside optimizer: give it to that, as in optimizer=lambda p:"
-                f" torch.optim.SGD(p, {label}=...)"
-            )
-    lr, weight_decay = LR if lr is None else lr, 0.0 if weight_decay is None else weight_decay
-    if not isinstance(lr, Real) or not 0 < lr <= LARGEST:
-        raise ConfigError(f"learning rate {lr!r:.40} is not allowed; use a number above 0, at most {LARGEST:.2g}")
-    if not isinstance(weight_decay, Real) or not 0 <= weight_decay <= LARGEST:
-        raise ConfigError(f"weight decay {weight_decay!r:.40} is not allowed; use 0 or more, at most {LARGEST:.2g}")
-    return float(lr), float(weight_decay)
-
-
 def check_checkpoints(directory: object, every: object) -> None:
     """Raise ConfigError unless the directory is a path, and is there where an interval is given."""
     if directory is not None:
@@ -139,23 +112,6 @@ def device_of(name: str | torch.device) -> torch.device:
     return device
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ConfigError if it is none, or a step of it computes the loss itself, as often as it likes: here it is one
-    pass."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ConfigError(
-            f"optimizer makes a {type(optimizer).__name__}; a torch.optim.Optimizer is needed, as of lambda p:"
-            " torch.optim.SGD(p, lr=0.03)"
-        )
-    # of the class: a scheduler wraps the instance's own
-    asked = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
-    if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in asked):
-        raise ConfigError(
-            f"optimizer {type(optimizer).__name__} is not allowed: its step() needs a closure; use one whose step()"
-            " needs no arguments, as SGD and AdamW"
-        )
-
-
 def _check_model(model: nn.Module) -> None:
     """Raise ConfigError if there is nothing to train, or not yet."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -165,12 +121,6 @@ def _check_model(model: nn.Module) -> None:
         )
     if not any(True for _ in model.parameters()):
         raise ConfigError("the model has no parameters: there is nothing to train")
-
-
-def check_trained(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ConfigError if everything that the optimizer holds is frozen."""
-    if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
-        raise ConfigError("nothing is trained: requires_grad is False of every parameter that the optimizer holds")
 
 
 def check_turn(task: Task, learned: int) -> None:

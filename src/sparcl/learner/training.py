@@ -19,6 +19,7 @@ from sparcl import seeds
 from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.errors import ConfigError
 from sparcl.learner import alone, apart, micro, refusals, saving
+from sparcl.learner import optimizer as optimizers
 from sparcl.learner.asked import Asked
 from sparcl.learner.average import ANSWERS_NOW, Average, check_share
 from sparcl.learner.backend import give_to_backend
@@ -92,7 +93,7 @@ class Training(Telling):
         self.method.check_unbound()
         self.sparsifier.check_unbound()
         batch_size, replay, seed = refusals.check_settings(batch_size, replay_batch_size, seed)
-        rate, decay = refusals.rates(lr, weight_decay, of_ours=optimizer is None)
+        rate, decay = optimizers.rates(lr, weight_decay, of_ours=optimizer is None)
         refusals.check_checkpoints(checkpoint_dir, checkpoint_every)
         clip_grad_norm, warmup = check_clip(clip_grad_norm), check_warmup(warmup)
         input_shape = None if input_shape is None else checked_shape(input_shape)
@@ -145,8 +146,8 @@ class Training(Telling):
                 store, every = Store(Path(checkpoint_dir)), Interval.parse(checkpoint_every)
                 self._checkpointer = Checkpointer(every, partial(self._save_to, store))
             make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=rate, weight_decay=decay))
-            self.optimizer = make([p for p in self.model.parameters() if id(p) not in self.frozen.held_back])
-            refusals.check_optimizer(self.optimizer)
+            parameters = [p for p in self.model.parameters() if id(p) not in self.frozen.held_back]
+            self.optimizer = optimizers.made(make, parameters)
             self.rate.check(self.optimizer)
             self.trained = Trained(self.model, self.optimizer)
             self.average = None if average is None else Average(self.model, self.optimizer, average)
@@ -195,7 +196,7 @@ class Training(Telling):
         """
         if self._learning:
             raise ConfigError("learn was called inside a step: leave it first")
-        refusals.check_trained(self.optimizer)
+        optimizers.check_trained(self.optimizer)
         if (misfit := self._misfit()) is not None:
             raise ConfigError(misfit)
         task, new = self.classes.bind(task, self.learned)
@@ -372,7 +373,7 @@ class Training(Telling):
         self.sparsifier.after_backward()  # it has the last word on what moves
         clip(self.optimizer, self.settings["clip_grad_norm"])
         with self.rate.applied(self.optimizer, spent):
-            self.optimizer.step()
+            optimizers.step(self.optimizer)
         self.sparsifier.after_step()
         if self.average is not None:
             self.average.after_step(position.done + 1)
