@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sparcl.errors import ConfigError, DataError, one_line
-from sparcl.methods.method import Method
+from sparcl.methods import METHODS
+from sparcl.methods.method import Method, RehearsalMethod
 from sparcl.methods.respond import answers_by_classifier, evaluating
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import channels_hint
@@ -68,6 +69,21 @@ def check_settings(batch_size: int, replay_batch_size: int | None, seed: int) ->
     if not isinstance(seed, Integral) or not 0 <= seed <= MOST_SEED:
         raise ConfigError(f"seed {seed!r:.40} is not allowed; use a whole number from 0 to {MOST_SEED}")
     return int(batch_size), int(replay), int(seed)
+
+
+def replays(method: Method) -> bool:
+    """Whether samples may be drawn from a buffer; a method of the user's own may have one that we do not know."""
+    return method.buffer is not None or not type(method).__module__.startswith("sparcl.")
+
+
+def check_replay(replay_batch_size: int | None, method: Method) -> None:
+    """Raise ConfigError if a replay batch size is given and nothing is replayed."""
+    if replay_batch_size is not None and not replays(method):
+        with_one = ", ".join(name for name, kind in METHODS.items() if issubclass(kind, RehearsalMethod))
+        raise ConfigError(
+            f"replay batch size {replay_batch_size} has no effect: method {method.name} has no buffer; those with one:"
+            f" {with_one}"
+        )
 
 
 def check_last(drop_last: bool | None, usual: bool) -> bool:

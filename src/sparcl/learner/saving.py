@@ -25,6 +25,7 @@ from sparcl.learner.frozen import FREEZE, UNTRAINED
 from sparcl.learner.latents import LATENTS
 from sparcl.learner.micro import MICRO_BATCH
 from sparcl.learner.position import Position, StreamPosition
+from sparcl.learner.refusals import replays
 from sparcl.learner.schedule import USUAL
 from sparcl.methods import METHODS, Method
 from sparcl.methods.method import RehearsalMethod
@@ -121,6 +122,8 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     checks.keys(state, PARTS, "the state")
     settings = settings_in(state)
     for name in (*LIMITS, *USUAL, FREEZE, LATENTS, MICRO_BATCH):
+        if name == "replay_batch_size" and not replays(learner.method):
+            continue
         if (saved := settings.get(name)) != (value := learner.settings.get(name)):
             raise CheckpointError(f"{name.replace('_', ' ')} is {value} here, but {saved!r:.40} in the checkpoint")
     for part in MADE_FROM:

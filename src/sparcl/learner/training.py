@@ -93,6 +93,7 @@ class Training(Telling):
         self.method.check_unbound()
         self.sparsifier.check_unbound()
         batch_size, replay, seed = refusals.check_settings(batch_size, replay_batch_size, seed)
+        refusals.check_replay(replay_batch_size, self.method)
         rate, decay = optimizers.rates(lr, weight_decay, of_ours=optimizer is None)
         refusals.check_checkpoints(checkpoint_dir, checkpoint_every)
         clip_grad_norm, warmup = check_clip(clip_grad_norm), check_warmup(warmup)
