@@ -217,14 +217,6 @@ def test_learn_inside_a_step_is_refused_and_the_task_goes_on() -> None:
     assert learner.learned == 2
 
 
-def test_a_copy_saves_its_own_state(tmp_path: Path) -> None:
-    learner = Learner(Net(), methods.ER(4), batch_size=8, checkpoint_dir=tmp_path, checkpoint_every=3)
-    learner.learn(blobs()[0])
-    copied = copy.deepcopy(learner)
-    copied.learn(blobs()[1])
-    assert Learner.load(tmp_path, Net()).steps == copied.steps - copied.steps % 3 > learner.steps
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.int64, list])
 def test_inputs_stored_otherwise_than_they_were_learned_are_refused(dtype: Any, tmp_path: Path) -> None:
     given = X.tolist() if dtype is list else X.astype(dtype)

@@ -11,6 +11,7 @@ Legend: N batch, C classes of the whole stream.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from numbers import Integral
@@ -23,7 +24,7 @@ from torch import nn
 from sparcl import seeds
 from sparcl.checkpoint import Store
 from sparcl.checkpoint.store import open_folder
-from sparcl.errors import CheckpointError, ConfigError
+from sparcl.errors import CheckpointError, ConfigError, one_line
 from sparcl.learner import making, refusals, saving
 from sparcl.learner.accuracy import AT_ONCE, Accuracy, measure
 from sparcl.learner.classes import GrowingLinear
@@ -40,6 +41,8 @@ from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.checked import checked_test
 from sparcl.streams.split import ArrayLike
 from sparcl.streams.task import Task
+
+KEPT = "use learner.save(folder) and Learner.load(folder)"
 
 
 class Learner(Observing):
@@ -202,6 +205,23 @@ class Learner(Observing):
             if type(module) is GrowingLinear:
                 cast(Any, module).__class__ = nn.Linear
         return made
+
+    # --- copies -------------------------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """One more Learner, that goes on from here by itself, to the same bits; its observers are copies, too."""
+        if self._learning:
+            raise ConfigError("a Learner is copied before or after learn and observe, not inside: save it there")
+        made = memo[id(self)] = type(self).__new__(type(self))
+        try:
+            vars(made).update(copy.deepcopy(vars(self), memo))
+        except (TypeError, RuntimeError, AttributeError) as error:  # an open file of an observer, a computed weight
+            raise ConfigError(f"a part of the Learner cannot be copied: {one_line(error)}; {KEPT}") from error
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse pickle, which executes what it reads, and a shallow copy, which would train this one's model."""
+        raise ConfigError(f"a Learner is not pickled: {KEPT}; copy.deepcopy(learner) makes a second one")
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
