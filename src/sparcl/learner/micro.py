@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sparcl import seeds
 from sparcl.errors import ConfigError
 from sparcl.learner.alone import first_norm
+from sparcl.learner.refusals import TRAINING, check_logits
 from sparcl.methods.method import Method
 from sparcl.sparsity.importance import preserved_buffers
 
@@ -103,7 +104,7 @@ class _InParts(torch.autograd.Function):
         logits: Tensor | None = None
         for part in micro.parts(len(inputs)):
             ctx.drawn.append(seeds.global_state(inputs.device))  # a dropout draws the same again
-            answer = run(inputs[part])
+            answer = check_logits(run(inputs[part]), len(inputs[part]), TRAINING)
             logits = answer.new_empty(len(inputs), *answer.shape[1:]) if logits is None else logits
             logits[part] = answer
         assert logits is not None

@@ -5,7 +5,8 @@ Legend: N batch, C classes of the whole stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -169,9 +170,7 @@ def check_fit(
             given = f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape)}"
             hint = channels_hint(inputs)
             raise ConfigError(f"the model does not take the task's inputs, {given}: {one_line(error)}{hint}") from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
-        answer = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ConfigError(f"the model answers a batch of {len(inputs)} with {answer}; logits [N, C] are needed")
+    logits = check_logits(logits, len(inputs), "the model answers")
     if task.classes:
         check_columns(task, logits.shape[1])
     remembered = None if method.buffer is None else method.buffer.logits
@@ -185,6 +184,33 @@ def check_fit(
             " here it is another: define that one last in the model"
         )
     return logits.shape[1]
+
+
+def check_logits(answer: object, samples: int, what: str) -> Tensor:
+    """An answer to so many samples; ConfigError unless it is logits [N, C]."""
+    if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != samples:
+        given = f"shape {list(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+        raise ConfigError(f"{what} a batch of {samples} with {given}; logits [N, C] are needed")
+    return answer
+
+
+TRAINING = "the model, while it trains, answers"
+"""Some answer then with more, as Inception with its auxiliary classifiers, and evaluating with logits alone."""
+
+
+@contextlib.contextmanager
+def training_answers(model: nn.Module) -> Iterator[None]:
+    """In here a training model that answers with something else than logits is refused (ConfigError)."""
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], answer: object) -> None:
+        if module.training:
+            check_logits(answer, len(inputs[0]), TRAINING)
+
+    hook = model.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def check_kind(inputs: Inputs, learned: torch.dtype | None, what: str) -> None:

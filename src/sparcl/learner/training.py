@@ -175,7 +175,7 @@ class Training(Telling):
         self.position: Position | None = None
         self.stream: StreamPosition | None = None
         self.learned = self.steps = 0
-        self._midway = self._learning = False
+        self._midway = self._learning = self._trains = False
         self.watch_loss, self.watch_chance = LossWatch(), ChanceWatch()
         self._mark = 0.0  # until when time is counted
         self._parts: apart.Parts | None = None  # of a step whose gradients are ranked by
@@ -355,7 +355,7 @@ class Training(Telling):
         self.tell("step.begin", {"samples": len(ids)})
         wanted = self.sparsifier.wants_gradients()
         parts = self._parts = apart.Parts(self.sparsifier.layers, self.tell) if wanted else None
-        with self._in_parts(), apart.cut(self.rest, parts):
+        with self._looked_at(), self._in_parts(), apart.cut(self.rest, parts):
             loss, logits = self.method.loss(batch)
             self.watch_loss(loss, position)
             if isinstance(position, Position):
@@ -380,6 +380,13 @@ class Training(Telling):
             self.average.after_step(position.done + 1)
         self.method.after_step(batch, logits)
         return loss
+
+    @contextlib.contextmanager
+    def _looked_at(self) -> Iterator[None]:
+        """The first step shows what the model answers while it trains: until then it was asked evaluating."""
+        with contextlib.nullcontext() if self._trains else refusals.training_answers(self.rest):
+            yield
+        self._trains = True
 
     def _in_parts(self) -> contextlib.AbstractContextManager[None]:
         """Passes in here are made in micro-batches, where these are asked for."""
