@@ -39,6 +39,7 @@ from sparcl.methods.respond import evaluating
 from sparcl.nn.dense import dense_model
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.checked import checked_test
+from sparcl.streams.pixels import check_kind
 from sparcl.streams.split import ArrayLike
 from sparcl.streams.task import Task
 
@@ -129,7 +130,7 @@ class Learner(Observing):
         tasks = [checked_test(task) for task in tasks]
         for task in tasks:
             assert task.test is not None
-            refusals.check_kind(task.test.inputs, self._stored_as, f"the test inputs of task {task.index + 1}")
+            check_kind(task.test.inputs, self.stored_as, f"the test inputs of task {task.index + 1}")
         if not tasks:
             raise ConfigError("nothing to evaluate: learn a task first, or name the tasks")
         self.tell("evaluate.begin", {})
@@ -148,6 +149,8 @@ class Learner(Observing):
         """Answers to inputs as stored, [N, ...]; the transform of the tests goes first.
 
         Args:
+            inputs: as they were learned. Where that was uint8, other whole numbers from 0 to 255 are the same pixels,
+                and floating ones from 0 to 1 are pixels / 255; others are refused.
             task: index of the task that they are of; needed by a method that answers with its knowledge (Task-IL).
 
         Raises:
@@ -169,7 +172,7 @@ class Learner(Observing):
         index = max(self.learned - 1, 0) if task is None else task
         with evaluating(self.model), self.averaged():
             asked = (self.answering.predict, inputs, self.transform, self.classes.names, columns, index)
-            return predict(*asked, self.device, self._at_once, self._stored_as)
+            return predict(*asked, self.device, self._at_once, self.stored_as)
 
     @property
     def _at_once(self) -> int:

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparcl.errors import ConfigError, DataError, one_line
+from sparcl.errors import ConfigError, one_line
 from sparcl.methods import METHODS
 from sparcl.methods.method import Method, RehearsalMethod
 from sparcl.methods.respond import answers_by_classifier, evaluating
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import channels_hint
-from sparcl.streams.lazy import Inputs
 from sparcl.streams.task import Task
 
 MOST_SEED = 2**63 - 1
@@ -211,16 +210,6 @@ def training_answers(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def check_kind(inputs: Inputs, learned: torch.dtype | None, what: str) -> None:
-    """Raise DataError unless inputs [N, ...] are stored as what was `learned` (None: that is not known)."""
-    if learned not in (None, inputs.dtype):
-        given, known = (str(dtype).removeprefix("torch.") for dtype in (inputs.dtype, learned))
-        raise DataError(
-            f"{what} are {given}, and {known} was learned: give them as they were learned (uint8 is scaled to [0, 1],"
-            " other numbers stay as they are)"
-        )
 
 
 def check_columns(task: Task, columns: int) -> None:

@@ -43,6 +43,7 @@ from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import Transform
 from sparcl.streams.batches import steps as steps_of_epoch
 from sparcl.streams.checked import checked
+from sparcl.streams.pixels import check_kind
 from sparcl.streams.task import Name, Task
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -120,6 +121,8 @@ class Training(Telling):
             self.classes = Classes(self.model, self.method, classes)
             self.classes.check_dense(self.sparsifier)
             self.transform: Transform | None = None
+            self.stored_as: torch.dtype | None = None
+            """Of the samples that were learned; None where that is not known."""
             self.backend, self.layer_choice = give_to_backend(
                 self.model,
                 self.sparsifier,
@@ -246,17 +249,9 @@ class Training(Telling):
         self.budget = Budget.under_way(self.settings["budget"], None)
         self.learned += 1
 
-    @property
-    def _stored_as(self) -> torch.dtype | None:
-        """Of the samples that were learned; None where that is not known."""
-        if self.transform is not None and hasattr(self, "task"):
-            return self.task.train.inputs.dtype
-        kind = None if self.method.buffer is None or self.latents is not None else self.method.buffer.kind()
-        return None if kind is None else kind[0]
-
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
-        refusals.check_kind(task.train.inputs, self._stored_as, f"the inputs of task {task.index + 1}")
+        check_kind(task.train.inputs, self.stored_as, f"the inputs of task {task.index + 1}")
         if self.method.buffer is not None and self.latents is None:
             self.method.buffer.check_inputs(task.train.inputs)
         columns = 0
@@ -274,6 +269,7 @@ class Training(Telling):
         if self.position is None:
             self.method.make_room(trained, columns)
         self.task, self.trained_on, self.transform = task, trained, task.transform
+        self.stored_as = task.train.inputs.dtype
         self.classes.note(task)
         self.watch_chance.begin_task(task)
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]

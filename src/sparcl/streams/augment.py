@@ -139,7 +139,7 @@ class Transform:
 
     def settings(self) -> dict[str, Any] | None:
         """As JSON values, for `of`; of the user's own augmentation its name. None for a transform of another class."""
-        if type(self) is not Transform or type(self.normalize) is not Normalize:
+        if not is_ours(self):
             return None
         statistics = {"mean": list(self.normalize.mean), "std": list(self.normalize.std)}
         own = {} if self.augment is None else {"augment": label_of(self.augment)}
@@ -184,6 +184,11 @@ class Transform:
     def test(self, inputs: Tensor) -> Tensor:
         """Normalise only: uint8 or float [N, ...] -> float32."""
         return self.normalize(inputs)
+
+
+def is_ours(transform: object) -> bool:
+    """Whether it normalises as `Normalize` does, which tells pixels of uint8 from floating ones; one's own may not."""
+    return type(transform) is Transform and type(transform.normalize) is Normalize
 
 
 @dataclass(frozen=True)
