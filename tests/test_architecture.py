@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "regular": set(),
     "seeds": set(),
     "starting": set(),
+    "whole": set(),
     "recorded": set(),
     "published": set(),
     "kernels": set(),
@@ -44,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 LEAVES = {
     *("errors", "folders", "named", "outputs", "overlaid", "regular", "seeds", "recorded", "starting"),
+    "whole",
     *("checkpoint.checks", "checkpoint.disk"),
 }
 

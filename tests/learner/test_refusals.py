@@ -262,6 +262,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "classes without an order": ({"classes": {"a", "b"}}, "are not allowed; use a list of names"),
     "negative seed": ({"seed": -1}, "seed -1 is not allowed; use a whole number from 0 to 9223372036854775807"),
     "large seed": ({"seed": 2**80}, "use a whole number from 0 to 9223372036854775807"),
+    "device without memory": ({"device": "meta"}, "device 'meta' is not allowed; use cpu or one that PyTorch has"),
+    "a pace for no task": ({"pace": [1]}, "a pace is 200 rising numbers of steps for each task"),
+    "an empty pace": ({"pace": [[]]}, "a pace is 200 rising numbers of steps for each task"),
+    "layer choice as a word": (
+        {"layer_choice": "dense"},
+        "layer choice 'dense' is not allowed; use Learner.layer_choic",
+    ),
+    "seed as a flag": ({"seed": True}, "seed True is not allowed"),
+    "checkpoint_dir as nothing": ({"checkpoint_dir": ""}, "checkpoint dir '' is not allowed; use the path of a folder"),
     "drop_last": ({"drop_last": 1}, "drop_last 1 is not allowed; use True or False"),
     "no optimizer": ({"optimizer": lambda _: None}, r"optimizer makes a NoneType; a torch.optim.Optimizer is needed"),
     "schedule for an optimizer": (

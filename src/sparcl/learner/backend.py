@@ -28,6 +28,8 @@ def give_to_backend(
 
     Args and errors: see Learner.
     """
+    if not isinstance(layer_choice, Mapping):
+        raise ConfigError(f"layer choice {layer_choice!r:.40} is not allowed; use Learner.layer_choice of another")
     chosen, choice = auto.select_backend(backend, model, device, prunes=sparsifier.prunes), dict(layer_choice)
     if choice and (backend == "reference" or not sparsifier.prunes):  # under `auto` another machine may have chosen
         why = "backend reference" if sparsifier.prunes else f"sparsifier {sparsifier.name}, which prunes nothing"

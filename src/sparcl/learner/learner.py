@@ -14,7 +14,6 @@ import contextlib
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -25,6 +24,7 @@ from sparcl import seeds
 from sparcl.checkpoint import Store
 from sparcl.checkpoint.store import open_folder
 from sparcl.errors import CheckpointError, ConfigError, one_line
+from sparcl.folders import folder_at
 from sparcl.learner import making, refusals, saving
 from sparcl.learner.accuracy import AT_ONCE, Accuracy, measure
 from sparcl.learner.classes import GrowingLinear
@@ -42,6 +42,7 @@ from sparcl.streams.checked import checked_test
 from sparcl.streams.pixels import check_kind
 from sparcl.streams.split import ArrayLike
 from sparcl.streams.task import Task
+from sparcl.whole import is_whole
 
 KEPT = "use learner.save(folder) and Learner.load(folder)"
 
@@ -166,7 +167,7 @@ class Learner(Observing):
         if task is None and "class-il" not in self.method.scenarios:
             raise ConfigError(f"method {self.method.name} answers for one task: predict(x, task={_span(self.learned)})")
         tasks = len(self.classes.of_tasks)
-        if task is not None and (not isinstance(task, Integral) or not 0 <= task < tasks):
+        if task is not None and not is_whole(task, 0, tasks - 1):
             raise ConfigError(f"task {task!r:.40} is not known; allowed: {_span(tasks)}")
         columns = None if task is None else self.classes.of_tasks[task]
         index = max(self.learned - 1, 0) if task is None else task
@@ -238,7 +239,7 @@ class Learner(Observing):
             CheckpointError: it cannot be written, or a step is under way; the last one is as it was.
             TrainingError: weights are NaN or infinite; nothing is written.
         """
-        return self._save_to(Store(refusals.folder(directory)))
+        return self._save_to(Store(folder_at(directory)))
 
     def _save_to(self, store: Store) -> Path:
         return store.save(self.steps, self.checkpoint_state())
@@ -273,7 +274,7 @@ class Learner(Observing):
         Raises:
             CheckpointError: missing, damaged, hostile, or of another model, method or optimizer.
         """
-        state = open_folder(refusals.folder(directory))
+        state = open_folder(folder_at(directory))
         parts = {"model": model, "method": method, "sparsifier": sparsifier}
         refusals.check_kinds(**(given := {name: part for name, part in parts.items() if part is not None}))
         with contextlib.nullcontext() if model is None else left_as_it_was(model, *given.values(), copies=True):

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from numbers import Integral
-from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sparcl.errors import ConfigError, one_line
+from sparcl.folders import folder_at
 from sparcl.methods import METHODS
 from sparcl.methods.method import Method, RehearsalMethod
 from sparcl.methods.respond import answers_by_classifier, evaluating
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import channels_hint
 from sparcl.streams.task import Task
+from sparcl.whole import is_whole
 
 MOST_SEED = 2**63 - 1
 
@@ -64,9 +63,9 @@ def check_settings(batch_size: int, replay_batch_size: int | None, seed: int) ->
     """Raise ConfigError unless all are within their ranges; them, as Python's own numbers."""
     replay = batch_size if replay_batch_size is None else replay_batch_size
     for label, size in (("batch size", batch_size), ("replay batch size", replay)):
-        if not isinstance(size, Integral) or size < 1:
+        if not is_whole(size):
             raise ConfigError(f"{label} {size!r:.40} is not allowed; use 1 or more (2 or more with BatchNorm)")
-    if not isinstance(seed, Integral) or not 0 <= seed <= MOST_SEED:
+    if not is_whole(seed, 0, MOST_SEED):
         raise ConfigError(f"seed {seed!r:.40} is not allowed; use a whole number from 0 to {MOST_SEED}")
     return int(batch_size), int(replay), int(seed)
 
@@ -95,17 +94,10 @@ def check_last(drop_last: bool | None, usual: bool) -> bool:
     return bool(drop_last)
 
 
-def folder(path: object, what: str = "folder") -> Path:
-    """The path of a folder; ConfigError where it is none."""
-    if not isinstance(path, str | PathLike):
-        raise ConfigError(f"{what} {path!r:.40} is not allowed; use the path of a folder")
-    return Path(path)
-
-
 def check_checkpoints(directory: object, every: object) -> None:
     """Raise ConfigError unless the directory is a path, and is there where an interval is given."""
     if directory is not None:
-        folder(directory, "checkpoint dir")
+        folder_at(directory, "checkpoint dir")
     elif every is not None:
         raise ConfigError(
             f"checkpoint every {every!r:.40} has no effect without checkpoint_dir, the folder to write to"
@@ -121,6 +113,8 @@ def device_of(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "meta":
+            raise TypeError("nothing is computed on it")
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(
             f"device {name!r:.40} is not allowed; use cpu or one that PyTorch has: {one_line(error)}"

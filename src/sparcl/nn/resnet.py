@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from sparcl.errors import ConfigError
 from sparcl.nn.block import BasicBlock, residual_network
-from sparcl.nn.sizes import check_sizes, is_count
+from sparcl.nn.sizes import check_sizes
 from sparcl.recorded import Recorded
+from sparcl.whole import is_whole
 
 
 class ResNet(Recorded, nn.Module):
@@ -25,7 +26,7 @@ class ResNet(Recorded, nn.Module):
 
     def __init__(self, blocks: tuple[int, int, int, int], channels: int, classes: int, width: int) -> None:
         check_sizes(self, classes, channels=channels, width=width)
-        if not isinstance(blocks, Sequence) or len(blocks) != 4 or not all(map(is_count, blocks)):
+        if not isinstance(blocks, Sequence) or len(blocks) != 4 or not all(map(is_whole, blocks)):
             raise ConfigError(f"blocks {blocks!r:.40} are not allowed for ResNet; use four whole numbers of 1 or more")
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 
 from torch import nn
 
 from sparcl.errors import ConfigError
-
-
-def is_count(value: object) -> bool:
-    """Whether it is a whole number of 1 or more."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+from sparcl.whole import is_whole
 
 
 def check_sizes(network: nn.Module, classes: int, **others: int) -> None:
@@ -31,6 +26,6 @@ def check_sizes(network: nn.Module, classes: int, **others: int) -> None:
 def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of one sample, as Python's own numbers; ConfigError where it can be none."""
     sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
-    if not sizes or not all(map(is_count, sizes)):
+    if not sizes or not all(map(is_whole, sizes)):
         raise ConfigError(f"input shape {shape!r:.40} is not allowed; use the sizes of a sample, as in (3, 32, 32)")
     return tuple(map(int, sizes))

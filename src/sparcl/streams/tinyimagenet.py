@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparcl.errors import DataError
+from sparcl.folders import folder_at
 from sparcl.streams.augment import TINY_IMAGENET_MEAN, TINY_IMAGENET_STD, Normalize, Transform
 from sparcl.streams.cache import cached
 from sparcl.streams.download import Remote, fetch
@@ -48,7 +49,7 @@ def seq_tinyimg(
     Raises:
         DataError: missing and not to be fetched, damaged, hostile, or incomplete.
     """
-    source, tops = locate(Path(data))
+    source, tops = locate(folder_at(data, "data"))
     with naming(source):
         arrays = cached("seq-tinyimg", source, tops, lambda: read(source, tops, progress))
         transform = Transform(Normalize(TINY_IMAGENET_MEAN, TINY_IMAGENET_STD), crop_padding=4, flip=True)
