@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "regular": set(),
     "seeds": set(),
     "starting": set(),
+    "whole": set(),
     "recorded": set(),
     "scenarios": set(),
     "published": set(),
@@ -44,7 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each part may import of the others, beside itself and the leaves; `sparcl` is the package itself."""
 
 LEAVES = {
-    *("errors", "folders", "named", "outputs", "overlaid", "regular", "seeds", "recorded", "scenarios", "starting"),
+    *("errors", "folders", "named", "outputs", "overlaid", "recorded", "regular", "scenarios", "seeds"),
+    *("starting", "whole"),
     *("checkpoint.checks", "checkpoint.disk"),
 }
 
@@ -94,6 +96,7 @@ LEARNER = (
     "trained",
     "backend",
     "refusals",
+    "optimizer",
     "alone",
     "micro",
     "frozen",

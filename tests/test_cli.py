@@ -80,6 +80,10 @@ def refused(capsys, *arguments: str) -> str:
         ),
         (["run", "seq-digits", "--method", "joint", "--single-head"], "single head masks nothing"),
         (["run", "seq-digits", "--optimizer-option", "dampening=0.5"], "dampening goes with --momentum"),
+        (
+            ["run", "seq-digits", "--momentum", "0.9", "--optimizer-option", "dampening=-1"],
+            "optimizer option dampening -1 is not allowed; use 0 to less than 1",
+        ),
         (["run", "seq-digits", "--sparsity", "0", "--distribution", "erk"], "erk changes nothing at sparsity 0"),
         (["run", "seq-digits", "--sparsity", "0", "--first-mask", "magnitude"], "first mask magnitude changes nothing"),
         (["run", "seq-digits", "--sparsity", "0", "--importance", "none"], "importance none changes nothing"),

@@ -29,7 +29,7 @@ def made_again() -> Iterator[None]:
 
 
 def refuse(message: str) -> None:
-    """Raise ConfigError of an argument without effect, unless it is one of `made_again`."""
+    """Raise ConfigError of what is not allowed any more, or has no effect, unless it is `made_again`."""
     if not _AGAIN.get():
         raise ConfigError(message)
 
@@ -79,8 +79,8 @@ def plain(value: Any) -> Any:
 
 
 SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    int: ("a whole number", lambda value: hasattr(value, "__index__")),
-    float: ("a number", lambda value: hasattr(value, "__float__")),
+    int: ("a whole number", lambda value: hasattr(value, "__index__") and not isinstance(value, bool)),
+    float: ("a number", lambda value: hasattr(value, "__float__") and not isinstance(value, bool)),
     bool: ("True or False", lambda value: isinstance(value, bool | np.bool_)),
     str: ("a name", lambda value: isinstance(value, str)),
 }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sparcl import seeds
 from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.learner import alone, micro, refusals, saving
+from sparcl.learner import optimizer as optimizers
 from sparcl.learner.average import Average, check_share
 from sparcl.learner.backend import give_to_backend
 from sparcl.learner.budget import Budget
@@ -34,6 +35,7 @@ from sparcl.learner.undo import left_as_it_was
 from sparcl.methods.finetune import Finetune
 from sparcl.methods.method import Host, Method
 from sparcl.nn import memory
+from sparcl.nn.sizes import checked_shape
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import Transform
 from sparcl.streams.task import Name, Task
@@ -86,10 +88,11 @@ class Assembly(Telling):
         self.method.check_unbound()
         self.sparsifier.check_unbound()
         self.batch_size, replay, self.seed = refusals.check_settings(batch_size, replay_batch_size, seed)
-        rate, decay = refusals.rates(lr, weight_decay, of_ours=optimizer is None)
+        refusals.check_replay(replay_batch_size, self.method)
+        rate, decay = optimizers.rates(lr, weight_decay, of_ours=optimizer is None)
         refusals.check_checkpoints(checkpoint_dir, checkpoint_every)
         clip_grad_norm, warmup = check_clip(clip_grad_norm), check_warmup(warmup)
-        input_shape = refusals.check_shape(input_shape)
+        input_shape = None if input_shape is None else checked_shape(input_shape)
         self.drop_last = refusals.check_last(drop_last, self.sparsifier.drops_last)
         average = check_share(average, type(self.method))
         self.rate = Rate(lr_schedule, warmup)
@@ -142,6 +145,8 @@ class Assembly(Telling):
         self.classes = Classes(self.model, self.method, classes)
         self.classes.check_dense(self.sparsifier)
         self.transform: Transform | None = None
+        self.stored_as: torch.dtype | None = None
+        """Of the samples that were learned; None where that is not known."""
 
     def _saving(self, directory: str | Path | None, every: int | str | None) -> Checkpointer | None:
         """The observer that saves, where it is asked for."""
@@ -151,8 +156,8 @@ class Assembly(Telling):
 
     def _train_with(self, make: MakeOptimizer, average: float | None, micro_batch: int | None) -> None:
         """What moves the weights: the optimizer, the average that follows it, the sparsifier over both."""
-        self.optimizer = make([p for p in self.model.parameters() if id(p) not in self.frozen.held_back])
-        refusals.check_optimizer(self.optimizer)
+        parameters = [p for p in self.model.parameters() if id(p) not in self.frozen.held_back]
+        self.optimizer = optimizers.made(make, parameters)
         self.rate.check(self.optimizer)
         self.trained = Trained(self.model, self.optimizer)
         self.average = None if average is None else Average(self.model, self.optimizer, average)
@@ -185,7 +190,7 @@ class Assembly(Telling):
         self.position: Position | None = None
         self.stream: StreamPosition | None = None
         self.learned = self.steps = 0
-        self._midway = self._learning = False
+        self._midway = self._learning = self._trains = False
         self.watch_loss, self.watch_chance = LossWatch(), ChanceWatch()
         self._mark = 0.0  # until when time is counted
 

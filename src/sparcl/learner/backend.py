@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from sparcl.errors import ConfigError
 from sparcl.nn import auto, convert
 from sparcl.nn.layers import prunable_names
 from sparcl.sparsity.sparsifier import Sparsifier
@@ -27,7 +28,12 @@ def give_to_backend(
 
     Args and errors: see Learner.
     """
+    if not isinstance(layer_choice, Mapping):
+        raise ConfigError(f"layer choice {layer_choice!r:.40} is not allowed; use Learner.layer_choice of another")
     chosen, choice = auto.select_backend(backend, model, device, prunes=sparsifier.prunes), dict(layer_choice)
+    if choice and (backend == "reference" or not sparsifier.prunes):  # under `auto` another machine may have chosen
+        why = "backend reference" if sparsifier.prunes else f"sparsifier {sparsifier.name}, which prunes nothing"
+        raise ConfigError(f"a layer choice has no effect with {why}: leave it out")
     if chosen == "native":
         prunable_names(model, sparsifier.prunable)  # a model that is refused stays what it was
         if backend == "auto" and not choice:

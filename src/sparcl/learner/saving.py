@@ -25,6 +25,7 @@ from sparcl.learner.frozen import FREEZE, UNTRAINED, Frozen
 from sparcl.learner.latents import LATENTS, Latents
 from sparcl.learner.micro import MICRO_BATCH
 from sparcl.learner.position import Position, StreamPosition
+from sparcl.learner.refusals import replays
 from sparcl.learner.schedule import USUAL, Rate
 from sparcl.methods import METHODS, Method
 from sparcl.methods.method import RehearsalMethod
@@ -47,6 +48,10 @@ COUNTS = ("batch_size", "replay_batch_size", "seed")
 SETTINGS = (*COUNTS, "drop_last")
 LIMITS = (*SETTINGS, "budget")
 MADE_FROM = ("model", "method", "sparsifier")
+STORED_AS = "stored_as"
+"""Of a checkpoint: the dtype of the samples that were learned, where no buffer tells it."""
+DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
+
 STRIDES = "strides"
 """Of the tensors that lie in memory in another order than the default one: PyTorch's results depend on it."""
 
@@ -75,6 +80,8 @@ class Saved(Protocol):
     pace: list[list[int]]
     classes: Classes
     transform: Transform | None
+    stored_as: torch.dtype | None
+    latents: Latents | None
     learned: int
     steps: int
     position: Position | None
@@ -159,6 +166,8 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     checks.keys(state, PARTS, "the state")
     settings = settings_in(state)
     for name in (*LIMITS, *USUAL, FREEZE, LATENTS, MICRO_BATCH):
+        if name == "replay_batch_size" and not replays(learner.method):
+            continue
         if (saved := settings.get(name)) != (value := learner.settings.get(name)):
             raise CheckpointError(f"{name.replace('_', ' ')} is {value} here, but {saved!r:.40} in the checkpoint")
     for part in MADE_FROM:
@@ -201,6 +210,7 @@ def _progress(learner: Saved) -> State:
         **({"frozen": still} if still else {}),
         **({} if learner.stream is None else {"stream": dict(vars(learner.stream))}),
         **({} if learner.average is None else {"average": learner.average.state_dict()}),
+        **_stored_as(learner),
         "learned": learner.learned,
         "steps": learner.steps,
         "pace": learner.pace,
@@ -243,8 +253,30 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
         remembered = by_parameter.restore(remembered, learner.model, learner.sparsifier.layers)
     learner.method.load_state_dict(remembered)
     _check_memory(learner)
+    learner.stored_as = _remembered_as(learner) or _stored_in(state)
     learner.sparsifier.load_state_dict(state["sparsifier"])
     learner.generators.load_state_dict(state["generators"])
+
+
+def _remembered_as(learner: Saved) -> torch.dtype | None:
+    """Dtype of the samples that the buffer holds as they came; None where it holds none, or latents."""
+    buffer = None if learner.latents is not None else learner.method.buffer
+    kind = None if buffer is None else buffer.kind()
+    return None if kind is None else kind[0]
+
+
+def _stored_as(learner: Saved) -> State:
+    """The dtype of the samples that were learned, where the buffer does not tell it."""
+    if learner.stored_as is None or _remembered_as(learner) is not None:
+        return {}
+    return {STORED_AS: str(learner.stored_as).removeprefix("torch.")}
+
+
+def _stored_in(state: Mapping[str, Any]) -> torch.dtype | None:
+    """That dtype out of a checkpoint; None in one of an earlier version."""
+    if (name := state.get(STORED_AS)) not in (None, *DTYPES):
+        raise CheckpointError(f"samples in the checkpoint were stored as {name!r:.40}; allowed: {', '.join(DTYPES)}")
+    return None if name is None else DTYPES[name]
 
 
 def _check_memory(learner: Saved) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from sparcl import seeds
 from sparcl.errors import ConfigError
 from sparcl.learner import alone, apart, refusals, saving
+from sparcl.learner import optimizer as optimizers
 from sparcl.learner.asked import Asked
 from sparcl.learner.assembly import Assembly
 from sparcl.learner.average import ANSWERS_NOW
@@ -25,6 +26,7 @@ from sparcl.learner.schedule import clip
 from sparcl.methods.method import Batch
 from sparcl.streams.batches import steps as steps_of_epoch
 from sparcl.streams.checked import checked
+from sparcl.streams.pixels import check_kind
 from sparcl.streams.task import Name, Task
 
 
@@ -51,7 +53,7 @@ class Training(Assembly):
         """
         if self._learning:
             raise ConfigError("learn was called inside a step: leave it first")
-        refusals.check_trained(self.optimizer)
+        optimizers.check_trained(self.optimizer)
         if (misfit := self._misfit()) is not None:
             raise ConfigError(misfit)
         task, new = self.classes.bind(task, self.learned)
@@ -100,17 +102,9 @@ class Training(Assembly):
         self.budget = Budget.under_way(self.settings["budget"], None)
         self.learned += 1
 
-    @property
-    def _stored_as(self) -> torch.dtype | None:
-        """Of the samples that were learned; None where that is not known."""
-        if self.transform is not None and hasattr(self, "task"):
-            return self.task.train.inputs.dtype
-        kind = None if self.method.buffer is None or self.latents is not None else self.method.buffer.kind()
-        return None if kind is None else kind[0]
-
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
-        refusals.check_kind(task.train.inputs, self._stored_as, f"the inputs of task {task.index + 1}")
+        check_kind(task.train.inputs, self.stored_as, f"the inputs of task {task.index + 1}")
         if self.method.buffer is not None and self.latents is None:
             self.method.buffer.check_inputs(task.train.inputs)
         columns = 0
@@ -128,6 +122,7 @@ class Training(Assembly):
         if self.position is None:
             self.method.make_room(trained, columns)
         self.task, self.trained_on, self.transform = task, trained, task.transform
+        self.stored_as = task.train.inputs.dtype
         self.classes.note(task)
         self.watch_chance.begin_task(task)
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
@@ -209,7 +204,7 @@ class Training(Assembly):
         self.tell("step.begin", {"samples": len(ids)})
         wanted = self.sparsifier.wants_gradients()
         parts = self._parts = apart.Parts(self.sparsifier.layers, self.tell) if wanted else None
-        with self._in_parts(), apart.cut(self.rest, parts):
+        with self._looked_at(), self._in_parts(), apart.cut(self.rest, parts):
             loss, logits = self.method.loss(batch)
             self.watch_loss(loss, position)
             if isinstance(position, Position):
@@ -228,12 +223,19 @@ class Training(Assembly):
         self.sparsifier.after_backward()  # it has the last word on what moves
         clip(self.optimizer, self.settings["clip_grad_norm"])
         with self.rate.applied(self.optimizer, spent):
-            self.optimizer.step()
+            optimizers.step(self.optimizer)
         self.sparsifier.after_step()
         if self.average is not None:
             self.average.after_step(position.done + 1)
         self.method.after_step(batch, logits)
         return loss
+
+    @contextlib.contextmanager
+    def _looked_at(self) -> Iterator[None]:
+        """The first step shows what the model answers while it trains: until then it was asked evaluating."""
+        with contextlib.nullcontext() if self._trains else refusals.training_answers(self.rest):
+            yield
+        self._trains = True
 
     def _in_parts(self) -> contextlib.AbstractContextManager[None]:
         """Passes in here are made in micro-batches, where these are asked for."""

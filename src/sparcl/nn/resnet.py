@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
+from sparcl.errors import ConfigError
 from sparcl.nn.block import BasicBlock, residual_network
+from sparcl.nn.sizes import check_sizes
 from sparcl.recorded import Recorded
+from sparcl.whole import is_whole
 
 
 class ResNet(Recorded, nn.Module):
-    """Stem, four stages of basic blocks, global average pooling, classifier. [N, C, H, W] in, [N, classes] out."""
+    """Stem, four stages of basic blocks, global average pooling, classifier. [N, C, H, W] in, [N, classes] out.
+
+    Raises:
+        ConfigError: sizes that no network can have.
+    """
 
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {"stem": ("conv1", "bn1")}
     """What may be called by one name (`Learner(freeze=...)`)."""
 
     def __init__(self, blocks: tuple[int, int, int, int], channels: int, classes: int, width: int) -> None:
+        check_sizes(self, classes, channels=channels, width=width)
+        if not isinstance(blocks, Sequence) or len(blocks) != 4 or not all(map(is_whole, blocks)):
+            raise ConfigError(f"blocks {blocks!r:.40} are not allowed for ResNet; use four whole numbers of 1 or more")
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

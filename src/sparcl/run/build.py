@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -215,28 +216,30 @@ def learner(
             network = model(experiment, stream)
         if (note := pretrained.start(network, experiment)) is not None:
             warnings.warn(note, DataWarning, stacklevel=2)
-    return Learner(
-        network,
-        the_method,
-        the_sparsifier,
-        optimizer=optimizers.maker(experiment),
-        lr_schedule=schedule(experiment),
-        warmup=experiment.warmup or 0.0,
-        clip_grad_norm=experiment.clip_grad_norm,
-        average=experiment.average,
-        epochs=experiment.epochs,
-        steps=experiment.steps,
-        seconds=experiment.max_seconds,
-        pace=experiment.pace,
-        batch_size=experiment.batch_size,
-        micro_batch=experiment.micro_batch,
-        drop_last=experiment.drop_last,
-        seed=experiment.seed,
-        device=device(experiment.device),
-        backend=experiment.backend,
-        layer_choice=experiment.layer_choice,
-        input_shape=stream.input_shape,
-        observers=observers,
-        freeze=experiment.freeze,
-        latents=experiment.latents,
-    )
+    by_name = not named.is_own(experiment.optimizer)  # whose settings `effect` has looked at
+    with made_again() if by_name else nullcontext():
+        return Learner(
+            network,
+            the_method,
+            the_sparsifier,
+            optimizer=optimizers.maker(experiment),
+            lr_schedule=schedule(experiment),
+            warmup=experiment.warmup or 0.0,
+            clip_grad_norm=experiment.clip_grad_norm,
+            average=experiment.average,
+            epochs=experiment.epochs,
+            steps=experiment.steps,
+            seconds=experiment.max_seconds,
+            pace=experiment.pace,
+            batch_size=experiment.batch_size,
+            micro_batch=experiment.micro_batch,
+            drop_last=experiment.drop_last,
+            seed=experiment.seed,
+            device=device(experiment.device),
+            backend=experiment.backend,
+            layer_choice=experiment.layer_choice,
+            input_shape=stream.input_shape,
+            observers=observers,
+            freeze=experiment.freeze,
+            latents=experiment.latents,
+        )

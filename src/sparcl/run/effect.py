@@ -31,7 +31,15 @@ def check(experiment: Experiment) -> None:
         DDR(experiment.sample_removal, score=experiment.ddr_score or MISCLASSIFIED)
     if experiment.sparsity == 0 and not named.is_own(experiment.sparsifier):
         _check_dense_mask(experiment)
-    if sgd and experiment.optimizer_options.get("dampening") and not experiment.momentum:
+    if sgd:
+        _check_dampening(experiment.optimizer_options.get("dampening", 0.0), experiment.momentum)
+
+
+def _check_dampening(dampening: float, momentum: float | None) -> None:
+    """Of SGD's momentum what is taken away; PyTorch takes any number."""
+    if not 0 <= dampening < 1:
+        raise ConfigError(f"optimizer option dampening {dampening:g} is not allowed; use 0 to less than 1")
+    if dampening and not momentum:
         raise ConfigError("optimizer option dampening goes with --momentum, which is 0: give one, or leave it out")
 
 

@@ -101,6 +101,8 @@ def maker(experiment: Experiment) -> MakeOptimizer:
 def _arguments(momentum: float | None, options: Mapping[str, float]) -> dict[str, Any]:
     """As PyTorch calls them."""
     arguments: dict[str, Any] = {k: bool(v) if k in FLAGS else v for k, v in options.items()}
+    if not momentum:  # dampening does nothing then; a run that began before it was refused (effect.py) goes on
+        arguments.pop("dampening", None)
     if momentum is not None:
         arguments["momentum"] = momentum
     if {"beta1", "beta2"} & arguments.keys():

@@ -19,6 +19,7 @@ from sparcl.streams.cache import cached
 from sparcl.streams.labels import ClassesPerTask
 from sparcl.streams.split import Arrays, split
 from sparcl.streams.task import Name, Stream
+from sparcl.whole import is_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,9 +41,9 @@ def as_size(resize: int | Size | None) -> Size | None:
     Raises:
         ConfigError: not positive.
     """
-    size = (resize, resize) if isinstance(resize, int) else resize
-    if size is not None and (len(size) != 2 or min(size) < 1 or size[0] * size[1] > MAX_PIXELS):
-        raise ConfigError(f"resize is {resize}: allowed are a side or (height, width), in pixels above 0")
+    size = resize if resize is None or isinstance(resize, Sequence) else (resize, resize)
+    if size is not None and (len(size) != 2 or not all(map(is_whole, size)) or size[0] * size[1] > MAX_PIXELS):
+        raise ConfigError(f"resize is {resize!r:.40}: allowed are a side or (height, width), in pixels above 0")
     return size
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparcl.errors import DataError
+from sparcl.folders import folder_at
 from sparcl.streams.augment import TINY_IMAGENET_MEAN, TINY_IMAGENET_STD, Normalize
 from sparcl.streams.download import Remote, fetch
 from sparcl.streams.files import ARCHIVE_SUFFIXES, Member, Progress, is_junk, members
@@ -47,7 +48,7 @@ def seq_tinyimg(
     Raises:
         DataError: missing and not to be fetched, damaged, hostile, or incomplete.
     """
-    source, tops = locate(Path(data))
+    source, tops = locate(folder_at(data, "data"))
     normalize = Normalize(TINY_IMAGENET_MEAN, TINY_IMAGENET_STD)
     cut = (classes_per_task, class_order_seed, class_order, limit_per_class)
     return published("seq-tinyimg", source, tops, lambda: read(source, tops, progress), normalize, *cut)
