@@ -24,7 +24,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "regular": set(),
     "seeds": set(),
     "starting": set(),
+    "whole": set(),
     "recorded": set(),
+    "scenarios": set(),
     "published": set(),
     "kernels": set(),
     "nn": {"kernels"},
@@ -43,7 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each part may import of the others, beside itself and the leaves; `sparcl` is the package itself."""
 
 LEAVES = {
-    *("errors", "folders", "named", "outputs", "overlaid", "regular", "seeds", "recorded", "starting"),
+    *("errors", "folders", "named", "outputs", "overlaid", "recorded", "regular", "scenarios", "seeds"),
+    *("starting", "whole"),
     *("checkpoint.checks", "checkpoint.disk"),
 }
 
@@ -93,6 +96,7 @@ LEARNER = (
     "trained",
     "backend",
     "refusals",
+    "optimizer",
     "alone",
     "micro",
     "frozen",
@@ -104,6 +108,7 @@ LEARNER = (
     "saving",
     "making",
     "telling",
+    "assembly",
     "training",
     "observing",
     "learner",

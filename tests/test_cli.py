@@ -2,7 +2,7 @@
 
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparcl.learner import Learner
 from sparcl.main import _main
 from sparcl.run import effect
 
@@ -70,7 +71,7 @@ def refused(capsys, *arguments: str) -> str:
         (["run", "seq-digits", "--resize", "9"], "folder"),
         (["run", "seq-digits", "--checkpoint-every", "often"], "60s"),
         (["run", "seq-digits", "--scenario", "domain-il"], "class-il"),
-        (["run", "seq-digits", "--scenario", "task-il"], "a run of method derpp is measured in class-il and task-il"),
+        (["run", "seq-digits", "--sample-removal", "0", "--ddr-score", "forgetting"], "a share of 0 removes none"),
         (["run", "seq-digits", "--ranking", "fresh", "--importance", "none", *NO_DGM], "nothing ranks by gradients"),
         (["run", "seq-digits", "--ranking", "fresh", "--importance", "magnitude", *NO_DGM], "leave it out"),
         (
@@ -79,6 +80,10 @@ def refused(capsys, *arguments: str) -> str:
         ),
         (["run", "seq-digits", "--method", "joint", "--single-head"], "single head masks nothing"),
         (["run", "seq-digits", "--optimizer-option", "dampening=0.5"], "dampening goes with --momentum"),
+        (
+            ["run", "seq-digits", "--momentum", "0.9", "--optimizer-option", "dampening=-1"],
+            "optimizer option dampening -1 is not allowed; use 0 to less than 1",
+        ),
         (["run", "seq-digits", "--sparsity", "0", "--distribution", "erk"], "erk changes nothing at sparsity 0"),
         (["run", "seq-digits", "--sparsity", "0", "--first-mask", "magnitude"], "first mask magnitude changes nothing"),
         (["run", "seq-digits", "--sparsity", "0", "--importance", "none"], "importance none changes nothing"),
@@ -105,23 +110,66 @@ def test_a_mistake_is_one_line_that_says_what_is_allowed(capsys, tmp_path, monke
 def test_a_run_that_began_before_a_setting_without_effect_was_refused_goes_on_and_answers(
     capsys, tmp_path, monkeypatch
 ):
-    command = ["run", "seq-digits", *QUICK, "--scenario", "task-il", "--out", str(tmp_path / "run")]
+    idle = ["--momentum", "1.5", "--lr", "1e-9", "--sample-removal", "0", "--ddr-score", "forgetting"]
+    run = tmp_path / "run"
+    command = ["run", "seq-digits", *QUICK, *idle, "--out", str(run)]
     with monkeypatch.context() as before:
         before.setattr(effect, "check", lambda _: None)
         assert _main(command) == 0
     np.save(tmp_path / "x.npy", np.zeros((1, 1, 8, 8), np.uint8))
-    assert _main(["predict", str(tmp_path / "run"), str(tmp_path / "x.npy")]) == 0
+    assert _main(["predict", str(run), str(tmp_path / "x.npy")]) == 0
+    assert _main(["report", str(run)]) == 0
+    assert _main(["export", str(run), "--out", str(tmp_path / "x.safetensors")]) == 0
+    assert _main(["export", str(run), "--format", "device", "--out", str(tmp_path / "x.sparcl")]) == 0
+    assert Learner.load(run / "checkpoint").sparsifier.ddr.score == "forgetting"
     assert _main([*command, "--resume"]) == 0
-    for again in (command, [word for word in command if word not in ("--scenario", "task-il")]):
-        (tmp_path / "run" / "result.json").unlink()
-        assert _main([*again, "--resume"]) == 0
-    assert "changes nothing" in refused(capsys, *command[:-1], str(tmp_path / "other"), "--resume")
-    shutil.copytree(tmp_path / "run", tmp_path / "usual")
-    config = tmp_path / "usual" / "config.toml"
-    config.write_text(config.read_text().replace("task-il", "class-il"))
-    capsys.readouterr()
-    assert _main(["report", str(tmp_path / "run"), str(tmp_path / "usual"), "--format", "csv"]) == 0
-    assert "same settings, seed and data" in capsys.readouterr().err
+    (run / "result.json").unlink()
+    assert _main([*command, "--resume"]) == 0
+    anew = ["--out", str(tmp_path / "other"), "--resume"]
+    assert "momentum 1.5 is not allowed; use 0 to less than 1" in refused(capsys, *command[:-2], *anew)
+    config = (run / "config.toml").read_text().replace("momentum = 1.5", "momentum = 0.5")
+    (tmp_path / "new.toml").write_text(config)
+    export = ("export", str(tmp_path / "new.toml"), "--format", "device", "--out", str(tmp_path / "y.sparcl"))
+    assert "a share of 0 removes none" in refused(capsys, *export)
+
+
+def test_the_scenario_is_told_first_with_its_forgetting(capsys, tmp_path):
+    run, usual = tmp_path / "run", tmp_path / "usual"
+    command = ["run", "seq-digits", *QUICK, "--sparsifier", "dense"]
+    assert _main([*command, "--scenario", "task-il", "--out", str(run)]) == 0
+    told = capsys.readouterr().out
+    result = json.loads((run / "result.json").read_text())
+    class_il, task_il = result["class_il"], result["task_il"]
+    lost = {name: kind["forgetting"] for name, kind in result["transfer"].items()}
+    assert (result["forgetting"], lost["class_il"] != lost["task_il"]) == (lost["class_il"], True)
+    assert re.search(rf"Task-IL / Class-IL .* {task_il:.2f} % / {class_il:.2f} %", told)
+    assert re.search(rf"forgetting \(Task-IL\) .* {lost['task_il']:.2f} %", told)
+    assert re.search(r"task 5/5 learned: Task-IL .* %, Class-IL", told)
+    assert _main(["watch", str(run)]) == 0
+    assert f"finished: Task-IL {task_il:.2f} %, Class-IL {class_il:.2f} %" in capsys.readouterr().out
+    assert _main(["report", str(run), "--format", "csv"]) == 0
+    assert f",{lost['task_il']}," in capsys.readouterr().out
+    page = (run / "report.html").read_text()
+    assert page.index("when told the task (Task-IL)") < page.index("without being told the task (Class-IL)")
+    assert f"{abs(lost['task_il']):.3g} percentage points from the best that it had known (Task-IL)" in page
+
+    assert _main([*command, "--seed", "1", "--out", str(usual)]) == 0
+    assert re.search(r"Class-IL / Task-IL .*forgetting \(Class-IL\)", capsys.readouterr().out, re.DOTALL)
+    assert _main(["report", str(run), str(usual), "--format", "csv"]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split(",")[6] for row in rows] == ["scenario=class-il", "scenario=task-il"], "no mean of two scenarios"
+    assert "scenario" in refused(capsys, *command, "--scenario", "class-il", "--out", str(run), "--resume")
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_folder_of_other_files_is_no_run_directory(capsys, tmp_path, resume):
+    for name in ("README.md", "config.toml", "main.py"):
+        (tmp_path / name).write_text("mine")
+    line = refused(capsys, "run", "seq-digits", *QUICK, "--out", str(tmp_path), *resume)
+    assert "holds other files, such as main.py, and no run: choose another --out" in line
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(
+        ("README.md", "config.toml", "main.py"), "mine"
+    )
 
 
 def test_a_loss_that_becomes_nan_says_where_and_leaves_nothing(capsys, tmp_path):
@@ -295,6 +343,11 @@ def test_a_closed_standard_output_stops_nothing(finished, tmp_path):
     assert redirected(">&-", "report", str(finished)).returncode == 0
     assert redirected(">&-", "report", str(finished), "--format", "csv", "--out", str(tmp_path / "x")).returncode == 0
     assert "seq-digits" in (tmp_path / "x").read_text()
+
+
+def test_with_standard_error_closed_a_refusal_is_not_among_the_results(tmp_path):
+    assert redirected(f">{tmp_path}/x 2>&-", "report", "absent").returncode == 2
+    assert (tmp_path / "x").read_text() == ""
 
 
 def test_files_that_are_passed_over_are_one_line_of_the_run(tmp_path):

@@ -89,7 +89,9 @@ def run(
     init: Annotated[str | None, typer.Option(help="safetensors file with the weights to start from")] = None,
     freeze: Annotated[str | None, typer.Option(help="parts that do not learn, e.g. stem,layer1")] = None,
     latents: Annotated[str | None, typer.Option(help="keep what a frozen front answers: float16, int8, ...")] = None,
-    scenario: Annotated[str | None, typer.Option(help="class-il or task-il")] = None,
+    scenario: Annotated[
+        str | None, typer.Option(help="told first, with its forgetting: class-il (default) or task-il")
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="auto (default), native or reference")] = None,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: PyTorch's")] = None,
@@ -114,7 +116,9 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="run directory; default runs/<name>")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run directory's checkpoint")] = False,
-    checkpoint_every: Annotated[str, typer.Option(help="steps or seconds between checkpoints: 500 or 60s")] = "60s",
+    checkpoint_every: Annotated[
+        str | None, typer.Option(help="steps or seconds between checkpoints: 500 or 60s (default)")
+    ] = None,
     track: Annotated[list[str] | None, typer.Option(help="tell csv, tensorboard or wandb of the metrics")] = None,
     config: Annotated[Path | None, typer.Option(help="a TOML file with these settings; options override it")] = None,
 ) -> None:

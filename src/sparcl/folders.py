@@ -1,9 +1,18 @@
-"""Where the package keeps what it can make again."""
+"""Folders: one that a user names, and where the package keeps what it can make again."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from sparcl.errors import ConfigError
+
+
+def folder_at(path: object, what: str = "folder") -> Path:
+    """The path of a folder; ConfigError where it is none."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in str(path):
+        raise ConfigError(f"{what} {path!r:.40} is not allowed; use the path of a folder")
+    return Path(path)
 
 
 def cache_folder() -> Path:

@@ -33,8 +33,9 @@ def main() -> None:
     """Entry point: run the command; whatever is the user's to mend is one line on stderr and exit code 2."""
     from sparcl.run.progress import spell_out
 
-    if sys.stdout is None:  # closed by the caller: nobody wants to read
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
+    for name in ("stdout", "stderr"):  # closed by the caller: nobody wants to read, and the other is for other words
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
     spell_out()  # a path may hold what the terminal's encoding does not
     output = Output(sys.stdout)
     sys.stdout = cast(TextIO, output)

@@ -5,13 +5,33 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from sparcl.errors import ConfigError
+
+_AGAIN: ContextVar[bool] = ContextVar("made again", default=False)
+
+
+@contextmanager
+def made_again() -> Iterator[None]:
+    """What is made in here was allowed when it was first made: a record stays readable, whatever is refused since."""
+    token = _AGAIN.set(True)
+    try:
+        yield
+    finally:
+        _AGAIN.reset(token)
+
+
+def refuse(message: str) -> None:
+    """Raise ConfigError of what is not allowed any more, or has no effect, unless it is `made_again`."""
+    if not _AGAIN.get():
+        raise ConfigError(message)
 
 
 class Recorded:
@@ -59,8 +79,8 @@ def plain(value: Any) -> Any:
 
 
 SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    int: ("a whole number", lambda value: hasattr(value, "__index__")),
-    float: ("a number", lambda value: hasattr(value, "__float__")),
+    int: ("a whole number", lambda value: hasattr(value, "__index__") and not isinstance(value, bool)),
+    float: ("a number", lambda value: hasattr(value, "__float__") and not isinstance(value, bool)),
     bool: ("True or False", lambda value: isinstance(value, bool | np.bool_)),
     str: ("a name", lambda value: isinstance(value, str)),
 }

@@ -1,4 +1,4 @@
-"""The program, built once for all tests of a session; SPARCL_DEVICE names one that is built already."""
+"""The program, built once for all tests of a session (SPARCL_DEVICE names one that is built already), and a file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import made
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,3 +32,13 @@ def program() -> Path:
     assert said
     assert int(said[2]) < 5_000_000
     return ROOT / said[1]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A model, and beside it samples of a second task."""
+    first, second, _ = made.stream(per_class=200)
+    learner = made.learner()
+    learner.learn(first)
+    made.packed(second, tmp_path / "s.sparcl")
+    return made.export(learner, tmp_path / "m.sparcl", first)

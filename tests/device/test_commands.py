@@ -20,15 +20,6 @@ from sparcl.methods import Finetune
 from sparcl.nn import ConvNet
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    first, second, _ = made.stream(per_class=200)
-    learner = made.learner()
-    learner.learn(first)
-    made.packed(second, tmp_path / "s.sparcl")
-    return made.export(learner, tmp_path / "m.sparcl", first)
-
-
 def long_run(program: Path, file: Path, *more: object, **options: object) -> subprocess.Popen[str]:
     """A `learn` that would not end by itself; returns once it is under way."""
     command = [program, "learn", file, file.with_name("s.sparcl"), "--max-seconds", "60", *more]

@@ -22,14 +22,10 @@ from sparcl.streams import Samples, Transform, make_task
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """A model, and beside it samples of a second and a third task."""
-    first, second, third = made.stream(per_class=200)
-    learner = made.learner()
-    learner.learn(first)
-    made.packed(second, tmp_path / "s.sparcl")
-    made.packed(third, tmp_path / "o.sparcl")
-    return made.export(learner, tmp_path / "m.sparcl", first)
+def file(file: Path) -> Path:
+    """With samples of a third task beside it, too."""
+    made.packed(made.stream(per_class=200)[2], file.with_name("o.sparcl"))
+    return file
 
 
 def done_steps(file: Path) -> int:

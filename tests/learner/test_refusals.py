@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from toys import Bag, Net, blobs, make_learner
 
 from sparcl import DDR, DGM, TDM, Learner, SparCL
+from sparcl.checkpoint import Store
 from sparcl.errors import ConfigError, DataError, TrainingError
 from sparcl.methods import ER, METHODS, DERpp, Finetune, Joint
 from sparcl.nn import ConvNet
@@ -261,6 +262,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "classes without an order": ({"classes": {"a", "b"}}, "are not allowed; use a list of names"),
     "negative seed": ({"seed": -1}, "seed -1 is not allowed; use a whole number from 0 to 9223372036854775807"),
     "large seed": ({"seed": 2**80}, "use a whole number from 0 to 9223372036854775807"),
+    "device without memory": ({"device": "meta"}, "device 'meta' is not allowed; use cpu or one that PyTorch has"),
+    "a pace for no task": ({"pace": [1]}, "a pace is 200 rising numbers of steps for each task"),
+    "an empty pace": ({"pace": [[]]}, "a pace is 200 rising numbers of steps for each task"),
+    "layer choice as a word": (
+        {"layer_choice": "dense"},
+        "layer choice 'dense' is not allowed; use Learner.layer_choic",
+    ),
+    "seed as a flag": ({"seed": True}, "seed True is not allowed"),
+    "checkpoint_dir as nothing": ({"checkpoint_dir": ""}, "checkpoint dir '' is not allowed; use the path of a folder"),
     "drop_last": ({"drop_last": 1}, "drop_last 1 is not allowed; use True or False"),
     "no optimizer": ({"optimizer": lambda _: None}, r"optimizer makes a NoneType; a torch.optim.Optimizer is needed"),
     "schedule for an optimizer": (
@@ -272,6 +282,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "warm-up": ({"warmup": True}, "warmup True is not allowed"),
     "checkpoint_dir": ({"checkpoint_dir": 3}, "checkpoint dir 3 is not allowed; use the path of a folder"),
     "checkpoint_every": ({"checkpoint_every": 5}, "checkpoint every 5 has no effect without checkpoint_dir"),
+    "replay without a buffer": ({"replay_batch_size": 8}, "replay batch size 8 has no effect: method finetune has no"),
+    "layer choice without a mask": (
+        {"layer_choice": {"conv": "dense"}},
+        "a layer choice has no effect with sparsifier d",
+    ),
     "prunable": ({"sparsifier": lambda: SparCL(0.5, prunable=3)}, "`prunable` is a list of names or patterns"),
 }
 
@@ -305,6 +320,27 @@ def test_what_is_not_of_its_kind_is_one_line(name: str) -> None:
 def test_an_argument_of_another_type_is_one_line(make: Callable[[], Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         make()
+
+
+def test_a_layer_choice_on_the_reference_backend_is_refused_and_one_that_auto_cannot_follow_is_not() -> None:
+    choice = {"conv": "dense", "grouped": "native"}
+    with pytest.raises(ConfigError, match="a layer choice has no effect with backend reference: leave it out"):
+        make_learner(layer_choice=choice)
+    learner = make_learner(model=Net().double(), backend="auto", layer_choice=choice)
+    assert (learner.backend, learner.layer_choice) == ("reference", choice)
+
+
+def test_a_replay_batch_size_that_never_had_an_effect_is_no_reason_to_refuse_a_checkpoint(tmp_path: Path) -> None:
+    learner = make_learner(model=ConvNet(4, 2, 8), method=Finetune(), optimizer=None)
+    learner.learn(blobs()[0])
+    state = learner.checkpoint_state()
+    state["settings"]["replay_batch_size"] = 64  # as Learner(Finetune(), replay_batch_size=64) had it
+    Store(tmp_path).save(1, state)
+    loaded = Learner.load(tmp_path, backend="reference")
+    for one in (learner, loaded):
+        one.learn(blobs()[1])
+    same = zip(learner.model.parameters(), loaded.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:

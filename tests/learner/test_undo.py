@@ -13,7 +13,7 @@ import torch
 from toys import Net, blobs
 
 from sparcl import Learner, SparCL, kernels, methods, nn, streams
-from sparcl.errors import ConfigError, DataError, SparclError
+from sparcl.errors import ConfigError, SparclError
 from sparcl.sparsity import SET, Static
 
 BACKENDS = ["reference", *(["native"] if kernels.available() else [])]
@@ -215,33 +215,6 @@ def test_learn_inside_a_step_is_refused_and_the_task_goes_on() -> None:
         learner.observers = [again] if task.index == 0 else []
         learner.learn(task)
     assert learner.learned == 2
-
-
-def test_a_copy_saves_its_own_state(tmp_path: Path) -> None:
-    learner = Learner(Net(), methods.ER(4), batch_size=8, checkpoint_dir=tmp_path, checkpoint_every=3)
-    learner.learn(blobs()[0])
-    copied = copy.deepcopy(learner)
-    copied.learn(blobs()[1])
-    assert Learner.load(tmp_path, Net()).steps == copied.steps - copied.steps % 3 > learner.steps
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.int64, list])
-def test_inputs_stored_otherwise_than_they_were_learned_are_refused(dtype: Any, tmp_path: Path) -> None:
-    given = X.tolist() if dtype is list else X.astype(dtype)
-    for method in (methods.ER(8), methods.Finetune()):
-        learner = Learner(network(), method, batch_size=8)
-        learner.learn(streams.from_arrays(X, np.arange(24) % 4)[0])
-        loaded = Learner.load(learner.save(tmp_path / method.name).parent)
-        for one in (learner, loaded) if method.buffer is not None else (learner,):
-            with pytest.raises(DataError, match="inputs are float32, and uint8 was learned"):
-                one.predict(given)
-            with pytest.raises(DataError, match="are float32, and uint8 was learned"):
-                one.observe(given, np.arange(24) % 4)
-        with pytest.raises(DataError, match="the inputs of task 2 are float32, and uint8 was learned"):
-            learner.learn(streams.from_arrays(given, np.arange(24) % 4).tasks[1])
-        tested = streams.from_arrays(given, np.arange(24) % 4, given, np.arange(24) % 4)
-        with pytest.raises(DataError, match="the test inputs of task 1 are float32, and uint8 was learned"):
-            learner.evaluate(tested)
 
 
 class Halved:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sparcl.errors import ConfigError
-from sparcl.nn import MODELS, build, prunable_names
+from sparcl.nn import MLP, MODELS, ConvNet, ResNet, build, prunable_names, resnet18
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -66,4 +69,30 @@ def test_the_mlp_is_the_fields() -> None:
 def test_what_does_not_fit_is_refused_in_one_line(arguments: tuple[str, int, tuple[int, ...]], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         build(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: ConvNet(-1), "classes -1 is not allowed for ConvNet; use 1 or more"),
+        (lambda: ConvNet(2, 0), "channels 0 is not allowed for ConvNet; use 1 or more"),
+        (lambda: ConvNet(2, 1, -4), "width -4 is not allowed for ConvNet; use 1 or more"),
+        (lambda: ConvNet(True), "classes True is not allowed for ConvNet; use a whole number"),
+        (lambda: MLP(-1, (3,)), "classes -1 is not allowed for MLP"),
+        (lambda: MLP(2, (3,), 0), "width 0 is not allowed for MLP"),
+        (lambda: MLP(2, ()), r"input shape \(\) is not allowed; use the sizes of a sample, as in \(3, 32, 32\)"),
+        (lambda: MLP(2, (-3, -4)), r"input shape \(-3, -4\) is not allowed"),
+        (lambda: MLP(2, 5), "input shape 5 is not allowed"),
+        (lambda: resnet18(-1), "classes -1 is not allowed for ResNet"),
+        (lambda: resnet18(2, 0), "channels 0 is not allowed for ResNet"),
+        (lambda: resnet18(2, 3, 0), "width 0 is not allowed for ResNet"),
+        (lambda: ResNet((1, 1), 3, 2, 4), r"blocks \(1, 1\) are not allowed for ResNet; use four whole numbers"),
+        (lambda: ResNet((1, 1, 1, 0), 3, 2, 4), r"blocks \(1, 1, 1, 0\) are not allowed"),
+        (lambda: build("convnet", 2, (0, 8, 8)), "channels 0 is not allowed for ConvNet"),
+    ],
+)
+def test_sizes_that_no_network_has_are_refused_in_one_line(make: Callable[[], Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        make()
     assert "\n" not in str(caught.value)

@@ -65,7 +65,7 @@ def test_several_runs_are_means_with_their_spread(tmp_path: Path) -> None:
 
 def test_one_run_is_told_in_words_beside_the_dense_cost(tmp_path: Path) -> None:
     html = page(group(load([rich_run(tmp_path / "run")])[0]), [])
-    assert "recognizes 50.00 % without being told the task (Class-IL), and 90.00 % when told it (Task-IL)" in html
+    assert "recognizes 50.00 % without being told the task (Class-IL), and 90.00 % when told the task (Task-IL)" in html
     assert (
         "Training executed 1 T floating-point operations: 25 % of the dense network&#39;s 4 T, 4 times fewer." in html
     )

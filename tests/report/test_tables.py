@@ -87,6 +87,9 @@ def test_any_other_setting_that_differs_parts_groups_and_is_named(tmp_path: Path
 def test_settings_of_the_method_are_no_difference_between_methods(tmp_path: Path) -> None:
     groups = groups_of(tmp_path, {"config": {"lr": 0.03}}, {"config": {"method": "er", "lr": 0.1}})
     assert [g.settings for g in groups] == [(), ()]
+    masked = {"drop_last": True, "first_mask": "random"}
+    dense = {"sparsifier": "dense", "drop_last": False}
+    assert [g.settings for g in groups_of(tmp_path / "b", {"config": masked}, {"config": dense})] == [(), ()]
 
 
 def test_a_protocol_that_differs_between_methods_is_named(tmp_path: Path) -> None:

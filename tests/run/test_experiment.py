@@ -75,7 +75,6 @@ def test_toml_round_trip(tmp_path):
         ({"sparsifier": "dense", "distribution": "erk"}, "leave it out, or uniform"),
         ({"sparsifier": "dense", "prunable": ("conv*",)}, "leave it out"),
         ({"block_size": 8}, "pattern block"),
-        ({"ddr_score": "forgetting", "sample_removal": 0.0}, "a share of 0 removes none"),
         ({"backend": "native", "device": "cuda"}, "CPU"),
         ({"batch_size": 0}, "1 or more"),
         ({"epochs": 0}, "1 or more"),

@@ -166,6 +166,7 @@ def test_bad_requests_are_one_line_and_leave_nothing(tmp_path, runs, capsys, mon
     assert "unknown format 'tf'; allowed: torch, onnx" in refused("mlp", *out, "--format", "tf")
     assert "must end in .onnx" in refused("mlp", *out, "--format", "onnx")
     assert "must end in .safetensors" in refused("mlp", "--out", str(tmp_path / "m.pt"))
+    assert ".onnx is of --format onnx" in refused("mlp", "--out", str(tmp_path / "m.onnx"))
     assert "answers for one task: add --task 1 to 5" in refused("packnet", *out)
     assert "task 9 is not known" in refused("mlp", *out, "--task", "9")
     assert "is no run directory" in refused("none", *out)

@@ -18,6 +18,7 @@ from own_parts import mine as mine
 from sparcl import Learner, methods, nn, sparsity, streams
 from sparcl.errors import ConfigError
 from sparcl.main import _main
+from sparcl.run import effect, optimizers
 from sparcl.run.experiment import Experiment
 from sparcl.run.toml import read_toml
 
@@ -262,6 +263,14 @@ def test_defaults_of_the_optimizers_are_recorded_and_plain_sgd_is_named_by_nothi
     assert Experiment("seq-digits", augment=("flip+crop",)).resolve().augment == ("flip", "crop")
     with pytest.raises(ConfigError, match="finite"):
         Experiment("seq-digits", optimizer="adam", optimizer_options={"eps": float("nan")})
+
+
+def test_a_run_that_began_with_dampening_before_it_was_refused_goes_on():
+    began = Experiment("seq-digits", optimizer_options={"dampening": 0.5}).resolve()
+    made = optimizers.maker(began)([torch.nn.Parameter(torch.zeros(1))])
+    assert made.param_groups[0]["dampening"] == 0
+    with pytest.raises(ConfigError, match="goes with --momentum"):
+        effect.check(began)
 
 
 def test_an_own_stream_may_have_no_test_samples_one_sample_and_any_settings(

@@ -148,6 +148,17 @@ def test_one_sample_and_pixels_as_floats_are_the_same_pixels(tmp_path, run, stre
     assert [one["probability"] for one in found] == pytest.approx([found[0]["probability"]] * 3, abs=1e-5)
 
 
+def test_images_and_floating_pixels_of_one_command_are_each_read_as_they_are(tmp_path, run, stream, capsys) -> None:
+    pixel = stream.tasks[1].test.inputs[0].numpy()
+    Image.fromarray(pixel[0]).save(tmp_path / "x.png")
+    np.save(tmp_path / "whole.npy", pixel)
+    np.save(tmp_path / "floating.npy", pixel.astype(np.float32) / 255)
+    rows = asked(capsys, run, *(tmp_path / name for name in ("x.png", "floating.npy", "whole.npy")), "--top", 10)
+    probabilities = [{one["class"]: one["probability"] for one in row["answers"]} for row in rows]
+    assert probabilities[1] == pytest.approx(probabilities[0], abs=1e-5)
+    assert probabilities[2] == pytest.approx(probabilities[0], abs=1e-5)
+
+
 def test_tables_and_csv_show_what_strangers_named_and_obey_nothing(tmp_path, run, stream, capsys, monkeypatch) -> None:
     copied = tmp_path / "run"
     shutil.copytree(run, copied)
@@ -177,8 +188,9 @@ def test_bad_files_are_one_line(tmp_path, run, capsys) -> None:
     bad[1, 0, 3, 3] = np.nan
     for array, told in (
         (bad, "NaN or infinite values, the first in sample 1"),
-        (np.full((1, 1, 8, 8), 255.0), "holds values from 255 to 255: this run learned pixels"),
-        (np.full((1, 1, 8, 8), -1), "holds values from -1 to -1"),
+        (np.full((1, 1, 8, 8), 255.0), "x.npy inputs hold values from 255 to 255: the network learned pixels"),
+        (np.ones((1, 1, 8, 8), bool), "x.npy inputs are truth values: the network learned pixels"),
+        (np.full((1, 1, 8, 8), -1), "x.npy inputs hold values from -1 to -1"),
         (np.zeros((8, 8), np.uint8), r"has shape [8, 8]: allowed are [N, 1, 8, 8] and one sample [1, 8, 8]"),
         (np.zeros((0, 1, 8, 8), np.uint8), "has shape [0, 1, 8, 8]"),
         (np.array(["a"]), "holds <U1: allowed are numbers"),

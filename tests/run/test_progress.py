@@ -49,7 +49,7 @@ def test_a_run_speaks_what_its_reader_can_show(tmp_path: Path, environment: dict
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, check=True)
     output = done.stdout.decode("utf-8")
     assert re.fullmatch(allowed, output, re.DOTALL)
-    assert re.search(r"Class-IL / Task-IL .* [-–] / \d", output)
+    assert re.search(r"Task-IL / Class-IL .* \d.* % / [-–]", output)
     assert done.stderr == b""
 
 

@@ -16,6 +16,7 @@ import torch
 
 from sparcl import streams
 from sparcl.checkpoint import Store, files
+from sparcl.errors import DataWarning
 from sparcl.learner import learner
 from sparcl.main import _main
 from sparcl.run import resume
@@ -241,7 +242,22 @@ def test_what_a_finished_run_has_lost_is_written_again_from_its_checkpoint(
     if kept:
         assert "there is no checkpoint to write it again from" in one_line(capsys)
     assert _main(["export", str(run), "--format", "device", "--out", str(tmp_path / "m")]) == 2
-    assert "has no checkpoint any more" in one_line(capsys)
+    told = one_line(capsys)
+    assert "has no checkpoint any more" in told
+    assert f"run it again: sparcl run --config {run / 'config.toml'} --out DIR" in told
+
+
+def test_a_run_whose_checkpoints_are_damaged_is_exported_for_a_device_from_the_one_before_or_not_at_all(
+    killed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = ["export", str(killed), "--format", "device", "--out", str(tmp_path / "m.sparcl")]
+    cut(killed / "checkpoint" / "step-4" / files.STATE)
+    with pytest.warns(DataWarning, match="state.json has .*; using step-2"):
+        assert _main(export) == 0
+    capsys.readouterr()
+    cut(killed / "checkpoint" / "step-2" / files.STATE)
+    assert _main(export) == 2
+    assert f"run it again: sparcl run --config {killed / 'config.toml'} --out DIR" in one_line(capsys)
 
 
 SAME = ("model_sha256", "class_il", "task_il", "accuracy_matrix", "flops", "samples", "sparsity", "data", "model")

@@ -128,9 +128,10 @@ def test_the_place_of_the_data_holds_for_every_run_that_reads_any(tmp_path: Path
             'sparsifier=dense, pattern=block: pattern "block" goes with a sparsifier',
         ),
         (
-            "[base]\nstream = 'seq-digits'\n[grid]\nscenario = ['class-il', 'task-il']\n",
-            "scenario task-il changes nothing",
+            "[base]\nstream = 'seq-digits'\ngradient_sparsity = 0.0\nimportance='none'\n[grid]\nranking = ['fresh']\n",
+            "ranking fresh changes nothing",
         ),
+        ("stream = 'seq-digits'\n", "the settings of one run go to sparcl run --config"),
         ("= 1", "is not valid TOML"),
     ],
 )

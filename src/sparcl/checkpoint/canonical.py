@@ -25,6 +25,7 @@ from sparcl.checkpoint.tree import State
 from sparcl.errors import CheckpointError
 from sparcl.nn import memory
 from sparcl.nn.compact import CompactLayer
+from sparcl.nn.convert import dense_parameters
 from sparcl.nn.layers import AVERAGE, ELEMENTWISE_OPTIMIZERS, SparseLayer, fresh_state
 
 Layers = Sequence[SparseLayer]
@@ -40,7 +41,7 @@ def capture(model: nn.Module, layers: Layers, optimizer: torch.optim.Optimizer) 
     Raises:
         CheckpointError: a layer with more positions than int32 counts, or optimizer state that is no plain value.
     """
-    names = parameter_names(model, layers)
+    names = parameter_names(model)
     sparse = {id(layer.parameter): layer for layer in layers}
     whole = {layer.values: layer.shape for layer in unheld(model, layers).values()}
     state = {}
@@ -70,11 +71,10 @@ def _named(parameters: Sequence[nn.Parameter], names: Mapping[nn.Parameter, str]
     return [names[p] for p in parameters]
 
 
-def parameter_names(model: nn.Module, layers: Layers) -> dict[nn.Parameter, str]:
+def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
     """Each parameter's name in the dense model, whatever a compact layer calls its values."""
-    compact = {id(layer.parameter): f"{layer.name}.weight" for layer in layers}
-    compact |= {id(layer.values): f"{name}.weight" for name, layer in unheld(model, layers).items()}
-    return {p: compact.get(id(p), name) for name, p in model.named_parameters()}
+    dense = zip(model.parameters(), dense_parameters(model), strict=True)
+    return {parameter: name for parameter, (name, _) in dense}
 
 
 def unheld(model: nn.Module, layers: Layers) -> dict[str, CompactLayer]:
@@ -89,18 +89,18 @@ def _shaped(value: Any, like: Sequence[int], shape: Sequence[int]) -> Any:
     return value.reshape(shape) if isinstance(value, Tensor) and tuple(value.shape) == tuple(like) else value
 
 
-def strides(model: nn.Module, layers: Layers) -> dict[str, list[int]]:
+def strides(model: nn.Module) -> dict[str, list[int]]:
     """Strides of the parameters and buffers that do not lie in PyTorch's default order (channels_last), by name."""
-    return memory.unusual_strides(_in_memory(model, layers))
+    return memory.unusual_strides(_in_memory(model))
 
 
-def lay_out(model: nn.Module, layers: Layers, saved: Any) -> None:
+def lay_out(model: nn.Module, saved: Any) -> None:
     """Give a model's tensors the order in memory that `strides` told, and the default order to all others.
 
     Raises:
         CheckpointError: strides of an unknown tensor, or such as leave gaps or overlap.
     """
-    tensors = _in_memory(model, layers)
+    tensors = _in_memory(model)
     checks.keys(saved, [name for name in tensors if isinstance(saved, Mapping) and name in saved], "the strides")
     for name, given in saved.items():
         shape = tensors[name].shape
@@ -111,9 +111,9 @@ def lay_out(model: nn.Module, layers: Layers, saved: Any) -> None:
         memory.lay_out(tensor, saved.get(name, memory.usual_strides(tensor.shape)))
 
 
-def _in_memory(model: nn.Module, layers: Layers) -> dict[str, Tensor]:
+def _in_memory(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, the objects themselves."""
-    return {**{name: p for p, name in parameter_names(model, layers).items()}, **dict(model.named_buffers())}
+    return {**{name: p for p, name in parameter_names(model).items()}, **dict(model.named_buffers())}
 
 
 def _dense(model: nn.Module, layers: Layers) -> Iterator[tuple[str, Tensor]]:
@@ -123,7 +123,7 @@ def _dense(model: nn.Module, layers: Layers) -> Iterator[tuple[str, Tensor]]:
     """
     sparse, others = {id(layer.parameter) for layer in layers}, unheld(model, layers)
     shapes = {layer.values: layer.shape for layer in others.values()}
-    for parameter, name in parameter_names(model, layers).items():
+    for parameter, name in parameter_names(model).items():
         if id(parameter) not in sparse:
             yield name, parameter.detach().view(shapes.get(parameter, parameter.shape))
     inside = {*(layer.name for layer in layers), *others}
@@ -210,7 +210,7 @@ def _check_optimizer(
     state = checks.keys(whole["optimizer"], ("kind", "groups", "state"), "the optimizer's state")
     if state["kind"] != type(optimizer).__name__:
         raise CheckpointError(f"the optimizer is {type(optimizer).__name__}, in the checkpoint {state['kind']!r:.60}")
-    names = parameter_names(model, layers)
+    names = parameter_names(model)
     if not isinstance(state["groups"], list) or len(state["groups"]) != len(optimizer.param_groups):
         raise CheckpointError(
             f"the optimizer has {len(optimizer.param_groups)} parameter group(s), not as many as saved"
@@ -345,7 +345,7 @@ def _set_optimizer(
             if key != "params":
                 group[key] = _as(value, group.get(key))
     optimizer.state.clear()
-    for parameter, name in parameter_names(model, layers).items():
+    for parameter, name in parameter_names(model).items():
         layer = sparse.get(id(parameter))
         if name not in state["state"]:
             continue

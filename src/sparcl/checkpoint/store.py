@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from sparcl.checkpoint import disk, files, model_file
 from sparcl.checkpoint.tree import State
-from sparcl.errors import CheckpointError
+from sparcl.errors import CheckpointError, DataWarning
 
 LATEST = "latest"
 _NAME = re.compile(r"step-(\d{1,18})(?:\.(\d{1,9}))?")
@@ -153,6 +154,9 @@ def open_folder(place: Path) -> State:
 
     Raises:
         CheckpointError: there is no whole checkpoint.
+
+    Warns:
+        DataWarning: the newest is damaged, and one before it is taken.
     """
     if place.is_file():
         return model_file.read(place).state
@@ -161,4 +165,6 @@ def open_folder(place: Path) -> State:
     loaded = Store(place).load()
     if loaded is None:
         raise CheckpointError(f"{place} holds no checkpoint (no step-N with a {files.MANIFEST})")
+    for line in loaded.damaged:
+        warnings.warn(f"{line}; using {loaded.name}", DataWarning, stacklevel=2)
     return loaded.state

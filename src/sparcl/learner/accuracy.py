@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparcl.learner.refusals import check_columns
+from sparcl.scenarios import told_first
 from sparcl.streams.task import Task
 
 AT_ONCE = 64
@@ -36,9 +37,13 @@ class Accuracy:
     confusion: Confusion | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        scenarios = {"Class-IL": self.class_il, "Task-IL": self.task_il}
-        told = [f"{name} {sum(v) / len(v):.2f} %" for name, v in scenarios.items() if v is not None]
-        tasks = next((len(v) for v in scenarios.values() if v is not None), 0)
+        return self.told("class-il")
+
+    def told(self, scenario: str) -> str:
+        """In words, that of the scenario first."""
+        known = {name: v for key, name in told_first(scenario).items() if (v := getattr(self, key)) is not None}
+        told = [f"{name} {sum(v) / len(v):.2f} %" for name, v in known.items()]
+        tasks = next((len(v) for v in known.values()), 0)
         return f"{', '.join(told)} (mean of {tasks} tasks)"
 
 

@@ -28,11 +28,16 @@ def give_to_backend(
 
     Args and errors: see Learner.
     """
+    if not isinstance(layer_choice, Mapping):
+        raise ConfigError(f"layer choice {layer_choice!r:.40} is not allowed; use Learner.layer_choice of another")
     chosen, choice = auto.select_backend(backend, model, device, prunes=sparsifier.prunes), dict(layer_choice)
     if chosen != "native" and getattr(model, "activations", FLOAT32) != FLOAT32:
         raise ConfigError(
             f"activations bfloat16 are of backend native, not of {chosen}: use it, or activations float32"
         )
+    if choice and (backend == "reference" or not sparsifier.prunes):  # under `auto` another machine may have chosen
+        why = "backend reference" if sparsifier.prunes else f"sparsifier {sparsifier.name}, which prunes nothing"
+        raise ConfigError(f"a layer choice has no effect with {why}: leave it out")
     if chosen == "native":
         prunable_names(model, sparsifier.prunable)  # a model that is refused stays what it was
         if backend == "auto" and not choice:

@@ -17,6 +17,7 @@ from typing import Any, Self
 from sparcl.checkpoint import checks
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner.position import Position
+from sparcl.whole import is_whole
 
 KINDS = ("epochs", "steps", "seconds")
 
@@ -165,7 +166,10 @@ def check_amount(kind: str, amount: float) -> None:
 
 def check_pace(pace: Sequence[Sequence[int]], error: type[ConfigError | CheckpointError] = ConfigError) -> None:
     """Raise `error` unless it could have been recorded."""
+    told = f"a pace is {UNITS} rising numbers of steps for each task, from 1; another was given"
+    if not isinstance(pace, Sequence) or not all(isinstance(steps, Sequence) for steps in pace):
+        raise error(told)
     for steps in pace:
-        rising = all(isinstance(a, int) and a <= b for a, b in zip(steps, [*steps[1:], MOST_STEPS], strict=True))
-        if len(steps) != UNITS or not rising or steps[0] < 1:
-            raise error(f"a pace is {UNITS} rising numbers of steps for each task, from 1; another was given")
+        rising = all(is_whole(a) and a <= b for a, b in zip(steps, [*steps[1:], MOST_STEPS], strict=False))
+        if len(steps) != UNITS or not rising:
+            raise error(told)

@@ -11,9 +11,9 @@ Legend: N batch, C classes of the whole stream.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -23,23 +23,28 @@ from torch import nn
 from sparcl import seeds
 from sparcl.checkpoint import Store
 from sparcl.checkpoint.store import open_folder
-from sparcl.errors import CheckpointError, ConfigError
+from sparcl.errors import CheckpointError, ConfigError, one_line
+from sparcl.folders import folder_at
 from sparcl.learner import making, refusals, saving
 from sparcl.learner.accuracy import AT_ONCE, Accuracy, measure
+from sparcl.learner.assembly import MakeOptimizer
 from sparcl.learner.classes import GrowingLinear
 from sparcl.learner.observing import Observing
 from sparcl.learner.prediction import Prediction, predict
 from sparcl.learner.schedule import Factor
 from sparcl.learner.telling import SAFE, Observer
-from sparcl.learner.training import MakeOptimizer
 from sparcl.learner.undo import left_as_it_was
 from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating
 from sparcl.nn.dense import dense_model
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.checked import checked_test
+from sparcl.streams.pixels import check_kind
 from sparcl.streams.split import ArrayLike
 from sparcl.streams.task import Task
+from sparcl.whole import is_whole
+
+KEPT = "use learner.save(folder) and Learner.load(folder)"
 
 
 class Learner(Observing):
@@ -126,7 +131,7 @@ class Learner(Observing):
         tasks = [checked_test(task) for task in tasks]
         for task in tasks:
             assert task.test is not None
-            refusals.check_kind(task.test.inputs, self._stored_as, f"the test inputs of task {task.index + 1}")
+            check_kind(task.test.inputs, self.stored_as, f"the test inputs of task {task.index + 1}")
         if not tasks:
             raise ConfigError("nothing to evaluate: learn a task first, or name the tasks")
         self.tell("evaluate.begin", {})
@@ -145,6 +150,8 @@ class Learner(Observing):
         """Answers to inputs as stored, [N, ...]; the transform of the tests goes first.
 
         Args:
+            inputs: as they were learned. Where that was uint8, other whole numbers from 0 to 255 are the same pixels,
+                and floating ones from 0 to 1 are pixels / 255; others are refused.
             task: index of the task that they are of; needed by a method that answers with its knowledge (Task-IL).
 
         Raises:
@@ -160,13 +167,13 @@ class Learner(Observing):
         if task is None and "class-il" not in self.method.scenarios:
             raise ConfigError(f"method {self.method.name} answers for one task: predict(x, task={_span(self.learned)})")
         tasks = len(self.classes.of_tasks)
-        if task is not None and (not isinstance(task, Integral) or not 0 <= task < tasks):
+        if task is not None and not is_whole(task, 0, tasks - 1):
             raise ConfigError(f"task {task!r:.40} is not known; allowed: {_span(tasks)}")
         columns = None if task is None else self.classes.of_tasks[task]
         index = max(self.learned - 1, 0) if task is None else task
         with evaluating(self.model), self.averaged():
             asked = (self.answering.predict, inputs, self.transform, self.classes.names, columns, index)
-            return predict(*asked, self.device, self._at_once, self._stored_as)
+            return predict(*asked, self.device, self._at_once, self.stored_as)
 
     @property
     def _at_once(self) -> int:
@@ -203,6 +210,23 @@ class Learner(Observing):
                 cast(Any, module).__class__ = nn.Linear
         return made
 
+    # --- copies -------------------------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """One more Learner, that goes on from here by itself, to the same bits; its observers are copies, too."""
+        if self._learning:
+            raise ConfigError("a Learner is copied before or after learn and observe, not inside: save it there")
+        made = memo[id(self)] = type(self).__new__(type(self))
+        try:
+            vars(made).update(copy.deepcopy(vars(self), memo))
+        except (TypeError, RuntimeError, AttributeError) as error:  # an open file of an observer, a computed weight
+            raise ConfigError(f"a part of the Learner cannot be copied: {one_line(error)}; {KEPT}") from error
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse pickle, which executes what it reads, and a shallow copy, which would train this one's model."""
+        raise ConfigError(f"a Learner is not pickled: {KEPT}; copy.deepcopy(learner) makes a second one")
+
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def save(self, directory: str | Path) -> Path:
@@ -215,7 +239,7 @@ class Learner(Observing):
             CheckpointError: it cannot be written, or a step is under way; the last one is as it was.
             TrainingError: weights are NaN or infinite; nothing is written.
         """
-        return self._save_to(Store(refusals.folder(directory)))
+        return self._save_to(Store(folder_at(directory)))
 
     def _save_to(self, store: Store) -> Path:
         return store.save(self.steps, self.checkpoint_state())
@@ -250,7 +274,7 @@ class Learner(Observing):
         Raises:
             CheckpointError: missing, damaged, hostile, or of another model, method or optimizer.
         """
-        state = open_folder(refusals.folder(directory))
+        state = open_folder(folder_at(directory))
         parts = {"model": model, "method": method, "sparsifier": sparsifier}
         refusals.check_kinds(**(given := {name: part for name, part in parts.items() if part is not None}))
         with contextlib.nullcontext() if model is None else left_as_it_was(model, *given.values(), copies=True):

@@ -18,13 +18,13 @@ from sparcl.learner.classes import classes_in
 from sparcl.learner.frozen import FREEZE, UNTRAINED
 from sparcl.learner.latents import LATENTS
 from sparcl.learner.micro import MICRO_BATCH
-from sparcl.learner.refusals import MOST_SEED
+from sparcl.learner.refusals import MOST_SEED, replays
 from sparcl.learner.saving import COUNTS, KNOWN, MADE_FROM, PARTS, RUN, settings_in
 from sparcl.learner.schedule import Factor, of_checkpoint
 from sparcl.methods import Method
 from sparcl.methods.respond import classifier
 from sparcl.nn.layers import ELEMENTWISE_OPTIMIZERS
-from sparcl.recorded import misfit
+from sparcl.recorded import made_again, misfit
 from sparcl.sparsity import Sparsifier
 
 
@@ -60,6 +60,8 @@ def make(
         raise CheckpointError(f"drop_last in the checkpoint is {drop_last!r:.40}, not true or false")
     most = {"seed": MOST_SEED}
     counts = {name: checks.integer(settings[name], name, most=most.get(name, 1 << 62)) for name in COUNTS}
+    if not replays(cast(Method, made[1])):  # whatever was given had no effect
+        counts.pop("replay_batch_size")
     more = {**saved_budget(settings["budget"]), **_growth(state), "drop_last": drop_last}
     more |= of_checkpoint(settings, schedule)
     more |= {MICRO_BATCH: checks.integer(settings[MICRO_BATCH], MICRO_BATCH)} if MICRO_BATCH in settings else {}
@@ -76,7 +78,7 @@ def _growth(state: State) -> dict[str, Any]:
 
 def _made(part: str, recipe: Any, depth: int) -> Any:
     kind, arguments = _call(part, recipe, depth)
-    with checks.refusing(f"the {part}"), seeds.given_back():  # a model draws weights, which are not kept
+    with checks.refusing(f"the {part}"), made_again(), seeds.given_back():  # a model draws weights, which are not kept
         return kind(**arguments)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -21,8 +20,10 @@ from torch import Tensor, nn
 from sparcl import seeds
 from sparcl.errors import ConfigError
 from sparcl.learner.alone import first_norm
+from sparcl.learner.refusals import TRAINING, check_logits
 from sparcl.methods.method import Method
 from sparcl.sparsity.importance import preserved_buffers
+from sparcl.whole import is_whole
 
 Run = Callable[[Tensor], Tensor]
 
@@ -38,7 +39,7 @@ def check(size: int | None, batch_size: int, method: type[Method]) -> int | None
     """
     if size is None:
         return None
-    if not isinstance(size, Integral) or not 1 <= size <= batch_size:
+    if not is_whole(size, 1, batch_size):
         raise ConfigError(f"micro-batch {size!r:.40} is not allowed; use 1 to the batch size, {batch_size}")
     if not method.passes_in_parts:
         raise ConfigError(
@@ -103,7 +104,7 @@ class _InParts(torch.autograd.Function):
         logits: Tensor | None = None
         for part in micro.parts(len(inputs)):
             ctx.drawn.append(seeds.global_state(inputs.device))  # a dropout draws the same again
-            answer = run(inputs[part])
+            answer = check_logits(run(inputs[part]), len(inputs[part]), TRAINING)
             logits = answer.new_empty(len(inputs), *answer.shape[1:]) if logits is None else logits
             logits[part] = answer
         assert logits is not None

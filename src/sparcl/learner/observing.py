@@ -18,6 +18,7 @@ from sparcl.learner import refusals
 from sparcl.learner.alone import first_norm
 from sparcl.learner.asked import Asked
 from sparcl.learner.average import ANSWERS_NOW
+from sparcl.learner.optimizer import check_trained
 from sparcl.learner.position import StreamPosition
 from sparcl.learner.training import Training
 from sparcl.methods import METHODS
@@ -25,6 +26,7 @@ from sparcl.methods.method import Batch
 from sparcl.streams.arrive import make_task
 from sparcl.streams.augment import Transform, check_transform
 from sparcl.streams.labels import Labels
+from sparcl.streams.pixels import check_kind
 from sparcl.streams.split import ArrayLike, as_inputs, as_labels, check_size
 from sparcl.streams.task import Name, Samples, Task
 
@@ -97,7 +99,7 @@ class Observing(Training):
         if self.stream is None or self._bound is not self.stream:  # once: it looks at every weight
             if self.latents is not None:
                 self.latents.check_same()
-            refusals.check_trained(self.optimizer)
+            check_trained(self.optimizer)
             if (misfit := self._misfit()) is not None:
                 raise ConfigError(misfit)
 
@@ -129,7 +131,7 @@ class Observing(Training):
 
     def _columns(self, task: Task) -> int:
         """Of the logits that the model answers such samples with; asked once for each kind of them."""
-        refusals.check_kind(task.train.inputs, self._stored_as, "the inputs")
+        check_kind(task.train.inputs, self.stored_as, "the inputs")
         if self.method.buffer is not None and self.latents is None:
             self.method.buffer.check_inputs(task.train.inputs)
         kind = (task.train.inputs.dtype, task.train.inputs.shape[1:], task.transform)
@@ -166,6 +168,7 @@ class Observing(Training):
             with self.classes.extended(new, self.optimizer, self.generators.head):
                 trained = self._trained_on(task)
                 self.task, self.trained_on, self.transform = task, trained, task.transform
+                self.stored_as = task.train.inputs.dtype
                 self.inputs, self.labels = trained.train.inputs.to(self.device), trained.train.labels.to(self.device)
                 stream = self._bind(samples)
             self.frozen.train()

@@ -11,6 +11,7 @@ from sparcl.errors import ConfigError
 from sparcl.learner.learner import Learner
 from sparcl.streams.blurry import single_pass
 from sparcl.streams.task import Name, Samples, Stream, Task
+from sparcl.whole import is_whole
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,10 @@ def online(learner: Learner, stream: Stream, *, every: int = 100, batch_size: in
         ConfigError: a value outside its range, a stream is under way, or a task has no test samples.
         See `Learner.observe`.
     """
-    if every < 1:
-        raise ConfigError(f"every is {every}: measure after 1 sample or more")
+    if not isinstance(learner, Learner) or not isinstance(stream, Stream):
+        raise ConfigError("online takes a Learner and a Stream, as online(learner, stream)")
+    if not is_whole(every):
+        raise ConfigError(f"every is {every!r:.40}: measure after 1 sample or more")
     if learner.observed:
         raise ConfigError(
             "the Learner stands inside a stream: go on by hand, with single_pass(stream, skip=learner.observed)"

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from sparcl.errors import ConfigError, DataError, one_line
 from sparcl.learner.accuracy import AT_ONCE
-from sparcl.learner.refusals import check_kind
-from sparcl.streams.augment import Transform
-from sparcl.streams.split import stored
+from sparcl.streams.augment import Transform, is_ours
+from sparcl.streams.pixels import as_learned
 from sparcl.streams.task import Name, Samples, Task
 
 
@@ -64,8 +63,9 @@ def predict(
     Raises:
         DataError: the inputs are no [N, ...] of uint8 or numbers, or not those that the network takes or has learned.
     """
-    given = stored(inputs, "new")
-    check_kind(given, learned, "the inputs")
+    given = as_learned(inputs, learned, "new")
+    if given.dtype != (learned or given.dtype) and not is_ours(transform):
+        raise DataError("the transform is of your own class, which may know uint8 alone: give the inputs as uint8")
     empty = Samples(given[:0], torch.empty(0, dtype=torch.int64))
     task = Task(index, columns or (), empty, empty, transform)
     answers = []

@@ -5,28 +5,24 @@ Legend: N batch, C classes of the whole stream.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Sequence
-from numbers import Integral, Real
-from os import PathLike
-from pathlib import Path
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparcl.errors import LARGEST, ConfigError, DataError, one_line
-from sparcl.methods.method import Method
+from sparcl.errors import ConfigError, one_line
+from sparcl.folders import folder_at
+from sparcl.methods import METHODS
+from sparcl.methods.method import Method, RehearsalMethod
 from sparcl.methods.respond import answers_by_classifier, evaluating
 from sparcl.nn import FLOAT32
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import channels_hint
-from sparcl.streams.lazy import Inputs
 from sparcl.streams.task import Task
-
-LR = 0.03
-"""Published, for DER++ on CIFAR-10."""
+from sparcl.whole import is_whole
 
 MOST_SEED = 2**63 - 1
 
@@ -71,9 +67,9 @@ def check_settings(batch_size: int, replay_batch_size: int | None, seed: int) ->
     """Raise ConfigError unless all are within their ranges; them, as Python's own numbers."""
     replay = batch_size if replay_batch_size is None else replay_batch_size
     for label, size in (("batch size", batch_size), ("replay batch size", replay)):
-        if not isinstance(size, Integral) or size < 1:
+        if not is_whole(size):
             raise ConfigError(f"{label} {size!r:.40} is not allowed; use 1 or more (2 or more with BatchNorm)")
-    if not isinstance(seed, Integral) or not 0 <= seed <= MOST_SEED:
+    if not is_whole(seed, 0, MOST_SEED):
         raise ConfigError(f"seed {seed!r:.40} is not allowed; use a whole number from 0 to {MOST_SEED}")
     return int(batch_size), int(replay), int(seed)
 
@@ -96,6 +92,21 @@ def check_activations(model: nn.Module, sizes: Sequence[int], saves_otherwise: s
         raise ConfigError(f"activations bfloat16 do not go with {saves_otherwise}: leave one of them out")
 
 
+def replays(method: Method) -> bool:
+    """Whether samples may be drawn from a buffer; a method of the user's own may have one that we do not know."""
+    return method.buffer is not None or not type(method).__module__.startswith("sparcl.")
+
+
+def check_replay(replay_batch_size: int | None, method: Method) -> None:
+    """Raise ConfigError if a replay batch size is given and nothing is replayed."""
+    if replay_batch_size is not None and not replays(method):
+        with_one = ", ".join(name for name, kind in METHODS.items() if issubclass(kind, RehearsalMethod))
+        raise ConfigError(
+            f"replay batch size {replay_batch_size} has no effect: method {method.name} has no buffer; those with one:"
+            f" {with_one}"
+        )
+
+
 def check_last(drop_last: bool | None, usual: bool) -> bool:
     """Whether an epoch's last partial batch is left out; ConfigError where that is neither true nor false."""
     if drop_last is None:
@@ -105,52 +116,10 @@ def check_last(drop_last: bool | None, usual: bool) -> bool:
     return bool(drop_last)
 
 
-def check_shape(input_shape: Sequence[int] | None) -> tuple[int, ...] | None:
-    """The shape of one sample; ConfigError where it can be none."""
-    if input_shape is None:
-        return None
-    sizes = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
-    if not sizes or not all(isinstance(n, Integral) and n > 0 for n in sizes):
-        raise ConfigError(
-            f"input shape {input_shape!r:.40} is not allowed; use the sizes of a sample, as in (3, 32, 32)"
-        )
-    return tuple(map(int, sizes))
-
-
-def folder(path: object, what: str = "folder") -> Path:
-    """The path of a folder; ConfigError where it is none."""
-    if not isinstance(path, str | PathLike):
-        raise ConfigError(f"{what} {path!r:.40} is not allowed; use the path of a folder")
-    return Path(path)
-
-
-def rates(lr: float | None, weight_decay: float | None, *, of_ours: bool) -> tuple[float, float]:
-    """Learning rate and weight decay, defaults filled in, as Python's own numbers.
-
-    Args:
-        of_ours: whether they are of the Learner's own optimizer; one that is given has its own.
-
-    Raises:
-        ConfigError: out of range, or without effect.
-    """
-    for label, given in (("lr", lr), ("weight_decay", weight_decay)):
-        if given is not None and not of_ours:
-            raise ConfigError(
-                f"{label}={given!r:.40} has no effect beside optimizer: give it to that, as in optimizer=lambda p:"
-                f" torch.optim.SGD(p, {label}=...)"
-            )
-    lr, weight_decay = LR if lr is None else lr, 0.0 if weight_decay is None else weight_decay
-    if not isinstance(lr, Real) or not 0 < lr <= LARGEST:
-        raise ConfigError(f"learning rate {lr!r:.40} is not allowed; use a number above 0, at most {LARGEST:.2g}")
-    if not isinstance(weight_decay, Real) or not 0 <= weight_decay <= LARGEST:
-        raise ConfigError(f"weight decay {weight_decay!r:.40} is not allowed; use 0 or more, at most {LARGEST:.2g}")
-    return float(lr), float(weight_decay)
-
-
 def check_checkpoints(directory: object, every: object) -> None:
     """Raise ConfigError unless the directory is a path, and is there where an interval is given."""
     if directory is not None:
-        folder(directory, "checkpoint dir")
+        folder_at(directory, "checkpoint dir")
     elif every is not None:
         raise ConfigError(
             f"checkpoint every {every!r:.40} has no effect without checkpoint_dir, the folder to write to"
@@ -166,28 +135,13 @@ def device_of(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "meta":
+            raise TypeError("nothing is computed on it")
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(
             f"device {name!r:.40} is not allowed; use cpu or one that PyTorch has: {one_line(error)}"
         ) from error
     return device
-
-
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ConfigError if it is none, or a step of it computes the loss itself, as often as it likes: here it is one
-    pass."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ConfigError(
-            f"optimizer makes a {type(optimizer).__name__}; a torch.optim.Optimizer is needed, as of lambda p:"
-            " torch.optim.SGD(p, lr=0.03)"
-        )
-    # of the class: a scheduler wraps the instance's own
-    asked = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
-    if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in asked):
-        raise ConfigError(
-            f"optimizer {type(optimizer).__name__} is not allowed: its step() needs a closure; use one whose step()"
-            " needs no arguments, as SGD and AdamW"
-        )
 
 
 def _check_model(model: nn.Module) -> None:
@@ -199,12 +153,6 @@ def _check_model(model: nn.Module) -> None:
         )
     if not any(True for _ in model.parameters()):
         raise ConfigError("the model has no parameters: there is nothing to train")
-
-
-def check_trained(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ConfigError if everything that the optimizer holds is frozen."""
-    if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
-        raise ConfigError("nothing is trained: requires_grad is False of every parameter that the optimizer holds")
 
 
 def check_turn(task: Task, learned: int) -> None:
@@ -237,9 +185,7 @@ def check_fit(
             given = f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape)}"
             hint = channels_hint(inputs)
             raise ConfigError(f"the model does not take the task's inputs, {given}: {one_line(error)}{hint}") from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
-        answer = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ConfigError(f"the model answers a batch of {len(inputs)} with {answer}; logits [N, C] are needed")
+    logits = check_logits(logits, len(inputs), "the model answers")
     if task.classes:
         check_columns(task, logits.shape[1])
     remembered = None if method.buffer is None else method.buffer.logits
@@ -255,14 +201,31 @@ def check_fit(
     return logits.shape[1]
 
 
-def check_kind(inputs: Inputs, learned: torch.dtype | None, what: str) -> None:
-    """Raise DataError unless inputs [N, ...] are stored as what was `learned` (None: that is not known)."""
-    if learned not in (None, inputs.dtype):
-        given, known = (str(dtype).removeprefix("torch.") for dtype in (inputs.dtype, learned))
-        raise DataError(
-            f"{what} are {given}, and {known} was learned: give them as they were learned (uint8 is scaled to [0, 1],"
-            " other numbers stay as they are)"
-        )
+def check_logits(answer: object, samples: int, what: str) -> Tensor:
+    """An answer to so many samples; ConfigError unless it is logits [N, C]."""
+    if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != samples:
+        given = f"shape {list(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+        raise ConfigError(f"{what} a batch of {samples} with {given}; logits [N, C] are needed")
+    return answer
+
+
+TRAINING = "the model, while it trains, answers"
+"""Some answer then with more, as Inception with its auxiliary classifiers, and evaluating with logits alone."""
+
+
+@contextlib.contextmanager
+def training_answers(model: nn.Module) -> Iterator[None]:
+    """In here a training model that answers with something else than logits is refused (ConfigError)."""
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], answer: object) -> None:
+        if module.training:
+            check_logits(answer, len(inputs[0]), TRAINING)
+
+    hook = model.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def check_columns(task: Task, columns: int) -> None:

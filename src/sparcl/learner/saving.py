@@ -21,11 +21,12 @@ from sparcl.learner import frozen
 from sparcl.learner.average import Average
 from sparcl.learner.budget import Budget, check_pace
 from sparcl.learner.classes import Classes, classes_in
-from sparcl.learner.frozen import FREEZE, UNTRAINED
-from sparcl.learner.latents import LATENTS
+from sparcl.learner.frozen import FREEZE, UNTRAINED, Frozen
+from sparcl.learner.latents import LATENTS, Latents
 from sparcl.learner.micro import MICRO_BATCH
 from sparcl.learner.position import Position, StreamPosition
-from sparcl.learner.schedule import USUAL
+from sparcl.learner.refusals import replays
+from sparcl.learner.schedule import USUAL, Rate
 from sparcl.methods import METHODS, Method
 from sparcl.methods.method import RehearsalMethod
 from sparcl.methods.respond import classifier
@@ -47,6 +48,10 @@ COUNTS = ("batch_size", "replay_batch_size", "seed")
 SETTINGS = (*COUNTS, "drop_last")
 LIMITS = (*SETTINGS, "budget")
 MADE_FROM = ("model", "method", "sparsifier")
+STORED_AS = "stored_as"
+"""Of a checkpoint: the dtype of the samples that were learned, where no buffer tells it."""
+DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
+
 STRIDES = "strides"
 """Of the tensors that lie in memory in another order than the default one: PyTorch's results depend on it."""
 
@@ -75,10 +80,50 @@ class Saved(Protocol):
     pace: list[list[int]]
     classes: Classes
     transform: Transform | None
+    stored_as: torch.dtype | None
+    latents: Latents | None
     learned: int
     steps: int
     position: Position | None
     stream: StreamPosition | None
+
+
+class Made(Protocol):
+    """What is read of a Learner as it is made."""
+
+    batch_size: int
+    seed: int
+    drop_last: bool
+    frozen: Frozen
+    latents: Latents | None
+    budget: Budget
+    rate: Rate
+
+
+def settings_of(
+    learner: Made,
+    *,
+    replay_batch_size: int,
+    clip_grad_norm: float | None,
+    average: float | None,
+    micro_batch: int | None,
+) -> dict[str, Any]:
+    """What a checkpoint keeps of the numbers that a Learner was made with: it goes on with the same ones only."""
+    latents = None if learner.latents is None else learner.latents.kind
+    named = {LATENTS: latents, MICRO_BATCH: micro_batch}
+    return {
+        "batch_size": learner.batch_size,
+        "seed": learner.seed,
+        **learner.frozen.settings,
+        **{name: value for name, value in named.items() if value is not None},
+        "budget": {learner.budget.kind: learner.budget.amount},
+        "replay_batch_size": replay_batch_size,
+        "lr_schedule": learner.rate.name,
+        "warmup": learner.rate.warmup,
+        "clip_grad_norm": clip_grad_norm,
+        "average": average,
+        "drop_last": learner.drop_last,
+    }
 
 
 def recipes(model: nn.Module, method: object, sparsifier: object) -> dict[str, Any]:
@@ -100,7 +145,7 @@ def capture(learner: Saved) -> State:
         "settings": {
             **{name: value for name, value in learner.settings.items() if value != USUAL.get(name, ...)},
             "made_from": learner.recipes,
-            STRIDES: canonical.strides(learner.model, learner.sparsifier.layers),
+            STRIDES: canonical.strides(learner.model),
         },
         **canonical.capture(learner.model, learner.sparsifier.layers, learner.optimizer),
         "learner": _progress(learner),
@@ -121,6 +166,8 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     checks.keys(state, PARTS, "the state")
     settings = settings_in(state)
     for name in (*LIMITS, *USUAL, FREEZE, LATENTS, MICRO_BATCH):
+        if name == "replay_batch_size" and not replays(learner.method):
+            continue
         if (saved := settings.get(name)) != (value := learner.settings.get(name)):
             raise CheckpointError(f"{name.replace('_', ' ')} is {value} here, but {saved!r:.40} in the checkpoint")
     for part in MADE_FROM:
@@ -130,11 +177,11 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     with checks.refusing("the classes"):
         learner.classes.restore(classes_in(state["learner"]), learner.optimizer)
     if learner.backend == "reference" and STRIDES in settings:  # native has one order for all
-        canonical.lay_out(learner.model, learner.sparsifier.layers, settings[STRIDES])
+        canonical.lay_out(learner.model, settings[STRIDES])
     with checks.refusing("the state of the model and its optimizer"):
         canonical.restore(learner.model, learner.sparsifier.layers, learner.optimizer, state, _fits(learner))
     with checks.refusing("the state of the method and the sparsifier"):
-        names = canonical.parameter_names(learner.model, learner.sparsifier.layers)
+        names = canonical.parameter_names(learner.model)
         by_name = {name: parameter for parameter, name in names.items()}
         frozen.restore(by_name, state["learner"].get("frozen", []), settings.get(UNTRAINED, []))
         _go_on(learner, state["learner"])
@@ -157,12 +204,13 @@ def settings_in(state: Mapping[str, Any]) -> Mapping[str, Any]:
 def _progress(learner: Saved) -> State:
     """What is needed to go on to the same bits beside the weights, masks and optimizer state."""
     position = learner.position
-    names = canonical.parameter_names(learner.model, learner.sparsifier.layers)
+    names = canonical.parameter_names(learner.model)
     still = [name for p, name in names.items() if not p.requires_grad]
     return {
         **({"frozen": still} if still else {}),
         **({} if learner.stream is None else {"stream": dict(vars(learner.stream))}),
         **({} if learner.average is None else {"average": learner.average.state_dict()}),
+        **_stored_as(learner),
         "learned": learner.learned,
         "steps": learner.steps,
         "pace": learner.pace,
@@ -205,8 +253,30 @@ def _go_on(learner: Saved, state: Mapping[str, Any]) -> None:
         remembered = by_parameter.restore(remembered, learner.model, learner.sparsifier.layers)
     learner.method.load_state_dict(remembered)
     _check_memory(learner)
+    learner.stored_as = _remembered_as(learner) or _stored_in(state)
     learner.sparsifier.load_state_dict(state["sparsifier"])
     learner.generators.load_state_dict(state["generators"])
+
+
+def _remembered_as(learner: Saved) -> torch.dtype | None:
+    """Dtype of the samples that the buffer holds as they came; None where it holds none, or latents."""
+    buffer = None if learner.latents is not None else learner.method.buffer
+    kind = None if buffer is None else buffer.kind()
+    return None if kind is None else kind[0]
+
+
+def _stored_as(learner: Saved) -> State:
+    """The dtype of the samples that were learned, where the buffer does not tell it."""
+    if learner.stored_as is None or _remembered_as(learner) is not None:
+        return {}
+    return {STORED_AS: str(learner.stored_as).removeprefix("torch.")}
+
+
+def _stored_in(state: Mapping[str, Any]) -> torch.dtype | None:
+    """That dtype out of a checkpoint; None in one of an earlier version."""
+    if (name := state.get(STORED_AS)) not in (None, *DTYPES):
+        raise CheckpointError(f"samples in the checkpoint were stored as {name!r:.40}; allowed: {', '.join(DTYPES)}")
+    return None if name is None else DTYPES[name]
 
 
 def _check_memory(learner: Saved) -> None:

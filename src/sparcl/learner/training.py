@@ -1,4 +1,4 @@
-"""The training loop: a model × a method × a sparsifier, one task after another.
+"""The training loop, over what `assembly` has put together: one task after another.
 
 Legend: N batch, C classes of the whole stream.
 """
@@ -7,177 +7,34 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparcl import seeds
-from sparcl.checkpoint import Checkpointer, Interval, Store
 from sparcl.errors import ConfigError
-from sparcl.learner import alone, apart, micro, refusals, saving
+from sparcl.learner import alone, apart, refusals, saving
+from sparcl.learner import optimizer as optimizers
 from sparcl.learner.asked import Asked
-from sparcl.learner.average import ANSWERS_NOW, Average, check_share
-from sparcl.learner.backend import give_to_backend
+from sparcl.learner.assembly import Assembly
+from sparcl.learner.average import ANSWERS_NOW
 from sparcl.learner.budget import Budget
-from sparcl.learner.chance import ChanceWatch
-from sparcl.learner.classes import Classes
-from sparcl.learner.frozen import Frozen
-from sparcl.learner.latents import LATENTS, Answering, Latents
-from sparcl.learner.loss_watch import LossWatch
-from sparcl.learner.micro import MICRO_BATCH, MicroBatches
 from sparcl.learner.position import Position, StreamPosition
-from sparcl.learner.schedule import Factor, Rate, check_clip, check_warmup, clip
-from sparcl.learner.telling import Observer, Telling, tell_all
-from sparcl.learner.trained import Trained
-from sparcl.learner.undo import left_as_it_was
-from sparcl.methods.finetune import Finetune
-from sparcl.methods.method import Batch, Host, Method
-from sparcl.nn import memory
-from sparcl.sparsity.sparsifier import Sparsifier
-from sparcl.streams.augment import Transform
+from sparcl.learner.schedule import clip
+from sparcl.methods.method import Batch
 from sparcl.streams.batches import steps as steps_of_epoch
 from sparcl.streams.checked import checked
+from sparcl.streams.pixels import check_kind
 from sparcl.streams.task import Name, Task
 
-MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
+class Training(Assembly):
+    """The loop: one task after another, an epoch at a time, step by step; `Learner` is this and what comes after it."""
 
-class Training(Telling):
-    """The loop: one task after another, an epoch at a time, step by step; `Learner` is this and what comes after it.
-
-    Arguments: see `Learner`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        method: Method | None = None,
-        sparsifier: Sparsifier | None = None,
-        *,
-        optimizer: MakeOptimizer | None = None,
-        lr: float | None = None,
-        weight_decay: float | None = None,
-        lr_schedule: str | Factor | None = None,
-        warmup: float = 0.0,
-        clip_grad_norm: float | None = None,
-        average: float | None = None,
-        epochs: int | None = None,
-        steps: int | None = None,
-        seconds: float | None = None,
-        pace: Sequence[Sequence[int]] = (),
-        batch_size: int = 32,
-        replay_batch_size: int | None = None,
-        micro_batch: int | None = None,
-        drop_last: bool | None = None,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-        backend: str = "auto",
-        layer_choice: Mapping[str, str] | None = None,
-        input_shape: tuple[int, ...] | None = None,
-        classes: Sequence[Name] | None = None,
-        freeze: str | Sequence[str] | None = None,
-        latents: str | None = None,
-        observers: Sequence[Observer] = (),
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_every: int | str | None = None,
-    ) -> None:
-        self.method = Finetune() if method is None else method
-        self.sparsifier = Sparsifier() if sparsifier is None else sparsifier
-        refusals.check_parts(model, self.method, self.sparsifier, optimizer, observers)
-        self.method.check_unbound()
-        self.sparsifier.check_unbound()
-        batch_size, replay, seed = refusals.check_settings(batch_size, replay_batch_size, seed)
-        rate, decay = refusals.rates(lr, weight_decay, of_ours=optimizer is None)
-        refusals.check_checkpoints(checkpoint_dir, checkpoint_every)
-        clip_grad_norm, warmup = check_clip(clip_grad_norm), check_warmup(warmup)
-        input_shape = refusals.check_shape(input_shape)
-        drop_last = refusals.check_last(drop_last, self.sparsifier.drops_last)
-        average = check_share(average, type(self.method))
-        self.rate = Rate(lr_schedule, warmup)
-        micro_batch = micro.check(micro_batch, batch_size, type(self.method))
-        spared = "micro-batches" if micro_batch is not None else "latents" if latents is not None else None
-        refusals.check_activations(model, (batch_size, replay), spared)
-        self.method.check(self.sparsifier.name, prunes=self.sparsifier.prunes, moves=self.sparsifier.moves)
-        with left_as_it_was(model, self.method, self.sparsifier):
-            self.recipes = saving.recipes(model, self.method, self.sparsifier)
-            self.device = refusals.device_of(device)
-            self.model = model.to(self.device).eval()  # training mode is for `learn` alone
-            memory.own_memory(self.model)
-            self.budget, self.batch_size, self.seed = Budget.of(epochs, steps, seconds, pace), batch_size, seed
-            self.pace = [list(steps) for steps in pace]
-            self.frozen = Frozen(self.model, freeze)
-            # after the freezing: a frozen norm takes no statistics of a batch
-            alone.check_batches(self.model, batch_size, replay_batch_size, micro_batch)
-            self.latents = None if latents is None else Latents(self.model, self.frozen, latents, self.method)
-            self.rest = self.model if self.latents is None else self.latents.rest
-            """What is trained: the model, or what of it lies behind a front that gives latents."""
-            self.answering = Answering(self.method, self.latents)
-            self.classes = Classes(self.model, self.method, classes)
-            self.classes.check_dense(self.sparsifier)
-            self.transform: Transform | None = None
-            self.backend, self.layer_choice = give_to_backend(
-                self.model,
-                self.sparsifier,
-                self.device,
-                backend,
-                batch_size=micro_batch or batch_size,
-                layer_choice=layer_choice or {},
-                input_shape=input_shape,
-                tell=partial(tell_all, observers),
-            )
-            self.settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, **self.frozen.settings}
-            named = {LATENTS: latents, MICRO_BATCH: micro_batch}
-            self.settings |= {name: value for name, value in named.items() if value is not None}
-            self.settings |= {"budget": {self.budget.kind: self.budget.amount}, "replay_batch_size": replay}
-            self.settings |= {
-                "lr_schedule": self.rate.name,
-                "warmup": warmup,
-                "clip_grad_norm": clip_grad_norm,
-                "average": average,
-            }
-            self.drop_last = self.settings["drop_last"] = drop_last
-            self.observers = list(observers)
-            self._checkpointer: Checkpointer | None = None
-            if checkpoint_dir is not None:
-                store, every = Store(Path(checkpoint_dir)), Interval.parse(checkpoint_every)
-                self._checkpointer = Checkpointer(every, partial(self._save_to, store))
-            make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=rate, weight_decay=decay))
-            self.optimizer = make([p for p in self.model.parameters() if id(p) not in self.frozen.held_back])
-            refusals.check_optimizer(self.optimizer)
-            self.rate.check(self.optimizer)
-            self.trained = Trained(self.model, self.optimizer)
-            self.average = None if average is None else Average(self.model, self.optimizer, average)
-            self.sparsifier.attach(self.model, self.optimizer, seed)
-            if self.latents is not None:
-                self.sparsifier.trains(self.rest)
-                if self.backend == "native":
-                    self.latents.convert()
-            self.micro = None if micro_batch is None else MicroBatches(self.rest, micro_batch, self.tell)
-            self.sparsifier.notify = self.tell
-            self.generators = seeds.Generators(seed, self.device)
-            self.method.attach(
-                Host(
-                    model=self.rest,
-                    augment=self._augment,
-                    generator=self.generators.method,
-                    device=self.device,
-                    replay_batch_size=replay,
-                    mask_gradients=self.sparsifier.mask_gradients,
-                    read_replay=self._read_replay,
-                )
-            )
-        self.tasks: list[Task] = []
-        self.position: Position | None = None
-        self.stream: StreamPosition | None = None
-        self.learned = self.steps = 0
-        self._midway = self._learning = False
-        self.watch_loss, self.watch_chance = LossWatch(), ChanceWatch()
-        self._mark = 0.0  # until when time is counted
-        self._parts: apart.Parts | None = None  # of a step whose gradients are ranked by
+    _parts: apart.Parts | None = None
+    """Of a step whose gradients are ranked by."""
 
     # --- learning -----------------------------------------------------------------------------------------------
 
@@ -196,7 +53,7 @@ class Training(Telling):
         """
         if self._learning:
             raise ConfigError("learn was called inside a step: leave it first")
-        refusals.check_trained(self.optimizer)
+        optimizers.check_trained(self.optimizer)
         if (misfit := self._misfit()) is not None:
             raise ConfigError(misfit)
         task, new = self.classes.bind(task, self.learned)
@@ -245,17 +102,9 @@ class Training(Telling):
         self.budget = Budget.under_way(self.settings["budget"], None)
         self.learned += 1
 
-    @property
-    def _stored_as(self) -> torch.dtype | None:
-        """Of the samples that were learned; None where that is not known."""
-        if self.transform is not None and hasattr(self, "task"):
-            return self.task.train.inputs.dtype
-        kind = None if self.method.buffer is None or self.latents is not None else self.method.buffer.kind()
-        return None if kind is None else kind[0]
-
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
-        refusals.check_kind(task.train.inputs, self._stored_as, f"the inputs of task {task.index + 1}")
+        check_kind(task.train.inputs, self.stored_as, f"the inputs of task {task.index + 1}")
         if self.method.buffer is not None and self.latents is None:
             self.method.buffer.check_inputs(task.train.inputs)
         columns = 0
@@ -273,6 +122,7 @@ class Training(Telling):
         if self.position is None:
             self.method.make_room(trained, columns)
         self.task, self.trained_on, self.transform = task, trained, task.transform
+        self.stored_as = task.train.inputs.dtype
         self.classes.note(task)
         self.watch_chance.begin_task(task)
         self.tasks = [*(known for known in self.tasks if known.index < task.index), task]
@@ -354,7 +204,7 @@ class Training(Telling):
         self.tell("step.begin", {"samples": len(ids)})
         wanted = self.sparsifier.wants_gradients()
         parts = self._parts = apart.Parts(self.sparsifier.layers, self.tell) if wanted else None
-        with self._in_parts(), apart.cut(self.rest, parts):
+        with self._looked_at(), self._in_parts(), apart.cut(self.rest, parts):
             loss, logits = self.method.loss(batch)
             self.watch_loss(loss, position)
             if isinstance(position, Position):
@@ -373,12 +223,19 @@ class Training(Telling):
         self.sparsifier.after_backward()  # it has the last word on what moves
         clip(self.optimizer, self.settings["clip_grad_norm"])
         with self.rate.applied(self.optimizer, spent):
-            self.optimizer.step()
+            optimizers.step(self.optimizer)
         self.sparsifier.after_step()
         if self.average is not None:
             self.average.after_step(position.done + 1)
         self.method.after_step(batch, logits)
         return loss
+
+    @contextlib.contextmanager
+    def _looked_at(self) -> Iterator[None]:
+        """The first step shows what the model answers while it trains: until then it was asked evaluating."""
+        with contextlib.nullcontext() if self._trains else refusals.training_answers(self.rest):
+            yield
+        self._trains = True
 
     def _in_parts(self) -> contextlib.AbstractContextManager[None]:
         """Passes in here are made in micro-batches, where these are asked for."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
 from sparcl.errors import ConfigError, unknown
 from sparcl.nn.block import BasicBlock, residual_network
+from sparcl.nn.sizes import check_sizes
 from sparcl.recorded import Recorded
+from sparcl.whole import is_whole
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 ACTIVATIONS = (FLOAT32, BFLOAT16)
@@ -27,7 +29,7 @@ class ResNet(Recorded, nn.Module):
             It is for native training passes of N a multiple of 16; all others are float32 (docs/engine.md).
 
     Raises:
-        ConfigError: other activations.
+        ConfigError: sizes that no network can have, or other activations.
     """
 
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {"stem": ("conv1", "bn1")}
@@ -41,6 +43,9 @@ class ResNet(Recorded, nn.Module):
         width: int,
         activations: str = FLOAT32,
     ) -> None:
+        check_sizes(self, classes, channels=channels, width=width)
+        if not isinstance(blocks, Sequence) or len(blocks) != 4 or not all(map(is_whole, blocks)):
+            raise ConfigError(f"blocks {blocks!r:.40} are not allowed for ResNet; use four whole numbers of 1 or more")
         super().__init__()
         if activations not in ACTIVATIONS:
             raise ConfigError(unknown("activations", activations, ACTIVATIONS))

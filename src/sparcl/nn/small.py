@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import nn
 
+from sparcl.nn.sizes import check_sizes, checked_shape
 from sparcl.recorded import Recorded
 
 
@@ -14,9 +16,13 @@ class ConvNet(Recorded, nn.Sequential):
 
     On 8×8 digits at width 32 the three inner convolutions, the prunable ones, hold over 95 % of the FLOPs.
     [N, C, H, W] in, [N, classes] out.
+
+    Raises:
+        ConfigError: sizes that no network can have.
     """
 
     def __init__(self, classes: int, channels: int = 1, width: int = 32) -> None:
+        check_sizes(self, classes, channels=channels, width=width)
         layers: list[nn.Module] = []
         plan = [(channels, width, 1), (width, width, 1), (width, 2 * width, 2), (2 * width, 2 * width, 1)]
         for inputs, outputs, stride in plan:
@@ -29,12 +35,17 @@ class ConvNet(Recorded, nn.Sequential):
 
 
 class MLP(Recorded, nn.Sequential):
-    """Flatten, two hidden layers with ReLU, classifier (the field's MNIST network at width 100)."""
+    """Flatten, two hidden layers with ReLU, classifier (the field's MNIST network at width 100).
 
-    def __init__(self, classes: int, input_shape: tuple[int, ...], width: int = 100) -> None:
+    Raises:
+        ConfigError: sizes that no network can have.
+    """
+
+    def __init__(self, classes: int, input_shape: Sequence[int], width: int = 100) -> None:
+        check_sizes(self, classes, width=width)
         super().__init__(
             nn.Flatten(),
-            nn.Linear(math.prod(input_shape), width),
+            nn.Linear(math.prod(checked_shape(input_shape)), width),
             nn.ReLU(),
             nn.Linear(width, width),
             nn.ReLU(),

@@ -14,9 +14,10 @@ from sparcl import regular
 from sparcl.report import words
 from sparcl.report.course import Course, course
 from sparcl.report.events import number, numbers, parse
-from sparcl.report.figures import MAX_LINES, SCENARIOS, matrix
+from sparcl.report.figures import MAX_LINES, matrix
 from sparcl.report.records import CONFIG, Record
 from sparcl.report.svg import MOST_CELLS, Series, heat_map, plot
+from sparcl.scenarios import NAMES
 
 SAMPLES = "samples.json"
 MOST_BYTES = 4 << 20
@@ -70,7 +71,7 @@ class Detail:
     def accuracy(self) -> list[Figure]:
         """Heat maps of the accuracy matrices, each task's accuracy over time, the loss."""
         drawn: list[tuple[str, str | None]] = []
-        for key, name in SCENARIOS.items():
+        for key, name in self.record.scenarios.items():
             rows = matrix(self.record, key)
             if rows is None:
                 continue
@@ -86,7 +87,7 @@ class Detail:
     @property
     def task_count(self) -> int:
         """Lines of the figures of each task."""
-        return min(MAX_LINES, max((len(matrix(self.record, key) or []) for key in SCENARIOS), default=0))
+        return min(MAX_LINES, max((len(matrix(self.record, key) or []) for key in NAMES), default=0))
 
     @property
     def _per_class(self) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from sparcl.report.events import numbers
 from sparcl.report.records import Record
 from sparcl.report.svg import Series, plot
 from sparcl.report.tables import Group, mean_and_spread
+from sparcl.scenarios import NAMES
 
 MAX_LINES = 12
 """Groups that a figure can tell apart by colour and mark; those beyond are left out, and the page says so."""
-
-SCENARIOS = {"class_il": "Class-IL", "task_il": "Task-IL"}
 
 
 def names(groups: Sequence[Group]) -> list[str]:
@@ -25,14 +24,14 @@ def names(groups: Sequence[Group]) -> list[str]:
 
 def comparison(groups: Sequence[Group]) -> list[tuple[str, str]]:
     """Captions and figures of groups of one stream; what no record holds is left out."""
-    drawn = [(f"{name} over tasks", accuracy_over_tasks(groups, key)) for key, name in SCENARIOS.items()]
+    drawn = [(f"{name} over tasks", accuracy_over_tasks(groups, key)) for key, name in NAMES.items()]
     drawn += [
         (f"{name} against {label}", accuracy_against(groups, key, section, figure, label))
         for section, figure, label in (
             ("flops", "executed", "FLOPs executed"),
             ("seconds", "train", "seconds of training"),
         )
-        for key, name in SCENARIOS.items()
+        for key, name in NAMES.items()
     ]
     drawn += computed_over_time(groups)
     return [(caption, svg) for caption, svg in drawn if svg is not None]
@@ -50,7 +49,7 @@ def accuracy_over_tasks(groups: Sequence[Group], scenario: str) -> str | None:
         shift = 0.02 * (i - min(len(groups), MAX_LINES) / 2)  # bars of groups side by side are told apart
         points = [(t + 1 + shift, mean) for t, (mean, _) in enumerate(columns)]
         series.append(Series(name, points, [(None, spread) for _, spread in columns], i))
-    label = f"mean {SCENARIOS[scenario]} accuracy on the tasks so far, %"
+    label = f"mean {NAMES[scenario]} accuracy on the tasks so far, %"
     return plot(series, label, "tasks learned", label, whole_x=True, percent=True)
 
 
@@ -60,7 +59,7 @@ def accuracy_against(groups: Sequence[Group], scenario: str, section: str, figur
     for i, (g, name) in enumerate(list(zip(groups, names(groups), strict=True))[:MAX_LINES]):
         cost, accuracy = g.stat(section, figure), g.stat("", scenario)
         series.append(Series(name, [(cost.mean, accuracy.mean)], [(cost.std, accuracy.std)], i, line=False))
-    y = f"{SCENARIOS[scenario]} accuracy after the last task, %"
+    y = f"{NAMES[scenario]} accuracy after the last task, %"
     return plot(series, f"{y} against {label}", label, y, x_log=True)
 
 

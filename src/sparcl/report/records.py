@@ -13,7 +13,8 @@ from typing import Any
 
 from sparcl import regular
 from sparcl.errors import one_line
-from sparcl.report.events import parse
+from sparcl.report.events import number, parse
+from sparcl.scenarios import told_first
 
 RESULT, CONFIG, EVENTS = "result.json", "config.toml", "events.jsonl"
 
@@ -30,8 +31,8 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 }
 """What a table needs of result.json, by section; figures may be null (not measured), names may not."""
 
-INCIDENTAL = ("data", "init", "layer_choice", "pace", "lazy", "scenario")
-"""Settings that make no different experiment: where the data lies, what a timing chose, which figure is meant."""
+INCIDENTAL = ("data", "init", "layer_choice", "pace", "lazy")
+"""Settings that make no different experiment: where the data lies, what a timing chose."""
 
 NUMBERS: dict[str, tuple[type, ...]] = {"sparsity": (float, int)} | dict.fromkeys(
     ("buffer_size", "epochs", "steps"), (int,)
@@ -62,10 +63,18 @@ class Record:
         held = self.result.get("data")
         return None if held is None else str(held["fingerprint"])
 
+    @property
+    def scenarios(self) -> dict[str, str]:
+        """Keys and names of the two, that of the run first: `forgetting` is told in it."""
+        return told_first(self.config.get("scenario"))
+
     def figure(self, section: str, name: str) -> float | None:
-        """A number of result.json, or None where it was not measured."""
+        """A number of result.json, or None where it was not measured; `forgetting` is that of the run's scenario."""
         holder = self.result[section] if section else self.result
         value = holder[name]
+        if name == "forgetting" and isinstance(both := self.result.get("transfer"), dict):
+            moved = both.get(next(iter(self.scenarios)))
+            value = number(moved.get(name)) if isinstance(moved, dict) else None
         return None if value is None else float(value)
 
     def events(self) -> Iterator[dict[str, Any]]:

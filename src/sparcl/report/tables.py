@@ -25,7 +25,10 @@ OF_METHOD = (
     "weight_decay",
     "method_options",
     "preset",
+    "scenario",
     "single_head",
+    "drop_last",
+    "first_mask",
     "gradient_sparsity",
     "sample_removal",
     "ddr_score",
@@ -281,8 +284,9 @@ COLUMNS = (
 
 CAPTION = (
     "Mean ± sample standard deviation over n seeds. Class-IL, Task-IL: mean accuracy over all tasks after the last;"
-    " forgetting: percentage points. FLOPs paper: replay's backward uncounted, as published; executed: every"
-    " multiply-add that really ran, and its share of what the dense host would execute."
+    " forgetting: percentage points, in Class-IL unless a run is of Task-IL."
+    " FLOPs paper: replay's backward uncounted, as published; executed: every multiply-add that really ran, and its"
+    " share of what the dense host would execute."
     " State: weights, indices, gradients, optimizer and buffer in compact form; peak: resident memory of the process."
 )
 PUBLISHED_NOTE = (

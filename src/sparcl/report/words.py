@@ -8,8 +8,11 @@ from typing import Any
 
 from sparcl.report.events import number
 from sparcl.report.records import Record
+from sparcl.scenarios import NAMES
 
 FLOAT_BYTES = 4
+
+ASKED = {"class_il": "without being told the task", "task_il": "when told the task"}
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,16 @@ def summary(record: Record) -> list[str]:
 
 def _learned(record: Record) -> list[str]:
     result = record.result
-    class_il, task_il = figure(record, "class_il"), figure(record, "task_il")
-    lost = figure(record, "forgetting")
-    told = []
-    if class_il is not None:
-        told.append(f"{percent(class_il)} without being told the task (Class-IL)")
-    if task_il is not None:
-        told.append(f"{percent(task_il)} when told it (Task-IL)")
+    known = {key: value for key in record.scenarios if (value := figure(record, key)) is not None}
+    lost = number(record.figure("", "forgetting"))
+    told = [f"{percent(value)} {ASKED[key]} ({NAMES[key]})" for key, value in known.items()]
     sentences = [f"{result['method']} with sparsifier {result['sparsifier']} learned {result['benchmark']}."]
     if told:
         sentences.append(f"In the end it recognizes {', and '.join(told)}, the mean over all tasks.")
     if lost is not None:
         moved = f"lost {lost:.3g}" if lost >= 0 else f"gained {-lost:.3g}"
-        sentences.append(f"On earlier tasks it {moved} percentage points from the best that it had known.")
+        name = next(iter(record.scenarios.values()))
+        sentences.append(f"On earlier tasks it {moved} percentage points from the best that it had known ({name}).")
     return sentences
 
 

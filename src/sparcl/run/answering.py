@@ -21,7 +21,7 @@ from sparcl.run.experiment import Experiment
 from sparcl.run.record import RunDirectory
 from sparcl.run.toml import read_toml
 from sparcl.streams.augment import Normalize, Transform
-from sparcl.streams.task import Task
+from sparcl.streams.task import Name, Task
 
 MOST_CLASSES = 1 << 20
 
@@ -104,7 +104,14 @@ class Answering:
 
         index = len(self.tasks) - 1 if task is None else task - 1
         transform = Transform(self.normalize)
-        return predict(answer, inputs, transform, list(self.names), columns, index, torch.device("cpu"))
+        names: list[Name] = list(self.names)
+        cpu = torch.device("cpu")
+        return predict(answer, inputs, transform, names, columns, index, cpu, learned=self.learned)
+
+    @property
+    def learned(self) -> torch.dtype:
+        """Of the samples that were learned, as stored."""
+        return torch.uint8 if self.pixels else torch.float32
 
     def check_answers(self) -> None:
         """Refuse a run whose files do not fit each other, by one answer to an empty picture for each task.
@@ -112,7 +119,7 @@ class Answering:
         Raises:
             CheckpointError: they do not.
         """
-        blank = torch.zeros(1, *self.input_shape, dtype=torch.uint8 if self.pixels else torch.float32)
+        blank = torch.zeros(1, *self.input_shape, dtype=self.learned)
         asked = range(1, len(self.tasks) + 1) if "class-il" not in self.method.scenarios else [None]
         try:
             answers = [self.predict(blank, task) for task in asked]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sparcl.learner.schedule import Factor, Rate
 from sparcl.learner.telling import Observer
 from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating
+from sparcl.recorded import made_again
 from sparcl.run import optimizers, pretrained
 from sparcl.run.experiment import OF_BUFFER, Experiment
 from sparcl.sparsity import SPARSIFIERS, find
@@ -87,20 +89,21 @@ def sparsifier(experiment: Experiment) -> Sparsifier:
         assert experiment.gradient_sparsity is not None
         assert experiment.sample_removal is not None
         stay: dict[str, Any] = {"p_intra": 0.0, "p_inter": 0.0} if experiment.importance == "none" else {}
-        return SparCL(
-            experiment.sparsity,
-            gradients=experiment.gradient_sparsity,
-            samples=experiment.sample_removal,
-            pattern=experiment.pattern,
-            block_size=experiment.block_size,
-            distribution=experiment.distribution,
-            prunable=experiment.prunable,
-            ddr_score=experiment.ddr_score or MISCLASSIFIED,
-            ranking=experiment.ranking or "step",
-            use_gradients=experiment.importance != "magnitude",
-            **stay,
-            first_mask=experiment.first_mask or "random",
-        )
+        with made_again():  # `effect` has looked at what is set
+            return SparCL(
+                experiment.sparsity,
+                gradients=experiment.gradient_sparsity,
+                samples=experiment.sample_removal,
+                pattern=experiment.pattern,
+                block_size=experiment.block_size,
+                distribution=experiment.distribution,
+                prunable=experiment.prunable,
+                ddr_score=experiment.ddr_score or MISCLASSIFIED,
+                ranking=experiment.ranking or "step",
+                use_gradients=experiment.importance != "magnitude",
+                **stay,
+                first_mask=experiment.first_mask or "random",
+            )
     given = {} if experiment.first_mask is None else {"first_mask": experiment.first_mask}
     return SPARSIFIERS[experiment.sparsifier](
         experiment.sparsity,
@@ -214,28 +217,30 @@ def learner(
             network = model(experiment, stream)
         if (note := pretrained.start(network, experiment)) is not None:
             warnings.warn(note, DataWarning, stacklevel=2)
-    return Learner(
-        network,
-        the_method,
-        the_sparsifier,
-        optimizer=optimizers.maker(experiment),
-        lr_schedule=schedule(experiment),
-        warmup=experiment.warmup or 0.0,
-        clip_grad_norm=experiment.clip_grad_norm,
-        average=experiment.average,
-        epochs=experiment.epochs,
-        steps=experiment.steps,
-        seconds=experiment.max_seconds,
-        pace=experiment.pace,
-        batch_size=experiment.batch_size,
-        micro_batch=experiment.micro_batch,
-        drop_last=experiment.drop_last,
-        seed=experiment.seed,
-        device=device(experiment.device),
-        backend=experiment.backend,
-        layer_choice=experiment.layer_choice,
-        input_shape=stream.input_shape,
-        observers=observers,
-        freeze=experiment.freeze,
-        latents=experiment.latents,
-    )
+    by_name = not named.is_own(experiment.optimizer)  # whose settings `effect` has looked at
+    with made_again() if by_name else nullcontext():
+        return Learner(
+            network,
+            the_method,
+            the_sparsifier,
+            optimizer=optimizers.maker(experiment),
+            lr_schedule=schedule(experiment),
+            warmup=experiment.warmup or 0.0,
+            clip_grad_norm=experiment.clip_grad_norm,
+            average=experiment.average,
+            epochs=experiment.epochs,
+            steps=experiment.steps,
+            seconds=experiment.max_seconds,
+            pace=experiment.pace,
+            batch_size=experiment.batch_size,
+            micro_batch=experiment.micro_batch,
+            drop_last=experiment.drop_last,
+            seed=experiment.seed,
+            device=device(experiment.device),
+            backend=experiment.backend,
+            layer_choice=experiment.layer_choice,
+            input_shape=stream.input_shape,
+            observers=observers,
+            freeze=experiment.freeze,
+            latents=experiment.latents,
+        )

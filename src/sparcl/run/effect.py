@@ -1,4 +1,4 @@
-"""Settings that would change nothing in a run: refused where it begins.
+"""Settings that would change nothing in a run, or make it diverge: refused where it begins.
 
 A run that began before one of them was refused goes on, and answers: `Experiment` itself takes them.
 """
@@ -8,32 +8,38 @@ from __future__ import annotations
 from sparcl import methods, named
 from sparcl.errors import ConfigError
 from sparcl.run.experiment import Experiment
-from sparcl.run.optimizers import USUAL
+from sparcl.run.optimizers import MOMENTUM, USUAL
+from sparcl.sparsity.ddr import DDR, MISCLASSIFIED
 from sparcl.streams.task import Stream
 
 
 def check(experiment: Experiment) -> None:
-    """Refuse a setting without effect that is not the usual one; `experiment` is resolved.
+    """Refuse a setting that does not do what it says; `experiment` is resolved.
 
     Raises:
         ConfigError: there is one.
     """
-    method = methods.find(experiment.method)
-    if experiment.scenario != method.scenarios[0]:
-        raise ConfigError(
-            f"scenario {experiment.scenario} changes nothing: a run of method {experiment.method} is measured in"
-            f" {' and '.join(method.scenarios)}, and result.json and the report have both; leave it out"
-        )
+    sgd, method = experiment.optimizer in (None, USUAL), methods.find(experiment.method)
+    if sgd and not 0 <= (experiment.momentum or 0) < 1:
+        raise ConfigError(f"momentum {experiment.momentum:g} is not allowed; {MOMENTUM}")
     if method.learns_all_at_once and experiment.single_head:
         raise ConfigError(
             f"method {experiment.method} learns all tasks at once, so that single head masks nothing: leave it out"
         )
     if experiment.sparsifier == "sparcl":
         _check_ranking(experiment)
+        DDR(experiment.sample_removal, score=experiment.ddr_score or MISCLASSIFIED)
     if experiment.sparsity == 0 and not named.is_own(experiment.sparsifier):
         _check_dense_mask(experiment)
-    sgd = experiment.optimizer in (None, USUAL)
-    if sgd and experiment.optimizer_options.get("dampening") and not experiment.momentum:
+    if sgd:
+        _check_dampening(experiment.optimizer_options.get("dampening", 0.0), experiment.momentum)
+
+
+def _check_dampening(dampening: float, momentum: float | None) -> None:
+    """Of SGD's momentum what is taken away; PyTorch takes any number."""
+    if not 0 <= dampening < 1:
+        raise ConfigError(f"optimizer option dampening {dampening:g} is not allowed; use 0 to less than 1")
+    if dampening and not momentum:
         raise ConfigError("optimizer option dampening goes with --momentum, which is 0: give one, or leave it out")
 
 

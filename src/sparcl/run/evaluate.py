@@ -10,8 +10,7 @@ from typing import Any
 
 from sparcl.errors import ConfigError
 from sparcl.learner.accuracy import Accuracy, Confusion
-
-SCENARIOS = ("class_il", "task_il")
+from sparcl.scenarios import NAMES
 
 Matrix = list[list[float]]
 
@@ -60,8 +59,8 @@ class AccuracyMatrix:
         """R by scenario (`class_il`: None for a method that needs the task identity) and b, as JSON values."""
         baseline = None
         if self._baseline is not None:
-            baseline = {scenario: _listed(getattr(self._baseline, scenario)) for scenario in SCENARIOS}
-        return {**{scenario: self._matrix(scenario) for scenario in SCENARIOS}, "baseline": baseline}
+            baseline = {scenario: _listed(getattr(self._baseline, scenario)) for scenario in NAMES}
+        return {**{scenario: self._matrix(scenario) for scenario in NAMES}, "baseline": baseline}
 
     def _matrix(self, scenario: str) -> Matrix | None:
         rows = [getattr(row, scenario) for row in self._rows]
@@ -75,9 +74,9 @@ class AccuracyMatrix:
             `forward_transfer` in Class-IL, or in Task-IL for a method that needs the task identity; `transfer`, the
             same three by scenario. What has no meaning (one row, Class-IL of a Task-IL method) is None.
         """
-        transfer = {scenario: self._transfer(scenario) for scenario in SCENARIOS}
+        transfer = {scenario: self._transfer(scenario) for scenario in NAMES}
         means = {}
-        for scenario in SCENARIOS:
+        for scenario in NAMES:
             matrix = self._matrix(scenario)
             means[scenario] = mean(matrix[-1]) if matrix else None
         headline = "task_il" if means["class_il"] is None else "class_il"

@@ -26,6 +26,7 @@ from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
 from sparcl.nn import ACTIVATIONS, AUTO, DEFAULT_WIDTH, FLOAT32, MODELS
 from sparcl.nn.auto import BACKENDS
+from sparcl.recorded import made_again
 from sparcl.run import optimizers
 from sparcl.run.protocols import OF_OWN, PROTOCOLS
 from sparcl.run.toml import check_type, toml_value, tupled
@@ -316,8 +317,9 @@ class Experiment:
         )
 
     def _removal(self) -> DDR:
-        """DDR as it is asked for."""
-        return DDR(self.sample_removal, score=self.ddr_score or MISCLASSIFIED)
+        """DDR as it is asked for; whether it does anything is looked at where a run begins (`effect`)."""
+        with made_again():
+            return DDR(self.sample_removal, score=self.ddr_score or MISCLASSIFIED)
 
     def _rates(self, published: dict[str, Any]) -> tuple[float | None, float | None]:
         """Learning rate and weight decay: given, published for SGD, or the optimizer's; one's own is asked itself."""

@@ -74,7 +74,7 @@ def execute(run: Path, format: str, out: Path, task: int | None = None) -> list[
 
 def to_torch(run: Path, out: Path, task: int | None) -> list[Path]:
     """A state dict as safetensors, and beside it a module that loads it with torch and safetensors alone."""
-    _check_suffix(out, ".safetensors")
+    _check_suffix(out, SUFFIXES["torch"])
     answering, exported = _opened(run, task)
     code = out.with_suffix(".py")
     if code.exists() and not _is_ours(code):
@@ -87,7 +87,7 @@ def to_torch(run: Path, out: Path, task: int | None) -> list[Path]:
 
 def to_onnx(run: Path, out: Path, task: int | None) -> list[Path]:
     """An ONNX file, the normalisation inside, whose answers ONNX Runtime gives as PyTorch does."""
-    _check_suffix(out, ".onnx")
+    _check_suffix(out, SUFFIXES["onnx"])
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(name) is None:
             raise SparclError(f'export to ONNX needs {name}: pip install "sparcl-edge[onnx]"')
@@ -117,6 +117,9 @@ FORMATS: dict[str, Callable[[Path, Path, int | None], list[Path]]] = {
     "device": to_device,
 }
 """By name: (run directory, file to write, task from 1 or None) -> the files written."""
+
+SUFFIXES = {"torch": ".safetensors", "onnx": ".onnx", "device": ".sparcl"}
+"""What a format's file must end in; of a device's that is the custom alone."""
 
 
 def _opened(run: Path, task: int | None) -> tuple[Answering, Exported]:
@@ -188,7 +191,9 @@ def _quiet() -> Iterator[None]:
 
 def _check_suffix(out: Path, suffix: str) -> None:
     if out.suffix != suffix:
-        raise ConfigError(f"--out {out} must end in {suffix}")
+        meant = next((name for name, end in SUFFIXES.items() if end == out.suffix), None)
+        hint = "" if meant is None else f"; {out.suffix} is of --format {meant}"
+        raise ConfigError(f"--out {out} must end in {suffix}{hint}")
     if out.is_dir():
         raise ConfigError(f"{out} is a folder; name a file with --out")
 

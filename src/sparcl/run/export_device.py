@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from sparcl.learner.micro import MICRO_BATCH
 from sparcl.methods import METHODS, Method
 from sparcl.nn import FLOAT32
 from sparcl.nn.graph import graph
-from sparcl.run import build
+from sparcl.run import build, effect
 from sparcl.run.experiment import Experiment
 from sparcl.run.record import RunDirectory
 from sparcl.run.toml import read_toml
@@ -166,14 +167,19 @@ def export_run(run: Path, path: Path) -> None:
         CheckpointError: no checkpoint, or the file cannot be written.
         DataError: the run's data, whose transform is asked for, is not there.
     """
-    experiment = _experiment(run / "config.toml")
-    if Store(run / "checkpoint").empty:
-        if RunDirectory(run).finished:
-            raise CheckpointError(
-                f"{run} has no checkpoint any more, which is what a device goes on from: run it again"
-            )
+    directory = RunDirectory(run)
+    experiment = _experiment(directory.config)
+    again = (
+        f"a device goes on from one; run it again: sparcl run --config {shlex.quote(str(directory.config))} --out DIR"
+    )
+    if Store(directory.checkpoints).empty:
+        if directory.finished:
+            raise CheckpointError(f"{run} has no checkpoint any more, and {again}")
         raise CheckpointError(f"{run} has no checkpoint yet: go on with sparcl run --resume")
-    state = open_folder(run / "checkpoint")
+    try:
+        state = open_folder(directory.checkpoints)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {again}") from None
     state.pop("run", None)
     stream = build.stream(experiment)
     learner = build.learner(experiment, stream)
@@ -191,6 +197,7 @@ def export_fresh(config: Path, path: Path) -> None:
         DataError: the stream's data, whose shape and transform are asked for, is not there.
     """
     experiment = _experiment(config)
+    effect.check(experiment)
     stream = build.stream(experiment)
     learner = build.learner(experiment, stream)
     shape, names = stream.input_shape, stream.class_names
@@ -199,7 +206,7 @@ def export_fresh(config: Path, path: Path) -> None:
 
 def _experiment(config: Path) -> Experiment:
     given = Experiment.from_dict(read_toml(config), str(config)).resolve()
-    return dataclasses.replace(given, backend="reference", device="cpu")  # a state is every backend's
+    return dataclasses.replace(given, backend="reference", device="cpu", layer_choice={})  # a state is every backend's
 
 
 def pack(samples: Samples, classes: Sequence[Name], path: Path) -> None:

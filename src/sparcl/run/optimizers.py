@@ -11,7 +11,7 @@ from torch import nn
 
 from sparcl import named
 from sparcl.errors import LARGEST, ConfigError, one_line
-from sparcl.learner.training import MakeOptimizer
+from sparcl.learner.assembly import MakeOptimizer
 
 if TYPE_CHECKING:
     from sparcl.run.experiment import Experiment
@@ -39,10 +39,11 @@ OPTIMIZERS = {
 USUAL = "sgd"
 FLAGS = ("nesterov", "amsgrad")
 SHARES = ("beta1", "beta2")
+MOMENTUM = "use 0 to less than 1"
 
 
 def check(name: str | None, momentum: float | None, options: Mapping[str, float]) -> None:
-    """Refuse options that an optimizer does not have.
+    """Refuse options that an optimizer does not have; a momentum that diverges, where a run begins (`effect`).
 
     Raises:
         ConfigError: an unknown name or option, or a value that the optimizer refuses.
@@ -56,8 +57,8 @@ def check(name: str | None, momentum: float | None, options: Mapping[str, float]
     allowed = OPTIMIZERS[name].options
     if momentum is not None and name != USUAL:
         raise ConfigError(f"momentum goes with optimizer {USUAL}, not {name}; its options are: {', '.join(allowed)}")
-    if momentum is not None and not 0 <= momentum < 1:
-        raise ConfigError(f"momentum {momentum:g} is not allowed; use 0 to less than 1")
+    if momentum is not None and not momentum >= 0:
+        raise ConfigError(f"momentum {momentum:g} is not allowed; {MOMENTUM}")
     for option, value in options.items():
         if option not in allowed:
             raise ConfigError(f"optimizer {name} has no option {option!r:.40}; allowed: {', '.join(allowed)}")
@@ -100,6 +101,8 @@ def maker(experiment: Experiment) -> MakeOptimizer:
 def _arguments(momentum: float | None, options: Mapping[str, float]) -> dict[str, Any]:
     """As PyTorch calls them."""
     arguments: dict[str, Any] = {k: bool(v) if k in FLAGS else v for k, v in options.items()}
+    if not momentum:  # dampening does nothing then; a run that began before it was refused (effect.py) goes on
+        arguments.pop("dampening", None)
     if momentum is not None:
         arguments["momentum"] = momentum
     if {"beta1", "beta2"} & arguments.keys():

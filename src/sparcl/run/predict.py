@@ -27,7 +27,7 @@ from sparcl.run.answering import Answering
 from sparcl.run.device_file import answering as opened
 from sparcl.streams import images
 from sparcl.streams.augment import channels_hint
-from sparcl.streams.split import as_inputs
+from sparcl.streams.pixels import as_learned
 
 FORMATS = ("table", "csv", "json")
 MAX_FILE = 4 << 30
@@ -91,7 +91,7 @@ def answer(
     resized: list[str] = []
     samples = _samples(answering, files, resized.append)
     while some := list(islice(samples, AT_ONCE)):
-        predicted = answering.predict(torch.stack([sample for _, _, sample in some]), task)
+        predicted = answering.predict(_together([sample for _, _, sample in some]), task)
         if bool(predicted.probabilities.isnan().any()):
             raise DataError(f"the network's answer to {some[0][0]} is no number")
         best = predicted.probabilities.topk(top, dim=1)
@@ -102,6 +102,13 @@ def answer(
         size = "×".join(map(str, answering.input_shape[:0:-1]))
         note(f"{len(resized)} image(s) were resized to {size}, the run's own size; the first is {resized[0]}")
     return answers
+
+
+def _together(samples: list[Tensor]) -> Tensor:
+    """Samples [N, ...]: where some pixels are whole and others floating, all of them floating, from 0 to 1."""
+    if len({sample.dtype for sample in samples}) > 1:
+        samples = [sample / 255 if sample.dtype == torch.uint8 else sample for sample in samples]
+    return torch.stack(samples)
 
 
 def _samples(
@@ -141,7 +148,7 @@ def image(answering: Answering, content: bytes, name: str, resized: Callable[[st
 
 
 def array(answering: Answering, content: bytes, name: str) -> Tensor:
-    """The samples [N, ...] in a `.npy` file: of the run's shape, and uint8 where the run's are.
+    """The samples [N, ...] in a `.npy` file: of the run's shape and, where it learned pixels, pixels in any form.
 
     Raises:
         DataError: it is no array of numbers, of another shape, or holds what no sample of the run can be.
@@ -155,21 +162,9 @@ def array(answering: Answering, content: bytes, name: str) -> Tensor:
     if values.shape[1:] != shape or len(values) == 0:
         hint = channels_hint(torch.empty(values.shape, device="meta"))
         raise DataError(f"{name} has shape {list(values.shape)}: {allowed}{hint}")
-    if answering.pixels and values.dtype != np.uint8:
-        values = _as_pixels(values, name)
-    return as_inputs(values, name)
-
-
-def _as_pixels(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-    """Numbers for a run of uint8 pixels: 0 to 255 where they are whole, 0 to 1 where they are not."""
-    most = 1 if values.dtype.kind == "f" else 255
-    lowest, highest = values.min(), values.max()
-    if not (math.isnan(lowest) or (lowest >= 0 and highest <= most)):
-        raise DataError(
-            f"{name} holds values from {lowest:.6g} to {highest:.6g}: this run learned pixels, whole from 0 to 255 or"
-            " floating from 0 to 1"
-        )
-    return values if values.dtype.kind == "f" else values.astype(np.uint8)
+    found = as_learned(values, answering.learned, name)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def _read_array(content: bytes, name: str) -> npt.NDArray[Any]:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparcl.learner import Learner
+from sparcl.scenarios import told_first
 
 LINE_INTERVAL = 10.0
 """Seconds between two lines where there is no terminal to update in place."""
@@ -154,16 +155,20 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f} %"
 
 
-def summary(result: dict[str, Any]) -> Table:
-    """What a run came to, from its result."""
+def summary(result: dict[str, Any], scenario: str | None) -> Table:
+    """What a run came to, from its result; of the two scenarios the run's first, and its forgetting and transfer."""
+    names = told_first(scenario)
+    first = next(iter(names))
+    moved = result["transfer"][first]
     flops, sparsity, memory = result["flops"], result["sparsity"], result["memory"]
     share = f" ({flops['executed'] / flops['dense']:.1%} of dense)" if flops["dense"] else ""
     peak = memory["peak_rss_bytes"]
     table = Table(title=f"{result['benchmark']}: {result['method']}, {result['sparsifier']}", show_header=False)
-    table.add_row("Class-IL / Task-IL", f"{_percent(result['class_il'])} / {_percent(result['task_il'])}")
-    table.add_row("forgetting", _percent(result["forgetting"]))
+    table.add_row(" / ".join(names.values()), " / ".join(_percent(result[key]) for key in names))
+    table.add_row(f"forgetting ({names[first]})", _percent(moved["forgetting"]))
     table.add_row(
-        "backward / forward transfer", " / ".join(_percent(result[f"{d}_transfer"]) for d in ("backward", "forward"))
+        f"backward / forward transfer ({names[first]})",
+        " / ".join(_percent(moved[f"{d}_transfer"]) for d in ("backward", "forward")),
     )
     table.add_row("sparsity of weights / gradients", f"{sparsity['weights']:.3f} / {sparsity['gradients']:.3f}")
     table.add_row("samples trained on / removed", f"{result['samples']['seen']:,} / {result['samples']['removed']:,}")

@@ -20,7 +20,7 @@ from sparcl import regular
 from sparcl.checkpoint import disk
 from sparcl.errors import CheckpointError, one_line
 from sparcl.run.lock import LOCK
-from sparcl.run.trackers import MAX_EVENTS, Trackers
+from sparcl.run.trackers import KEPT, MAX_EVENTS, Trackers
 
 RECORDED = ("task.", "epoch.", "tdm.", "dgm.", "ddr.", "run.", "static.", "set.", "snip.", "rigl.", "learner.")
 """Events that go into events.jsonl, by the start of their names; those of every step do not, nor those inside an
@@ -89,6 +89,31 @@ class RunDirectory:
     def used(self) -> bool:
         """Whether a run has begun here."""
         return self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir())
+
+    def check_free(self) -> None:
+        """Refuse a folder of other files, which a run's own would lie among or replace.
+
+        Raises:
+            CheckpointError: it holds what no run makes, and nothing that a run has left there; or it cannot be read.
+        """
+        try:
+            names = set(os.listdir(self.path)) if self.path.is_dir() else set()
+        except OSError as error:
+            raise CheckpointError(f"run directory {self.path} cannot be read: {error.strerror}") from None
+        begun = {LOCK, self.events.name, self.result.name, self.checkpoints.name}
+        own = {
+            self.config.name,
+            self.model.name,
+            self.answers.name,
+            self.readme.name,
+            self.samples.name,
+            self.page.name,
+        }
+        others = sorted(name for name in names - own - set(KEPT.values()) if not name.startswith("."))
+        if others and not names & begun:
+            raise CheckpointError(
+                f"{self.path} holds other files, such as {others[0]}, and no run: choose another --out"
+            )
 
     @property
     def finished(self) -> bool:

@@ -37,10 +37,9 @@ COMPUTED_WITH = {
 }
 """What the bits of a run depend on beside its settings, and what it is called. Checkpoints of before know two of it."""
 
-MAY_DIFFER = ("data", "init", "layer_choice", "pace", "scenario")
-"""Settings that may change: where data and first weights lie (what they are may not), what the checkpoint itself
-decides, and what changes nothing."""
-
+MAY_DIFFER = ("data", "init", "layer_choice", "pace")
+"""Settings that may change: where data and first weights lie (what they are may not), and what the checkpoint itself
+decides."""
 
 BEFORE: dict[str, Any] = {
     **dict.fromkeys(("init", "init_sha256", "augment", "optimizer", "momentum")),

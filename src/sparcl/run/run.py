@@ -55,7 +55,7 @@ def execute(
     out: Path | None,
     *,
     resume: bool,
-    checkpoint_every: str,
+    checkpoint_every: str | None,
     console: Console,
     track: Sequence[str] = (),
     named: Collection[str] = (),
@@ -73,6 +73,7 @@ def execute(
     build.check(experiment)
     trackers.check(track)
     directory = RunDirectory(out or Path("runs") / experiment.name)
+    directory.check_free()
     if directory.finished and resume:
         ran = Experiment.from_dict(read_toml(directory.config), str(directory.config)).resolve()
         experiment = as_fitted(experiment, settings(ran), named)
@@ -209,7 +210,7 @@ class Run:
         finally:
             self.log.close()
         write_atomically(self.directory.result, as_json(result))
-        self.console.print(summary(result))
+        self.console.print(summary(result, self.experiment.scenario))
         if (told := fit.over(result["memory"])) is not None:
             self.console.print(told, highlight=False, soft_wrap=True)
         final.write_page(self.directory, self.console)
@@ -239,7 +240,7 @@ class Run:
             log.write("run.resume", {**figures, "events_changed": log.changed})
         log.follower = self._trackers(log.kept)
         if self.loaded is None:
-            log.write("run.begin", {"tasks": len(self.training_stream)})
+            log.write("run.begin", {"tasks": len(self.training_stream), "scenario": self.experiment.scenario})
         return log
 
     def _trackers(self, kept: bytes) -> Trackers | None:
@@ -294,9 +295,10 @@ class Run:
             class_il=None if accuracy.class_il is None else accuracy.class_il[:seen],
             task_il=None if accuracy.task_il is None else accuracy.task_il[:seen],
         )
-        self.progress.accuracy = str(so_far)
+        assert self.experiment.scenario is not None
+        told = self.progress.accuracy = so_far.told(self.experiment.scenario)
         log.write("evaluate", {"class_il": accuracy.class_il, "task_il": accuracy.task_il, "seen": seen})
-        self._tell_learned(f": {so_far}")
+        self._tell_learned(f": {told}")
 
     def _tell_learned(self, accuracy: str = "") -> None:
         told = f"task {self.learner.learned}/{len(self.training_stream)} learned{accuracy}"

@@ -40,6 +40,7 @@ from sparcl.run.launch import Job, Launcher, Outcome
 from sparcl.run.progress import duration, updates_in_place
 from sparcl.run.record import RunDirectory, write_atomically
 from sparcl.run.toml import read_toml
+from sparcl.scenarios import told_first
 from sparcl.streams import reads_data
 
 SECTIONS = ("base", "grid", "runs")
@@ -47,7 +48,7 @@ BLOCK = ("base", "grid", "stage")
 IN_NAME = ("stream", "method", "sparsifier", "sparsity", "pattern", "seed")
 """Settings that a run's name holds anyway."""
 
-INCIDENTAL = ("data", "init", "threads", "layer_choice", "pace", "device", "scenario")
+INCIDENTAL = ("data", "init", "threads", "layer_choice", "pace", "device")
 """Settings in which a finished run may differ from what the file asks for: where, not what."""
 
 WORK = ".sweep"
@@ -127,7 +128,8 @@ def _combinations(path: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, A
 def _check_keys(label: str, table: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
     others = [key for key in table if key not in allowed]
     if others:
-        raise ConfigError(f"{label}: {unknown('key', others[0], allowed)}")
+        hint = "; the settings of one run go to sparcl run --config" if "stream" in others else ""
+        raise ConfigError(f"{label}: {unknown('key', others[0], allowed)}{hint}")
 
 
 def _table(label: str | Path, holder: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -182,11 +184,13 @@ def execute(cells: list[Cell], out: Path, launcher: Launcher, console: Console) 
         highlight=False,
     )
     failed: list[Outcome] = []
+    scenarios = {cell.name: cell.experiment.scenario for cell in cells}
     with GridProgress(console, len(to_run)) as progress:
 
         def done(outcome: Outcome) -> None:
             if outcome.reason is None:
-                progress.finished(outcome.job.name, _accuracy(out / outcome.job.name), outcome.seconds)
+                name = outcome.job.name
+                progress.finished(name, _accuracy(out / name, scenarios[name]), outcome.seconds)
             else:
                 failed.append(outcome)
                 progress.failed(outcome.job.name, outcome.reason)
@@ -207,7 +211,9 @@ def _with_threads(cell: Cell, threads: int | None) -> Cell:
 
 def _check_directory(directory: Path, experiment: Experiment) -> None:
     """A directory's run must be this one, or a skip would pass another's result off as it."""
-    config = RunDirectory(directory).config
+    run = RunDirectory(directory)
+    run.check_free()
+    config = run.config
     if not config.exists():
         return
     try:
@@ -239,9 +245,9 @@ def _job(cell: Cell, out: Path) -> Job:
     return Job(cell.name, tuple(command), work / f"{cell.name}.log", experiment.threads or 1)
 
 
-def _accuracy(directory: Path) -> str:
+def _accuracy(directory: Path, scenario: str | None) -> str:
     result = RunDirectory(directory).read_result()
-    pairs = [("Class-IL", result["class_il"]), ("Task-IL", result["task_il"])]
+    pairs = [(name, result[key]) for key, name in told_first(scenario).items()]
     told = [f"{name} {value:.2f} %" for name, value in pairs if value is not None]
     return ", ".join(told) or "no test samples"
 

@@ -17,6 +17,7 @@ from sparcl.errors import ConfigError
 from sparcl.report.events import index, number, parse, seen
 from sparcl.run.lock import LOCK
 from sparcl.run.trackers import EVENTS
+from sparcl.scenarios import told_first
 
 RESULT = "result.json"
 AT_ONCE = 16 << 20
@@ -110,12 +111,14 @@ class Teller:
 
     def __init__(self) -> None:
         self._tasks = ""
+        self._scenarios = told_first(None)
 
     def __call__(self, line: dict[str, Any]) -> Iterator[str]:
         """What there is to say of a line: nothing of most."""
         event, task = line.get("event"), f"task {index(line, 'task') + 1}"
         if event == "run.begin":
             self._tasks = f"/{index(line, 'tasks')}" if index(line, "tasks") else ""
+            self._scenarios = told_first(line.get("scenario"))
         task += self._tasks
         where = f"{task}  epoch {index(line, 'epoch') + 1}"
         if event == "task.begin":
@@ -129,15 +132,11 @@ class Teller:
         elif event == "run.resume":
             yield f"resumed at step {index(line, 'step')}"
         elif event == "run.end":
-            told = [(name, number(line.get(key))) for name, key in SCENARIOS]
+            told = [(name, number(line.get(key))) for key, name in self._scenarios.items()]
             means = [f"{name} {value:.2f} %" for name, value in told if value is not None]
             yield "finished: " + (", ".join(means) or "no test samples")
 
-    @staticmethod
-    def _accuracy(line: dict[str, Any]) -> str:
-        told = [(name, seen(line, key)) for name, key in SCENARIOS]
+    def _accuracy(self, line: dict[str, Any]) -> str:
+        told = [(name, seen(line, key)) for key, name in self._scenarios.items()]
         means = [f"{name} {statistics.fmean(values):.2f} %" for name, values in told if values]
         return ", ".join(means) or "no accuracy told"
-
-
-SCENARIOS = (("Class-IL", "class_il"), ("Task-IL", "task_il"))

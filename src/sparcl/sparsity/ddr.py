@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparcl import seeds
 from sparcl.checkpoint import checks
 from sparcl.errors import ConfigError, unknown
+from sparcl.recorded import refuse
 from sparcl.sparsity.importance import Losses
 from sparcl.sparsity.sparsifier import Moments, Sparsifier
 
@@ -45,9 +46,7 @@ class DDR(Sparsifier):
         if score not in SCORES:
             raise ConfigError(unknown("DDR score", score, SCORES))
         if removed == 0 and score != MISCLASSIFIED:
-            raise ConfigError(
-                f"DDR score {score} says which samples leave, and a share of 0 removes none; leave one out"
-            )
+            refuse(f"DDR score {score} says which samples leave, and a share of 0 removes none; leave one out")
         self.share, self.score = REMOVED if removed is None else removed, score
         self.by_epochs = removed is None and score == MISCLASSIFIED  # nobody asked for it
         self.removes = self.share > 0

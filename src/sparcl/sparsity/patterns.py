@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from sparcl.errors import ConfigError, unknown
-from sparcl.recorded import Recorded
+from sparcl.recorded import Recorded, refuse
+from sparcl.whole import is_whole
 
 PATTERNS = ("unstructured", "block")
 BLOCK = 4
@@ -30,7 +30,7 @@ class Pattern(Recorded):
     block: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.block, Integral) or isinstance(self.block, bool) or self.block < 1:
+        if not is_whole(self.block):
             raise ConfigError(f"block size {self.block!r} is not allowed; use a whole number from 1 (unstructured) on")
 
     def units(self, shape: tuple[int, ...]) -> int:
@@ -99,7 +99,7 @@ def make_pattern(name: Pattern | str, block: int = BLOCK) -> Pattern:
 def check_block(block: int, patterns: Sequence[Pattern | str]) -> None:
     """Raise ConfigError where a size of blocks is asked for and no pattern is in blocks of a size of one's choice."""
     if block != BLOCK and "block" not in patterns:
-        raise ConfigError(f"block size {block} goes with pattern block, not {' and '.join(map(str, patterns))}")
+        refuse(f"block size {block} goes with pattern block, not {' and '.join(map(str, patterns))}")
 
 
 DISTRIBUTIONS = ("uniform", "erk")

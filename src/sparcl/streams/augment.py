@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from sparcl import named
 from sparcl.errors import ConfigError, DataError
+from sparcl.whole import is_whole
 
 # Per-channel statistics of the training images, as the field uses them (Buzzega et al. 2020, official code).
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)
@@ -116,7 +116,7 @@ class Transform:
 
     def __post_init__(self) -> None:
         padding, flip = self.crop_padding, self.flip
-        if not isinstance(padding, Integral) or isinstance(padding, bool) or not 0 <= padding <= MOST_PADDING:
+        if not is_whole(padding, 0, MOST_PADDING):
             raise ConfigError(f"crop padding {padding!r:.40} is not allowed; use 0 (no crop) to {MOST_PADDING}")
         if not isinstance(flip, bool | np.bool_):
             raise ConfigError(f"flip {flip!r:.40} is not allowed; use True or False")
@@ -139,7 +139,7 @@ class Transform:
 
     def settings(self) -> dict[str, Any] | None:
         """As JSON values, for `of`; of the user's own augmentation its name. None for a transform of another class."""
-        if type(self) is not Transform or type(self.normalize) is not Normalize:
+        if not is_ours(self):
             return None
         statistics = {"mean": list(self.normalize.mean), "std": list(self.normalize.std)}
         own = {} if self.augment is None else {"augment": label_of(self.augment)}
@@ -184,6 +184,11 @@ class Transform:
     def test(self, inputs: Tensor) -> Tensor:
         """Normalise only: uint8 or float [N, ...] -> float32."""
         return self.normalize(inputs)
+
+
+def is_ours(transform: object) -> bool:
+    """Whether it normalises as `Normalize` does, which tells pixels of uint8 from floating ones; one's own may not."""
+    return type(transform) is Transform and type(transform.normalize) is Normalize
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from sparcl.errors import ConfigError
 from sparcl.streams.batches import last
 from sparcl.streams.lazy import joined, select
 from sparcl.streams.task import Samples, Stream, Task
+from sparcl.whole import is_whole
 
 
 def blurry(stream: Stream, blur: float = 0.1, *, disjoint: float = 0.5, seed: int = 0) -> Stream:
@@ -32,10 +34,11 @@ def blurry(stream: Stream, blur: float = 0.1, *, disjoint: float = 0.5, seed: in
     Raises:
         ConfigError: a value outside its range, or the stream has fewer than two tasks or is blurred already.
     """
-    if not 0.0 <= blur < 1.0:
-        raise ConfigError(f"blur {blur} is not allowed; it is a share of a class's samples, 0 to less than 1")
-    if not 0.0 <= disjoint <= 1.0:
-        raise ConfigError(f"disjoint {disjoint} is not allowed; it is a share of the classes, 0 to 1")
+    _check_stream(stream)
+    if not isinstance(blur, Real) or not 0.0 <= blur < 1.0:
+        raise ConfigError(f"blur {blur!r:.40} is not allowed; it is a share of a class's samples, 0 to less than 1")
+    if not isinstance(disjoint, Real) or not 0.0 <= disjoint <= 1.0:
+        raise ConfigError(f"disjoint {disjoint!r:.40} is not allowed; it is a share of the classes, 0 to 1")
     _check_seed(seed)
     if len(stream) < 2:
         raise ConfigError(f"a stream of {len(stream)} task has no border to blur")
@@ -101,10 +104,11 @@ def single_pass(
     Raises:
         ConfigError: a value outside its range.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch size {batch_size} is not allowed; use 1 or more")
-    if skip < 0:
-        raise ConfigError(f"skip {skip} is not allowed; use 0 or more samples")
+    _check_stream(stream)
+    if not is_whole(batch_size):
+        raise ConfigError(f"batch size {batch_size!r:.40} is not allowed; use 1 or more")
+    if not is_whole(skip, 0):
+        raise ConfigError(f"skip {skip!r:.40} is not allowed; use 0 or more samples")
     _check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(task.train), generator=generator) for task in stream]
@@ -121,5 +125,11 @@ def _batches(stream: Sequence[Task], rows: Tensor, batch_size: int) -> Iterator[
 
 
 def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"seed is {seed}: allowed are 0 to 2^63 - 1")
+    if not is_whole(seed, 0, 2**63 - 1):
+        raise ConfigError(f"seed is {seed!r:.40}: allowed are 0 to 2^63 - 1")
+
+
+def _check_stream(stream: Sequence[Task]) -> None:
+    if not isinstance(stream, Sequence) or not stream or not all(isinstance(task, Task) for task in stream):
+        kind = type(stream).__name__
+        raise ConfigError(f"a {kind} is no stream: load one, make one of arrays, or give a list of tasks")

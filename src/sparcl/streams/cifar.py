@@ -15,15 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sparcl.errors import DataError
+from sparcl.folders import folder_at
 from sparcl.streams import safe_pickle
-from sparcl.streams.augment import CIFAR_MEAN, CIFAR_STD, Normalize, Transform
-from sparcl.streams.cache import cached
+from sparcl.streams.augment import CIFAR_MEAN, CIFAR_STD, Normalize
 from sparcl.streams.download import Remote, fetch
 from sparcl.streams.files import ARCHIVE_SUFFIXES, Progress, members
 from sparcl.streams.folder import SPLITS, TreeReader, is_tree
-from sparcl.streams.images import naming
+from sparcl.streams.images import published
 from sparcl.streams.labels import ClassesPerTask
-from sparcl.streams.split import Arrays, split
+from sparcl.streams.split import Arrays
 from sparcl.streams.task import Name, Stream
 
 SHAPE = (3, 32, 32)
@@ -124,7 +124,7 @@ def seq_cifar10(
     Raises:
         DataError: missing and not to be fetched, damaged, hostile, or not CIFAR.
     """
-    return _open(CIFAR10, Path(data), classes_per_task, class_order_seed, class_order, limit_per_class, progress)
+    return _open(CIFAR10, data, classes_per_task, class_order_seed, class_order, limit_per_class, progress)
 
 
 def seq_cifar100(
@@ -137,31 +137,22 @@ def seq_cifar100(
     progress: Progress | None = None,
 ) -> Stream:
     """CIFAR-100, its 100 fine labels, in ten tasks of ten classes; otherwise as `seq_cifar10`."""
-    return _open(CIFAR100, Path(data), classes_per_task, class_order_seed, class_order, limit_per_class, progress)
+    return _open(CIFAR100, data, classes_per_task, class_order_seed, class_order, limit_per_class, progress)
 
 
 def _open(
     variant: Variant,
-    data: Path,
+    data: str | Path,
     classes_per_task: ClassesPerTask,
     class_order_seed: int | None,
     class_order: Sequence[Name] | None,
     limit_per_class: int | None,
     progress: Progress | None,
 ) -> Stream:
-    source, tops = locate(variant, data)
-    with naming(source):
-        arrays = cached(variant.name, source, tops, lambda: read(variant, source, tops, progress))
-        transform = Transform(Normalize(CIFAR_MEAN, CIFAR_STD), crop_padding=4, flip=True)
-        return split(
-            variant.name,
-            arrays,
-            transform,
-            classes_per_task=classes_per_task,
-            class_order_seed=class_order_seed,
-            class_order=class_order,
-            limit_per_class=limit_per_class,
-        )
+    source, tops = locate(variant, folder_at(data, "data"))
+    name, normalize = variant.name, Normalize(CIFAR_MEAN, CIFAR_STD)
+    cut = (classes_per_task, class_order_seed, class_order, limit_per_class)
+    return published(name, source, tops, lambda: read(variant, source, tops, progress), normalize, *cut)
 
 
 def locate(variant: Variant, data: Path) -> tuple[Path, tuple[str, ...]]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparcl.errors import ConfigError, DataError, DataWarning
+from sparcl.folders import folder_at
 from sparcl.streams.augment import How, Normalize, Transform
 from sparcl.streams.cache import cached
 from sparcl.streams.files import Member, Progress, is_junk, members
@@ -61,7 +62,7 @@ def folder(
         DataWarning: files were passed over, and how many; a folder of images beside the splits, such as `val/`, is not
             read; images do not fit into memory and are read lazily.
     """
-    source, size = Path(data), as_size(resize)
+    source, size = folder_at(data, "data"), as_size(resize)
     tops = _tops(source)
     if beside := _unread(source, tops):
         warnings.warn(beside, DataWarning, stacklevel=2)

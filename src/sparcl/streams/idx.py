@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from sparcl import regular
 from sparcl.errors import DataError, one_line
+from sparcl.folders import folder_at
 from sparcl.streams.augment import Transform
 from sparcl.streams.download import Remote, fetch
 from sparcl.streams.files import Progress, Readable
@@ -81,7 +82,7 @@ def seq_mnist(
         DataError: a file is missing and cannot be fetched, or is damaged.
     """
     remotes = tuple(Remote(f"{f}.gz", f"{_MNIST_URL}{f}.gz", md5) for f, md5 in zip(_FILES, _MNIST_MD5, strict=True))
-    arrays = read_mnist(Path(data), ("mnist", "MNIST/raw"), remotes, tuple(str(k) for k in range(10)))
+    arrays = read_mnist(folder_at(data, "data"), ("mnist", "MNIST/raw"), remotes, tuple(str(k) for k in range(10)))
     return split(
         "seq-mnist",
         arrays,
@@ -106,7 +107,7 @@ def seq_fashion_mnist(
     remotes = tuple(
         Remote(f"{f}.gz", f"{_FASHION_URL}{f}.gz", md5) for f, md5 in zip(_FILES, _FASHION_MD5, strict=True)
     )
-    arrays = read_mnist(Path(data), ("fashion-mnist", "FashionMNIST/raw"), remotes, _FASHION_CLASSES)
+    arrays = read_mnist(folder_at(data, "data"), ("fashion-mnist", "FashionMNIST/raw"), remotes, _FASHION_CLASSES)
     return split(
         "seq-fashion-mnist",
         arrays,

@@ -14,7 +14,12 @@ import numpy.typing as npt
 
 from sparcl.errors import ConfigError, DataError, SparclError, one_line, out_of_memory
 from sparcl.streams import room
-from sparcl.streams.split import Arrays
+from sparcl.streams.augment import Normalize, Transform
+from sparcl.streams.cache import cached
+from sparcl.streams.labels import ClassesPerTask
+from sparcl.streams.split import Arrays, split
+from sparcl.streams.task import Name, Stream
+from sparcl.whole import is_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,9 +41,9 @@ def as_size(resize: int | Size | None) -> Size | None:
     Raises:
         ConfigError: not positive.
     """
-    size = (resize, resize) if isinstance(resize, int) else resize
-    if size is not None and (len(size) != 2 or min(size) < 1 or size[0] * size[1] > MAX_PIXELS):
-        raise ConfigError(f"resize is {resize}: allowed are a side or (height, width), in pixels above 0")
+    size = resize if resize is None or isinstance(resize, Sequence) else (resize, resize)
+    if size is not None and (len(size) != 2 or not all(map(is_whole, size)) or size[0] * size[1] > MAX_PIXELS):
+        raise ConfigError(f"resize is {resize!r:.40}: allowed are a side or (height, width), in pixels above 0")
     return size
 
 
@@ -141,6 +146,30 @@ def naming(source: Path) -> Iterator[None]:
         if str(source) in str(error):
             raise
         raise DataError(f"{source}: {error}") from error
+
+
+def published(
+    name: str,
+    source: Path,
+    tops: Sequence[str],
+    read: Callable[[], Arrays],
+    normalize: Normalize,
+    classes_per_task: ClassesPerTask,
+    class_order_seed: int | None,
+    class_order: Sequence[Name] | None,
+    limit_per_class: int | None,
+) -> Stream:
+    """The stream of a published data set of colour images: read once, kept, and cropped and flipped in training."""
+    with naming(source):
+        return split(
+            name,
+            cached(name, source, tops, read),
+            Transform(normalize, crop_padding=4, flip=True),
+            classes_per_task=classes_per_task,
+            class_order_seed=class_order_seed,
+            class_order=class_order,
+            limit_per_class=limit_per_class,
+        )
 
 
 class ImageSet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparcl.errors import ConfigError, DataError
 from sparcl.streams.task import Name
+from sparcl.whole import is_whole
 
 Labels = Sequence[Name] | npt.NDArray[Any] | Tensor
 ClassesPerTask = int | Sequence[int]
@@ -90,8 +91,8 @@ def ordered(names: Sequence[Name], order: Sequence[Name] | None, seed: int | Non
         return _named_order(names, order)
     if seed is None:
         return torch.arange(len(names))
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"class order seed is {seed}: allowed are 0 to 2^63 - 1")
+    if not is_whole(seed, 0, 2**63 - 1):
+        raise ConfigError(f"class order seed is {seed!r:.40}: allowed are 0 to 2^63 - 1")
     return torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
 
 
@@ -122,9 +123,9 @@ def cut(n_classes: int, classes_per_task: ClassesPerTask) -> list[tuple[int, ...
     Raises:
         DataError: it does neither.
     """
-    if isinstance(classes_per_task, int | np.integer):
+    if not isinstance(classes_per_task, Iterable):
         divisors = [k for k in range(1, n_classes + 1) if n_classes % k == 0]
-        if classes_per_task not in divisors:
+        if not is_whole(classes_per_task) or classes_per_task not in divisors:
             raise DataError(
                 f"{n_classes} classes do not split into tasks of {classes_per_task}: allowed are"
                 f" {', '.join(map(str, divisors))}, and a list that adds up to {n_classes}"
@@ -132,7 +133,7 @@ def cut(n_classes: int, classes_per_task: ClassesPerTask) -> list[tuple[int, ...
         sizes = [int(classes_per_task)] * (n_classes // int(classes_per_task))
     else:
         sizes = list(classes_per_task)
-        whole = all(isinstance(k, int | np.integer) and not isinstance(k, bool) and k >= 1 for k in sizes)
+        whole = all(map(is_whole, sizes))
         if not whole or sum(sizes) != n_classes:
             told = f"{', '.join(map(str, sizes))}"[:60]
             total = f" (which add up to {sum(sizes)})" if whole else ""

@@ -19,6 +19,7 @@ from sparcl.streams.dataset import is_dataset, read_pairs
 from sparcl.streams.labels import ClassesPerTask, Labels, by_name, classes_of, cut, has_strings, ordered, places
 from sparcl.streams.lazy import Inputs, Lazy, Mapped, select
 from sparcl.streams.task import Name, Samples, Stream, Task, short
+from sparcl.whole import is_whole
 
 MAX_CLASSES = 1 << 15
 """The largest image data sets have 22,000: more are a mistake, and each would be looked for in every sample."""
@@ -148,7 +149,8 @@ def _columns(
 
 def _named(class_names: Sequence[str]) -> list[str]:
     """One name for each class; DataError where one stands twice, or they are no list."""
-    names = [] if isinstance(class_names, str) else np.asarray(class_names, dtype=object).reshape(-1).tolist()
+    listed = not isinstance(class_names, str | set | dict)
+    names = np.asarray(class_names, dtype=object).reshape(-1).tolist() if listed else []
     if not names or len(set(map(str, names))) < len(names):
         raise DataError(f"class names are {class_names!r:.60}: a list of names is needed, one for each class")
     return names
@@ -211,8 +213,8 @@ def assemble(
         check_alike(train, test)
     for what, samples in given:
         check_labels(samples.labels, what, {k: str(name) for k, name in enumerate(names)})
-    if limit_per_class is not None and limit_per_class < 1:
-        raise ConfigError(f"limit per class is {limit_per_class}: it must be at least 1")
+    if limit_per_class is not None and not is_whole(limit_per_class):
+        raise ConfigError(f"limit per class is {limit_per_class!r:.40}: it must be at least 1, a whole number")
     columns_of_tasks = cut(n_classes, classes_per_task)
     transform.train(train.inputs[:1], torch.Generator())  # refuses what it does not fit before any work
     order = ordered(names, class_order, class_order_seed)
@@ -257,7 +259,11 @@ def check_alike(train: Samples, test: Samples) -> None:
 
 def _as_tensor(array: Any, what: str, needed: str) -> Tensor:
     if isinstance(array, Tensor):
+        if array.layout != torch.strided or array.is_quantized or array.is_meta:
+            raise DataError(f"{what} are a tensor that is sparse, quantized or without memory: {needed}")
         return array.detach()
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise DataError(f"{what} are masked in part, which has no effect here: fill in values, or leave samples out")
     try:
         values = np.asarray(array)
     except (ValueError, TypeError) as error:  # lists of unequal lengths

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any, overload
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from sparcl.errors import ConfigError
 from sparcl.streams.augment import How, Transform
 from sparcl.streams.lazy import Inputs, Lazy, joined, select
+from sparcl.whole import is_whole
 
 Name = str | int
 """What a class is called."""
@@ -117,7 +117,7 @@ class Stream(Sequence[Task]):
         Raises:
             ConfigError: it is no number of 1 or more.
         """
-        if not isinstance(per_class, Integral) or per_class < 1:
+        if not is_whole(per_class):
             raise ConfigError(f"test samples per class are {per_class!r:.40}: a whole number of 1 or more is needed")
         tasks = []
         for task in self.tasks:

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparcl.errors import DataError
-from sparcl.streams.augment import TINY_IMAGENET_MEAN, TINY_IMAGENET_STD, Normalize, Transform
-from sparcl.streams.cache import cached
+from sparcl.folders import folder_at
+from sparcl.streams.augment import TINY_IMAGENET_MEAN, TINY_IMAGENET_STD, Normalize
 from sparcl.streams.download import Remote, fetch
 from sparcl.streams.files import ARCHIVE_SUFFIXES, Member, Progress, is_junk, members
-from sparcl.streams.images import ImageSet, is_image, naming
+from sparcl.streams.images import ImageSet, is_image, published
 from sparcl.streams.labels import ClassesPerTask
-from sparcl.streams.split import Arrays, split
+from sparcl.streams.split import Arrays
 from sparcl.streams.task import Name, Stream
 
 _FOLDER = "tiny-imagenet-200"
@@ -48,19 +48,10 @@ def seq_tinyimg(
     Raises:
         DataError: missing and not to be fetched, damaged, hostile, or incomplete.
     """
-    source, tops = locate(Path(data))
-    with naming(source):
-        arrays = cached("seq-tinyimg", source, tops, lambda: read(source, tops, progress))
-        transform = Transform(Normalize(TINY_IMAGENET_MEAN, TINY_IMAGENET_STD), crop_padding=4, flip=True)
-        return split(
-            "seq-tinyimg",
-            arrays,
-            transform,
-            classes_per_task=classes_per_task,
-            class_order_seed=class_order_seed,
-            class_order=class_order,
-            limit_per_class=limit_per_class,
-        )
+    source, tops = locate(folder_at(data, "data"))
+    normalize = Normalize(TINY_IMAGENET_MEAN, TINY_IMAGENET_STD)
+    cut = (classes_per_task, class_order_seed, class_order, limit_per_class)
+    return published("seq-tinyimg", source, tops, lambda: read(source, tops, progress), normalize, *cut)
 
 
 def locate(data: Path) -> tuple[Path, tuple[str, ...]]:
