@@ -62,9 +62,9 @@ def run(
     option: Annotated[list[str] | None, typer.Option(help="the method's own: NAME=NUMBER, e.g. alpha=0.2")] = None,
     epochs: Annotated[int | None, typer.Option(help="passes over each task; default: published")] = None,
     steps: Annotated[int | None, typer.Option(help="steps a task, in place of epochs")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="seconds of training a task, in place of epochs")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="of training a task, in place of epochs")] = None,
     batch_size: Annotated[int | None, typer.Option(help="samples a step; default 32")] = None,
-    micro_batch: Annotated[int | None, typer.Option(help="pass so few at a time: less memory, slower")] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="pass so few at a time: less memory")] = None,
     drop_last: Annotated[
         bool | None,
         typer.Option("--drop-last/--keep-last", help="an epoch's last partial batch; default: as its source"),

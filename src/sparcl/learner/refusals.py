@@ -6,7 +6,7 @@ Legend: N batch, C classes of the whole stream.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
