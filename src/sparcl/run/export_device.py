@@ -196,7 +196,7 @@ def export_fresh(config: Path, path: Path) -> None:
 
 def _experiment(config: Path) -> Experiment:
     given = Experiment.from_dict(read_toml(config), str(config)).resolve()
-    return dataclasses.replace(given, backend="reference", device="cpu")  # a state is every backend's
+    return dataclasses.replace(given, backend="reference", layer_choice={}, device="cpu")  # a state is every backend's
 
 
 def pack(samples: Samples, classes: Sequence[Name], path: Path) -> None:
