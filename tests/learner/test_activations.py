@@ -13,7 +13,7 @@ from sparcl.errors import CheckpointError, ConfigError
 from sparcl.methods import DERpp
 from sparcl.run import build
 from sparcl.run.experiment import Experiment
-from sparcl.run.export_device import export_device
+from sparcl.run.export_device import export_device, export_fresh
 from sparcl.streams import Stream
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="not compiled")
@@ -111,6 +111,10 @@ def test_a_device_has_no_such_activations(tmp_path: Path) -> None:
         export_device(
             made, tmp_path / "m", transform=stream()[0].transform, input_shape=(3, 8, 8), classes=["a", "b", "c", "d"]
         )
+    config = tmp_path / "fresh.toml"
+    config.write_text('stream = "seq-cifar10"\nactivations = "bfloat16"\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="a device keeps activations as float32 alone"):
+        export_fresh(config, tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import Bag, Net, blobs, own_loop
+from toys import Bag, Net, adam, blobs, own_loop
 
 from sparcl.errors import ConfigError
 from sparcl.nn.layers import ELEMENTWISE_OPTIMIZERS, elementwise_state
-from sparcl.sparsity import DGM, TDM, Losses, SparCL, Sparsifier, Static
+from sparcl.sparsity import DGM, SET, SNIP, TDM, Losses, RigL, SparCL, Sparsifier, Static
 from sparcl.sparsity.sparsifier import Moments, draw_free
 from sparcl.sparsity.tdm import STEPS_APART, UPDATE_MOMENTS, update_moments, updates_within
 
@@ -322,3 +322,10 @@ def test_a_moment_is_near_just_before_it_is_due(epochs: int, steps: int) -> None
     for i, answers in enumerate(near):
         for window, answer in zip((1, 4), answers, strict=True):
             assert answer == any(due[i + 1 : i + 1 + window])
+
+
+@pytest.mark.parametrize("make", [SparCL, TDM, DGM, Static, SET, RigL, SNIP])
+def test_a_sparsifier_that_was_never_attached_says_so(make: Callable[[], Sparsifier]) -> None:
+    sparsifier = make()
+    with pytest.raises(ConfigError, match=r"this \w+ is bound to no model yet: call attach\(model, optimizer\)"):
+        own_loop(sparsifier, model := Net(), adam(model.parameters()), blobs(), epochs=1)

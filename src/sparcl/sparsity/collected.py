@@ -175,6 +175,7 @@ class StepRanked(MaskSparsifier):
         return self.ranking == "step" and self.losses is not None and self.losses.from_steps
 
     def _begin_ranking(self, losses: Losses | None) -> None:
+        self.check_bound()
         self.losses = losses
         self.collected.begin_task()
 

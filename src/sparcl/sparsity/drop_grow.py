@@ -73,6 +73,7 @@ class DropGrow(Static):
 
     def begin_task(self, index: int, *, samples: int, epochs: int, losses: Losses | None = None) -> None:
         del index, samples
+        self.check_bound()
         self.losses, self.epochs, self.iteration = losses, epochs, 0
 
     def begin_epoch(self, epoch: int, steps: int) -> None:

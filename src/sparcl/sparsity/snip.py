@@ -44,6 +44,7 @@ class SNIP(Static):
 
     def begin_task(self, index: int, *, samples: int, epochs: int, losses: Losses | None = None) -> None:
         del samples, epochs
+        self.check_bound()
         if index == 0:
             self._prune(losses)
 

@@ -195,11 +195,19 @@ class MaskSparsifier(Sparsifier):
         self.generator = seeds.generator(seed, self.name)
         return self
 
+    def check_bound(self) -> None:
+        """Raise ConfigError if it is bound to no model: nothing would be sparse."""
+        if not self.layers:
+            raise ConfigError(
+                f"this {self.name} is bound to no model yet: call attach(model, optimizer) before the first task"
+            )
+
     def trains(self, model: nn.Module) -> None:
         self.model = model
 
     def after_backward(self) -> None:
         """Clear what must not move, and remember the frozen weights with their optimizer state, bit for bit."""
+        self.check_bound()
         self.mask_gradients()
         if not moves_without_gradient(self.optimizer):
             return

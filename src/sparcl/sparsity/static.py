@@ -97,6 +97,7 @@ class Static(MaskSparsifier):
             layer.parameter.mul_(math.sqrt(before / after))
 
     def after_backward(self) -> None:
+        self.check_bound()
         self.scale_gradients()
         super().after_backward()
 
