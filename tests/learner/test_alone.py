@@ -56,7 +56,7 @@ def test_a_batch_of_one_goes_through_all_samples(sparsifier: Any, backend: str) 
 def test_a_norm_is_named_that_one_sample_cannot_go_through() -> None:
     for label in ("batch size", "replay batch size"):
         with pytest.raises(ConfigError, match=rf"^{label} 1 is not allowed with layer norm1 \(BatchNorm2d\)"):
-            Learner(Net(), **{label.replace(" ", "_"): 1})
+            Learner(Net(), methods.ER(4), **{label.replace(" ", "_"): 1})
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
     learner = Learner(model, classes=())
     before = [p.detach().clone() for p in model[0].parameters()]
