@@ -23,6 +23,7 @@ from equal_time import (
     CANDIDATE,
     CONFIRMING,
     COSTS,
+    HALVES,
     MAIN,
     MORE,
     PARTS,
@@ -77,7 +78,7 @@ class Table:
         self.seconds = A_PASS * dense["step_ms"] / 1000
         """Of training a task, at a budget of 1."""
         mine = [r for r in records if r.config.get("width") == width and r.config["seed"] in seeds]
-        rows = [*MAIN, *AVERAGED, *RATES, *SINGLE, *SMALL, *MORE, *PARTS, *AVERAGED_PARTS]
+        rows = [*MAIN, *AVERAGED, *RATES, *SINGLE, *SMALL, *MORE, *PARTS, *HALVES, *AVERAGED_PARTS]
         self.cells = {i: cells for i, row in enumerate(rows) if (cells := self._cells(row, mine))}
         self.rows = rows
 
@@ -132,7 +133,7 @@ def section(records: Sequence[Record]) -> list[str]:
 def _parts(table: Table) -> list[str]:
     """SparCL .90 as it is against itself with one part changed, where two runs or more stand on both sides."""
     lines = []
-    for row in (*PARTS, *AVERAGED_PARTS):
+    for row in (*PARTS, *HALVES, *AVERAGED_PARTS):
         ours = table.of(**AVERAGED[1] if "average" in row else MAIN[1])
         for budget, cell in table.of(**row).items():
             if budget in ours and min(cell.class_il.n, ours[budget].class_il.n) > 1:
@@ -265,7 +266,8 @@ def _name(row: Row) -> str:
 def _is(record: Record, row: Row) -> bool:
     """Whether a record is of a row: what the row leaves out is as usual."""
     usual = {"pattern": "unstructured", "single_head": False, "sample_removal": 0.0, "batch_size": BATCH, "lr": 0.03}
-    usual |= {"average": None, "gradient_sparsity": 0.2, "importance": "cwi", "first_mask": "random", "ranking": "step"}
+    usual |= {"activations": None, "average": None}
+    usual |= {"gradient_sparsity": 0.2, "importance": "cwi", "first_mask": "random", "ranking": "step"}
     of_sparcl = ("sample_removal", "gradient_sparsity", "importance", "ranking")
     for key, value in {**usual, **row}.items():
         if row["sparsifier"] != "sparcl" and key in of_sparcl:
