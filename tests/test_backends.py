@@ -234,7 +234,7 @@ def test_the_chosen_gradients_alone_are_computed() -> None:
 
 def test_native_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="for the CPU"):
-        Learner(Net(), sparsifier=sparcl.SparCL(), device="meta", backend="native")
+        auto.select_backend("native", Net(), torch.device("cuda"), prunes=True)
     with pytest.raises(ConfigError, match="auto, native, reference"):
         Learner(Net(), backend="quick")
     monkeypatch.setattr(kernels, "why_unavailable", lambda: "the compiled part of sparcl is missing")

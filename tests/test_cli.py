@@ -192,7 +192,7 @@ def test_an_empty_directory_that_was_there_is_empty_again_and_a_used_one_untouch
     refused(capsys, *fails)
     assert list(out.iterdir()) == []
     (out / "mine").write_text("kept")
-    assert "in use" in refused(capsys, *fails)
+    assert "holds other files" in refused(capsys, *fails)
     refused(capsys, *fails, "--resume")
     assert (out / "mine").read_text() == "kept"
 

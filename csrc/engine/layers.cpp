@@ -53,8 +53,8 @@ Span covered(long o, int stride, int padding, int size, long limit) {
 
 }  // namespace
 
-void norm_forward_train(const Norm& n, float momentum, float* running_mean, float* running_var, float* mean, float* rstd, const Room& y,
-                        int threads) {
+void norm_forward_train(const Norm& n, float momentum, float* running_mean, float* running_var, float* mean, float* rstd,
+                        const Room& y, int threads) {
   parallel_for(threads, n.channels, [&](long c) {
     double m, squares;
     moments(n, c, &m, &squares);

@@ -15,15 +15,15 @@ struct Norm {
   float eps;
   bool relu;
   uint8_t* signs = nullptr;            // [channels][sign_bytes(count)]: those of y, written with it, read on the way back; or null
-  long pieces = 1;                     // tensors and signs lie in so many pieces, [piece][channels][count / pieces]: see Halves
+  long pieces = 1;                     // tensors and signs lie in so many pieces, [piece][channels][count / pieces], see pieces_of
   long piece() const { return count / pieces; }
   long at(long p, long c) const { return (p * channels + c) * piece(); }
   uint8_t* signs_at(long p, long c) const { return signs ? signs + (p * channels + c) * sign_bytes(piece()) : nullptr; }
 };
 // Training: mean and 1 / sqrt(var + eps) of the batch are written to mean, rstd; running_* (or null) are moved by `momentum`.
 // y: null where nothing but the statistics is wanted. It may be the memory of x or of the residual.
-void norm_forward_train(const Norm&, float momentum, float* running_mean, float* running_var, float* mean, float* rstd, const Room& y,
-                        int threads);
+void norm_forward_train(const Norm&, float momentum, float* running_mean, float* running_var, float* mean, float* rstd,
+                        const Room& y, int threads);
 void norm_forward_eval(const Norm&, const float* running_mean, const float* running_var, float* mean, float* rstd, const Room& y,
                        int threads);
 // The result without its residual, for whoever reads it, from what norm_forward_* left in mean and rstd: the same bits, never written

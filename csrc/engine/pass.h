@@ -129,7 +129,8 @@ class Pass {
   template <class Body>
   void sum_parts(const Walk& walk, const Order& order, float* gvalues, int threads, Body body) const;
   Laid laid(const Walk& walk, const Place& place, bool half, int channels, int height, int width) const;
-  Pack packing(const Walk& walk, const Place& place, const Source& x, int channels, int height, int width, int first, int count, float* to) const;
+  Pack packing(const Walk& walk, const Place& place, const Source& x, int channels, int height, int width, int first, int count,
+               float* to) const;
   void pack_input(const Walk& walk, const Place& place, const Source& x, int first, int count, float* to) const;
   Visited back_tile(const Walk& walk, const Order& order, const Place& tile, const Output& output, int block, const Convolve& to,
                     const Gradients& gradients) const;

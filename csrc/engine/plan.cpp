@@ -237,7 +237,8 @@ std::shared_ptr<const ConvPlan::Geometry> ConvPlan::geometry(const Extent& input
   const Kernels& unit = kernels();
   const auto& w = shape_.weight;
   Walk walk;
-  walk.flat = !half && w[2] == 1 && w[3] == 1 && shape_.stride[0] == 1 && shape_.stride[1] == 1 && shape_.padding[0] == 0 && shape_.padding[1] == 0;
+  walk.flat = !half && w[2] == 1 && w[3] == 1 && shape_.stride[0] == 1 && shape_.stride[1] == 1 && shape_.padding[0] == 0 &&
+              shape_.padding[1] == 0;
   Extent in = input, out = output;
   if (walk.flat) {
     const long count = input.height * input.width * input.batch, vectors = (count + unit.lanes - 1) / unit.lanes;

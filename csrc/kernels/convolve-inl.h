@@ -156,6 +156,7 @@ SPARCL_INLINE void pack_as(const Pack& given, Make make) {
   Existing edges[kPhases];
   for (int px = 0; px < smaller(p.column_phases, kPhases); ++px)
     edges[px] = existing(p.column + px, p.column_step, p.width, p.columns);
+  const T* source = p.source.x.as<T>();
   float* phase = p.packed;
   for (int c = 0; c < p.channels; ++c) {
     const auto channel = make(c);
@@ -168,7 +169,7 @@ SPARCL_INLINE void pack_as(const Pack& given, Make make) {
           if (y < 0 || y >= p.height)
             for (int q = 0; q < p.columns; ++q) store(to + q * V, vec{});
           else
-            pack_row(p, p.source.x.as<T>() + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels, channel, to);
+            pack_row(p, source + c * p.channel_stride + y * p.row_stride, p.column + px, e, c + kAhead < p.channels, channel, to);
         }
       }
   }

@@ -14,12 +14,14 @@ struct TileShape {
   int rows, columns;
 };
 
-// The upper half of a float: bfloat16. Kernels read it as the float whose lower half is zero, and round to the nearest, ties to even.
+// The upper half of a float: bfloat16. Kernels read it as the float whose lower half is zero, and write the nearest, of two the
+// even one.
 struct Half {
   uint16_t bits;
 };
 
-// Where the numbers of a tensor lie, which are to be read: floats or halves. Always inlined, so that no unit hands its code to another.
+// Where the numbers of a tensor lie, which are to be read: floats or halves. Always inlined, so that no unit hands its code to
+// another.
 #define SPARCL_EVERYWHERE __attribute__((always_inline))
 struct Numbers {
   const void* at = nullptr;
@@ -56,7 +58,8 @@ struct Scaled {
 // Copies `channels` channels of a window of `source` into a packed tile. Phase p of stride s holds rows p, p+s, p+2s...
 struct Pack {
   Scaled source;    // x: lane 0 of the chunk, at row 0, column 0
-  Scaled residual;  // laid out like it, of the same kind, and added to it before the floor is; only to a source with a scale; x null: none
+  // Laid out like it, of the same kind, and added to it before the floor is; only to a source with a scale; x null: none.
+  Scaled residual;
   long channel_stride, row_stride, column_stride;
   int channels, height, width;      // what exists of the source; outside it is zero
   int lanes;                        // of the V that exist, the others are zero

@@ -177,8 +177,8 @@ struct Back {
   // parameters: values, gamma, beta
   Back(Left& left, nb::handle of_values, nb::handle of_gamma, nb::handle of_beta, bool release)
       : plan(plan_of(left.plan)), in(left.in), out(left.out), gamma(floats(of_gamma, {out.channels}, "gamma")),
-        beta(floats(of_beta, {out.channels}, "beta")), training(left.training), half(left.half), conv(left.conv.get()), stats(left.stats.get()),
-        own(release ? &left.conv : nullptr), want_values(left.wanted.values), want_gamma(left.wanted.gamma),
+        beta(floats(of_beta, {out.channels}, "beta")), training(left.training), half(left.half), conv(left.conv.get()),
+        stats(left.stats.get()), own(release ? &left.conv : nullptr), want_values(left.wanted.values), want_gamma(left.wanted.gamma),
         want_beta(left.wanted.beta) {
     const Values all = values_of(of_values, plan.nonzeros(), "values");
     values = all.data;

@@ -71,9 +71,9 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor], floats: list[Tensor])
     """Two roundings of nearly the same number go apart by a step, and what cancels out in a sum leaves that behind: so
     all that was computed is held together, and two thirds of the tensors one by one."""
     apart = [float((a - b).norm() / (c.norm() + 1e-3)) for a, b, c in zip(ours, theirs, floats, strict=True)]
-    assert sorted(apart)[len(apart) * 2 // 3] <= 4 * STEP
+    assert sorted(apart)[len(apart) * 2 // 3] <= 8 * STEP
     a, b, c = (torch.cat([t.flatten() for t in tensors]) for tensors in (ours, theirs, floats))
-    assert (a - b).norm() <= 8 * STEP * c.norm()
+    assert (a - b).norm() <= 24 * STEP * c.norm()  # a number in a wrong place: all of it
 
 
 @many
