@@ -185,7 +185,7 @@ SPARCL_INLINE void pack_of(const Pack& p) {
 }
 
 void pack(const Pack& p) {
-  if (p.source.x.half)
+  if (kHalves && p.source.x.half)
     pack_of<Half>(p);
   else
     pack_of<float>(p);
@@ -355,7 +355,7 @@ SPARCL_INLINE void write_as(const Convolve& a, int channel, vec (&sums)[R * C]) 
 
 template <int R, int C>
 SPARCL_INLINE void write_tile(const Convolve& a, int channel, vec (&sums)[R * C]) {
-  if (a.out.half)
+  if (kHalves && a.out.half)
     write_as<R, C, Half>(a, channel, sums);
   else
     write_as<R, C, float>(a, channel, sums);

@@ -19,6 +19,11 @@ struct TileShape {
 struct Half {
   uint16_t bits;
 };
+#if defined(SPARCL_FLOATS_ALONE)
+constexpr bool kHalves = false;  // a program that has none is a fifth smaller
+#else
+constexpr bool kHalves = true;
+#endif
 
 // Where the numbers of a tensor lie, which are to be read: floats or halves. Always inlined, so that no unit hands its code to
 // another.

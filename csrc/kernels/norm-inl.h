@@ -82,7 +82,7 @@ SPARCL_INLINE void moments_of(const T* x, long count, double* mean, double* squa
 }
 
 void moments(const Numbers& x, long count, double* mean, double* squares) {
-  if (x.half)
+  if (kHalves && x.half)
     moments_of(x.as<Half>(), count, mean, squares);
   else
     moments_of(x.as<float>(), count, mean, squares);
@@ -123,7 +123,7 @@ SPARCL_INLINE void norm_forward_of(const NormForward& a) {
 }
 
 void norm_forward(const NormForward& a) {
-  if (a.x.half)
+  if (kHalves && a.x.half)
     norm_forward_of<Half>(a);
   else
     norm_forward_of<float>(a);
@@ -216,14 +216,14 @@ void norm_backward_of(const NormBackward& a) {
 }
 
 void norm_sums(const NormBackward& a, double* gradient, double* product) {
-  if (a.x.half)
+  if (kHalves && a.x.half)
     norm_sums_of<Half>(a, gradient, product);
   else
     norm_sums_of<float>(a, gradient, product);
 }
 
 void norm_backward(const NormBackward& a) {
-  if (a.x.half)
+  if (kHalves && a.x.half)
     norm_backward_of<Half>(a);
   else
     norm_backward_of<float>(a);
@@ -235,7 +235,9 @@ SPARCL_INLINE void add_scaled_to(const From* x, To* y, long count, float scale) 
 }
 
 void add_scaled(const Numbers& x, const Room& y, long count, float scale) {
-  if (x.half && y.half)
+  if (!kHalves)
+    add_scaled_to(x.as<float>(), y.as<float>(), count, scale);
+  else if (x.half && y.half)
     add_scaled_to(x.as<Half>(), y.as<Half>(), count, scale);
   else if (x.half)
     add_scaled_to(x.as<Half>(), y.as<float>(), count, scale);
