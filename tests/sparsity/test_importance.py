@@ -85,3 +85,14 @@ def test_lowest_of_many_equals_a_stable_sort(dtype: torch.dtype) -> None:
     expected = torch.zeros(20_000, dtype=torch.bool)
     expected[torch.argsort(scores, stable=True)[:7_777]] = True
     assert torch.equal(lowest(scores, 7_777), expected)
+
+
+@pytest.mark.parametrize("levels", [1, 3, 1000])
+def test_equal_scores_leave_in_the_order_that_is_given(levels: int) -> None:
+    generator = torch.Generator().manual_seed(levels)
+    scores = (torch.rand(500, generator=generator) * levels).floor()
+    order = torch.randperm(500, generator=generator)
+    for count in (0, 1, 200, 499, 500):
+        first = order[scores[order].argsort(stable=True)[:count]]
+        found = lowest(scores, count, order.to(torch.int32))
+        assert sorted(first.tolist()) == found.nonzero().squeeze(1).tolist()

@@ -91,9 +91,13 @@ class CompactLayer(nn.Module, ABC):
 
         `values` stays the same Parameter, of another length; its gradient is cleared.
         """
-        if len(index) > 0 and not 0 <= int(index[0]) <= int(index[-1]) < math.prod(self.shape):
-            raise ConfigError(f"layer {self.name}: active positions must lie in 0..{math.prod(self.shape) - 1}")
-        in_old, in_new = common(self.index, index, math.prod(self.shape))
+        size = math.prod(self.shape)
+        if len(index) > 0 and not 0 <= int(index[0]) <= int(index[-1]) < size:
+            raise ConfigError(f"layer {self.name}: active positions must lie in 0..{size - 1}")
+        if len(self.weight_index) == size:  # every one survives, and the many positions need no memory
+            in_old, in_new = index, torch.arange(len(index))
+        else:
+            in_old, in_new = common(self.index, index, size)
 
         states = {} if optimizer is None else elementwise_state(optimizer, self.values)
         for key, state in states.items():

@@ -83,8 +83,9 @@ def preserved_buffers(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def lowest(scores: Tensor, count: int) -> Tensor:
-    """Bool mask of exactly `count` lowest scores; among equals the first are taken, so every backend agrees.
+def lowest(scores: Tensor, count: int, order: Tensor | None = None) -> Tensor:
+    """Bool mask of exactly `count` lowest scores; among equals the first are taken (in `order`, a permutation of them),
+    so every backend agrees.
 
     A score that is NaN counts as the highest: counts stay exact until the loss, NaN too by then, is refused.
     """
@@ -92,5 +93,9 @@ def lowest(scores: Tensor, count: int) -> Tensor:
         return torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf)
     mask, ties = below(scores, kth_lowest(scores, count))
+    if order is not None:
+        tied = torch.zeros_like(mask)
+        tied[ties] = True
+        ties = order[tied[order]]
     mask[ties[: count - int(mask.sum())]] = True
     return mask
