@@ -149,7 +149,7 @@ def test_seconds_for_less_than_half_a_step_are_refused(program: Path, tmp_path: 
     for options in ((), ("--max-seconds", 0.001), (*out, "--save-every", 0)):
         done = made.run(program, "learn", file, samples, "--threads", 1, *options)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
-        assert "--max-seconds 0.001 is too little: one step takes 0." in done.stderr
+        assert "--max-seconds 0.001 is too little: one step takes " in done.stderr
         assert file.read_bytes() == before
         assert sorted(place.name for place in tmp_path.iterdir()) == ["m.sparcl", "s.sparcl"]
     enough = float(done.stderr.split("use ")[1].split()[0])
