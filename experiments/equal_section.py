@@ -265,9 +265,12 @@ def _name(row: Row) -> str:
 
 def _is(record: Record, row: Row) -> bool:
     """Whether a record is of a row: what the row leaves out is as usual."""
-    usual = {"pattern": "unstructured", "single_head": False, "sample_removal": 0.0, "batch_size": BATCH, "lr": 0.03}
+    usual = {"pattern": "unstructured", "single_head": False, "sample_removal": 0.0, "batch_size": BATCH}
     usual |= {"activations": None, "average": None}
     usual |= {"gradient_sparsity": 0.2, "importance": "cwi", "first_mask": "random", "ranking": "step"}
+    usual |= (
+        {"lr": 0.03} if row["method"] == "derpp" else {}
+    )  # the others' rates are their published ones, and no row's
     of_sparcl = ("sample_removal", "gradient_sparsity", "importance", "ranking")
     for key, value in {**usual, **row}.items():
         if row["sparsifier"] != "sparcl" and key in of_sparcl:
