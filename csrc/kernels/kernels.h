@@ -27,28 +27,28 @@ constexpr bool kHalves = true;
 
 // Where the numbers of a tensor lie, which are to be read: floats or halves. Always inlined, so that no unit hands its code to
 // another.
-#define SPARCL_EVERYWHERE __attribute__((always_inline))
+#define SPARCL_INLINED __attribute__((always_inline))
 struct Numbers {
   const void* at = nullptr;
   bool half = false;
-  SPARCL_EVERYWHERE Numbers(decltype(nullptr) = nullptr) {}
-  SPARCL_EVERYWHERE Numbers(const float* x) : at(x) {}
-  SPARCL_EVERYWHERE Numbers(const Half* x) : at(x), half(true) {}
-  SPARCL_EVERYWHERE explicit operator bool() const { return at; }
-  SPARCL_EVERYWHERE Numbers operator+(long n) const { return half ? Numbers(as<Half>() + n) : Numbers(as<float>() + n); }
+  SPARCL_INLINED Numbers(decltype(nullptr) = nullptr) {}
+  SPARCL_INLINED Numbers(const float* x) : at(x) {}
+  SPARCL_INLINED Numbers(const Half* x) : at(x), half(true) {}
+  SPARCL_INLINED explicit operator bool() const { return at; }
+  SPARCL_INLINED Numbers operator+(long n) const { return half ? Numbers(as<Half>() + n) : Numbers(as<float>() + n); }
   template <class T>
-  SPARCL_EVERYWHERE const T* as() const {
+  SPARCL_INLINED const T* as() const {
     return static_cast<const T*>(at);
   }
 };
 // The same, which may be written, too.
 struct Room : Numbers {
-  SPARCL_EVERYWHERE Room(decltype(nullptr) = nullptr) {}
-  SPARCL_EVERYWHERE Room(float* x) : Numbers(x) {}
-  SPARCL_EVERYWHERE Room(Half* x) : Numbers(x) {}
-  SPARCL_EVERYWHERE Room operator+(long n) const { return half ? Room(as<Half>() + n) : Room(as<float>() + n); }
+  SPARCL_INLINED Room(decltype(nullptr) = nullptr) {}
+  SPARCL_INLINED Room(float* x) : Numbers(x) {}
+  SPARCL_INLINED Room(Half* x) : Numbers(x) {}
+  SPARCL_INLINED Room operator+(long n) const { return half ? Room(as<Half>() + n) : Room(as<float>() + n); }
   template <class T>
-  SPARCL_EVERYWHERE T* as() const {
+  SPARCL_INLINED T* as() const {
     return static_cast<T*>(const_cast<void*>(at));
   }
 };

@@ -17,7 +17,6 @@
 #define SPARCL_AHEAD 2
 #endif
 #define SPARCL_INLINE inline __attribute__((always_inline))
-#define SPARCL_INLINED __attribute__((always_inline))  // of a lambda
 #if defined(__AVX512F__)
 #define SPARCL_KEEP(v) asm("" : "+v"(v))  // in a register
 #elif defined(__ARM_NEON)
@@ -127,25 +126,16 @@ SPARCL_INLINE void store_some(float* p, vec v, int lanes) { _mm512_mask_storeu_p
 SPARCL_INLINE __m256i first(int lanes) { return reinterpret_cast<__m256i>(mask{0, 1, 2, 3, 4, 5, 6, 7} < lanes); }
 SPARCL_INLINE vec load_some(const float* p, int lanes) { return reinterpret_cast<vec>(_mm256_maskload_ps(p, first(lanes))); }
 SPARCL_INLINE void store_some(float* p, vec v, int lanes) { _mm256_maskstore_ps(p, first(lanes), reinterpret_cast<__m256>(v)); }
-#else
-SPARCL_INLINE vec load_some(const float* p, int lanes) {
-  float t[V] = {};
-  for (int l = 0; l < lanes; ++l) t[l] = p[l];
-  return load(t);
-}
-SPARCL_INLINE void store_some(float* p, vec v, int lanes) {
-  float t[V];
-  store(t, v);
-  for (int l = 0; l < lanes; ++l) p[l] = t[l];
-}
 #endif
-SPARCL_INLINE vec load_some(const Half* p, int lanes) {
-  Half t[V] = {};
+template <class T>
+SPARCL_INLINE vec load_some(const T* p, int lanes) {
+  T t[V] = {};
   for (int l = 0; l < lanes; ++l) t[l] = p[l];
   return load(t);
 }
-SPARCL_INLINE void store_some(Half* p, vec v, int lanes) {
-  Half t[V];
+template <class T>
+SPARCL_INLINE void store_some(T* p, vec v, int lanes) {
+  T t[V];
   store(t, v);
   for (int l = 0; l < lanes; ++l) p[l] = t[l];
 }

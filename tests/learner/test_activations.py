@@ -105,6 +105,13 @@ def test_what_would_make_it_vain_is_refused(settings: dict[str, Any], message: s
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_activations_of_a_network_of_ones_own_are_another_matter(backend: str) -> None:
+    network = nn.ConvNet(4, channels=3, width=4)
+    network.activations = {}
+    Learner(network, DERpp(buffer_size=40), SparCL(sparsity=0.5), batch_size=24, backend=backend).learn(stream()[0])
+
+
 def test_a_device_has_no_such_activations(tmp_path: Path) -> None:
     made = learner()
     with pytest.raises(ConfigError, match="a device keeps activations as float32 alone"):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sparcl.errors import ConfigError
-from sparcl.nn import FLOAT32, auto, convert
+from sparcl.nn import auto, convert, in_halves
 from sparcl.nn.layers import prunable_names
 from sparcl.sparsity.sparsifier import Sparsifier
 
@@ -31,7 +31,7 @@ def give_to_backend(
     if not isinstance(layer_choice, Mapping):
         raise ConfigError(f"layer choice {layer_choice!r:.40} is not allowed; use Learner.layer_choice of another")
     chosen, choice = auto.select_backend(backend, model, device, prunes=sparsifier.prunes), dict(layer_choice)
-    if chosen != "native" and getattr(model, "activations", FLOAT32) != FLOAT32:
+    if chosen != "native" and in_halves(model):
         raise ConfigError(
             f"activations bfloat16 are of backend native, not of {chosen}: use it, or activations float32"
         )

@@ -18,7 +18,7 @@ from sparcl.folders import folder_at
 from sparcl.methods import METHODS
 from sparcl.methods.method import Method, RehearsalMethod
 from sparcl.methods.respond import answers_by_classifier, evaluating
-from sparcl.nn import FLOAT32
+from sparcl.nn import in_halves
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import channels_hint
 from sparcl.streams.task import Task
@@ -81,7 +81,7 @@ def check_activations(model: nn.Module, sizes: Sequence[int], saves_otherwise: s
         sizes: of the batches that pass.
         saves_otherwise: what else spares the activations, if anything does.
     """
-    if getattr(model, "activations", FLOAT32) == FLOAT32:
+    if not in_halves(model):
         return
     if (size := next((size for size in sizes if size % WHOLE), None)) is not None:
         raise ConfigError(

@@ -13,8 +13,10 @@ from sparcl.nn.layers import prunable_names as prunable_names
 from sparcl.nn.layers import sparse_layers as sparse_layers
 from sparcl.nn.norm import norm_relu as norm_relu
 from sparcl.nn.resnet import ACTIVATIONS as ACTIVATIONS
+from sparcl.nn.resnet import BFLOAT16 as BFLOAT16
 from sparcl.nn.resnet import FLOAT32 as FLOAT32
 from sparcl.nn.resnet import ResNet as ResNet
+from sparcl.nn.resnet import in_halves as in_halves
 from sparcl.nn.resnet import resnet18 as resnet18
 from sparcl.nn.small import MLP as MLP
 from sparcl.nn.small import ConvNet as ConvNet

@@ -66,8 +66,7 @@ class ResNet(Recorded, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         stages = [cast(nn.Module, self._modules[f"layer{stage}"]) for stage in range(1, 5)]
-        halves = self.activations == BFLOAT16
-        pooled = residual_network(x, self.conv1, self.bn1, stages, self.avgpool, halves)
+        pooled = residual_network(x, self.conv1, self.bn1, stages, self.avgpool, in_halves(self))
         logits: Tensor = self.fc(pooled)
         return logits
 
@@ -76,3 +75,8 @@ def resnet18(classes: int, channels: int = 3, width: int = 64, activations: str 
     """ResNet-18; `width` 64 is the published one (11,173,962 parameters for 10 classes). `activations`: see ResNet."""
     usual = activations == FLOAT32  # what is not given is in no checkpoint
     return ResNet((2, 2, 2, 2), channels, classes, width, *(() if usual else (activations,)))
+
+
+def in_halves(model: nn.Module) -> bool:
+    """Whether a model keeps its activations in bfloat16; of another's own `activations` nothing is known."""
+    return isinstance(model, ResNet) and model.activations == BFLOAT16

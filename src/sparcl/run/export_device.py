@@ -20,7 +20,7 @@ from sparcl.learner import Learner
 from sparcl.learner.classes import check_names
 from sparcl.learner.micro import MICRO_BATCH
 from sparcl.methods import METHODS, Method
-from sparcl.nn import FLOAT32
+from sparcl.nn import BFLOAT16, in_halves
 from sparcl.nn.graph import graph
 from sparcl.run import build, effect
 from sparcl.run.experiment import Experiment
@@ -98,16 +98,16 @@ def _check_device(learner: Learner, transform: Transform) -> None:
             raise ConfigError(f"{what} {type(part).__name__} is your own: a device cannot go on with it")
     if not learner.rate.constant or learner.settings["clip_grad_norm"] is not None:
         raise ConfigError("a device has no learning-rate schedule and no clipping of gradients: it would go on without")
-    _check_activations(getattr(learner.model, "activations", None))
+    _check_activations(halves=in_halves(learner.model))
     if MICRO_BATCH in learner.settings:
         raise ConfigError("a device has no micro-batches: make the Learner with a smaller batch size")
     if transform.augment is not None:
         raise ConfigError("the augmentation is a function of your own: a device cannot go on with it")
 
 
-def _check_activations(kept: str | None) -> None:
-    if kept not in (None, FLOAT32):
-        raise ConfigError(f"a device keeps activations as float32 alone, and these are {kept}: train with those")
+def _check_activations(*, halves: bool) -> None:
+    if halves:
+        raise ConfigError("a device keeps activations as float32 alone, and these are bfloat16: train with those")
 
 
 def method_figures(method: Method) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def export_fresh(config: Path, path: Path) -> None:
 
 def _experiment(config: Path) -> Experiment:
     given = Experiment.from_dict(read_toml(config), str(config)).resolve()
-    _check_activations(given.activations)
+    _check_activations(halves=given.activations == BFLOAT16)
     return dataclasses.replace(given, backend="reference", device="cpu", layer_choice={})  # a state is every backend's
 
 
