@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -20,6 +21,7 @@ from sparcl.errors import DataWarning
 from sparcl.learner import learner
 from sparcl.main import _main
 from sparcl.run import resume
+from sparcl.run.experiment import Experiment
 from sparcl.run.lock import LOCK
 
 RUN = ["run", "seq-digits", "--limit-per-class", "40", "--epochs", "1", "--width", "4", "--threads", "1"]
@@ -81,6 +83,27 @@ def test_a_changed_configuration_is_refused_by_name(
     assert _main([*ARGUMENTS, *changed, "--out", str(killed), "--resume"]) == 2
     assert said in one_line(capsys)
     assert sorted(p.name for p in killed.rglob("*")) == before
+
+
+def test_a_run_of_an_earlier_version_that_had_fewer_settings_goes_on(
+    killed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(killed / "checkpoint")
+    loaded = store.load()
+    assert loaded is not None
+    part = loaded.state["run"]
+    optional = {f.name: f.default for f in dataclasses.fields(Experiment) if f.name not in ("threads", "backend")}
+    absent = [name for name, default in optional.items() if part["experiment"][name] in (default, {}, [])]
+    assert {"activations", "average", "latents", "fitted", "pace", "layer_choice"} <= set(absent)
+    for name in absent:
+        del part["experiment"][name]
+    store.save(4, loaded.state)
+    changed = [*ARGUMENTS, "--warmup", "0.1", "--out", str(killed), "--resume"]
+    assert _main(changed) == 2
+    assert "warmup is 0.1 here, but None in the checkpoint" in " ".join(capsys.readouterr().err.split())
+    assert _main([*ARGUMENTS, "--out", str(killed), "--resume"]) == 0
+    assert _main([*ARGUMENTS, "--out", str(tmp_path / "whole")]) == 0
+    assert (killed / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
 def test_other_data_is_refused(

@@ -41,22 +41,23 @@ MAY_DIFFER = ("data", "init", "layer_choice", "pace")
 """Settings that may change: where data and first weights lie (what they are may not), and what the checkpoint itself
 decides."""
 
-BEFORE: dict[str, Any] = {
-    **dict.fromkeys(("init", "init_sha256", "augment", "optimizer", "momentum")),
-    **dict.fromkeys(("lr_schedule", "warmup", "clip_grad_norm")),
-    **dict.fromkeys(("freeze", "latents", "buffer_bytes", "buffer_policy", "buffer_storage")),
-    **dict.fromkeys(("class_order", "lazy", "max_memory", "micro_batch", "average")),
-    "fitted": {},
-    "optimizer_options": {},
-    "sparsifier_options": {},
-}
-"""Settings that a checkpoint of before does not name, and what they were."""
+
+def _unnamed() -> dict[str, Any]:
+    """Settings that a checkpoint of an earlier version does not name, and what they were: a run without them is as it
+    was before they came."""
+    fields = [f for f in dataclasses.fields(Experiment) if f.name != "stream"]
+    return {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
     """An experiment's settings as JSON values."""
-    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(experiment)))
-    return values
+    return json_values(dataclasses.asdict(experiment))
+
+
+def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As they come out of a file: lists for tuples."""
+    read: dict[str, Any] = json.loads(json.dumps(values))
+    return read
 
 
 def computed_with() -> dict[str, Any]:
@@ -138,7 +139,7 @@ def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> 
     """
     ours = settings(experiment)
     if isinstance(saved, Mapping):
-        saved = {**BEFORE, **saved}
+        saved = {**json_values(_unnamed()), **saved}
     checks.keys(saved, ours, "the configuration")
     for name, value in ours.items():
         if name == "lazy" and None in (value, saved[name]):  # not asked for: as the run began
@@ -185,7 +186,7 @@ def resumed(experiment: Experiment, part: Mapping[str, Any]) -> Experiment:
         lazy = saved.get("lazy") if experiment.lazy is None else experiment.lazy
         if not isinstance(lazy, bool | None):
             raise ConfigError(f"lazy must be true or false, not {lazy!r:.80}")
-        return dataclasses.replace(experiment, layer_choice=saved["layer_choice"], lazy=lazy)
+        return dataclasses.replace(experiment, layer_choice=saved.get("layer_choice", {}), lazy=lazy)
     except (SparclError, TypeError, AttributeError) as error:
         raise CheckpointError(f"what the checkpoint decides is not allowed: {error}") from None
 
