@@ -14,6 +14,8 @@ from nn.native import needs_native
 from torch import nn
 
 from sparcl import Learner, kernels
+from sparcl.checkpoint import Store
+from sparcl.errors import CheckpointError
 from sparcl.nn import ConvNet, auto, choices
 from sparcl.nn.compact import CompactLayer
 from sparcl.run.progress import Measuring
@@ -230,3 +232,34 @@ def test_a_layer_is_timed_with_exactly_its_active_weights(rows: int, columns: in
         units = auto._drawn(rows, columns, density, torch.Generator().manual_seed(seed))
         assert units.shape == (rows, columns)
         assert int(units.sum()) == max(1, round(density * rows * columns))
+
+
+def test_a_loaded_learner_asks_for_layers_as_they_are_used_and_times_nothing_again(
+    timed: list[tuple[int, ...]], tmp_path: Path
+) -> None:
+    learner = Learner(ConvNet(3, channels=3, width=4), None, SparCL(0.75), batch_size=8, input_shape=(3, 12, 12))
+    learner.save(tmp_path / "saved")
+    asked = list(timed)
+    assert {shape[2] for shape in asked} & {12, 6, 3}
+    again = Learner.load(tmp_path / "saved")
+    assert (timed, again.layer_choice) == (asked, learner.layer_choice)
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"), [("3x8", "'3x8', not the sizes"), ([], "not the sizes"), ([3, -1], "from 1"), ([3, 1.5], "1.5")]
+)
+def test_an_input_shape_of_a_checkpoint_that_is_none_is_refused(shape: Any, says: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / "saved")
+    state = Learner(ConvNet(3, channels=3, width=4), None, SparCL(0.75), input_shape=(3, 12, 12)).checkpoint_state()
+    state["settings"]["input_shape"] = shape
+    store.save(0, state)
+    with pytest.raises(CheckpointError, match=says):
+        Learner.load(tmp_path / "saved")
+
+
+def test_a_sample_too_large_to_pass_through_is_not_asked_for(timed: list[tuple[int, ...]], tmp_path: Path) -> None:
+    state = Learner(ConvNet(3, channels=3, width=4), None, SparCL(0.75), input_shape=(3, 12, 12)).checkpoint_state()
+    state["settings"]["input_shape"] = [3, 1 << 30, 1 << 30]
+    Store(tmp_path / "saved").save(0, state)
+    Learner.load(tmp_path / "saved")
+    assert timed[-1][2] == auto.NOMINAL_SIDE

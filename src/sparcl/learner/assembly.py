@@ -118,7 +118,12 @@ class Assembly(Telling):
                 tell=partial(tell_all, observers),
             )
             self.settings = saving.settings_of(
-                self, replay_batch_size=replay, clip_grad_norm=clip_grad_norm, average=average, micro_batch=micro_batch
+                self,
+                replay_batch_size=replay,
+                clip_grad_norm=clip_grad_norm,
+                average=average,
+                micro_batch=micro_batch,
+                input_shape=input_shape,
             )
             self._checkpointer = self._saving(checkpoint_dir, checkpoint_every)
             make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=rate, weight_decay=decay))

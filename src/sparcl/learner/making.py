@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from sparcl.learner.frozen import FREEZE, UNTRAINED
 from sparcl.learner.latents import LATENTS
 from sparcl.learner.micro import MICRO_BATCH
 from sparcl.learner.refusals import MOST_SEED, replays
-from sparcl.learner.saving import COUNTS, KNOWN, MADE_FROM, PARTS, RUN, settings_in
+from sparcl.learner.saving import COUNTS, INPUT_SHAPE, KNOWN, MADE_FROM, PARTS, RUN, settings_in
 from sparcl.learner.schedule import Factor, of_checkpoint
 from sparcl.methods import Method
 from sparcl.methods.respond import classifier
@@ -67,7 +68,21 @@ def make(
     more |= {MICRO_BATCH: checks.integer(settings[MICRO_BATCH], MICRO_BATCH)} if MICRO_BATCH in settings else {}
     more |= {LATENTS: settings[LATENTS]} if LATENTS in settings else {}
     more |= {FREEZE: frozen.names_in(settings[FREEZE])} if FREEZE in settings else {}
-    return cast(Any, made), {**counts, **more}
+    return cast(Any, made), {**counts, **more, **_shape_in(settings)}
+
+
+LARGEST_SAMPLE = 1 << 24
+"""Values: a pass of zeros of that shape goes through the model where `auto` chooses."""
+
+
+def _shape_in(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The shape of a sample that a Learner was told, which another choice of layers, and other last bits, depend on."""
+    if (shape := settings.get(INPUT_SHAPE)) is None:
+        return {}
+    if not isinstance(shape, list) or not shape:
+        raise CheckpointError(f"the input shape in the checkpoint is {shape!r:.40}, not the sizes of a sample")
+    sizes = tuple(checks.integer(size, "the input shape", 1) for size in shape)
+    return {INPUT_SHAPE: sizes} if math.prod(sizes) <= LARGEST_SAMPLE else {}
 
 
 def _growth(state: State) -> dict[str, Any]:

@@ -48,6 +48,8 @@ COUNTS = ("batch_size", "replay_batch_size", "seed")
 SETTINGS = (*COUNTS, "drop_last")
 LIMITS = (*SETTINGS, "budget")
 MADE_FROM = ("model", "method", "sparsifier")
+INPUT_SHAPE = "input_shape"
+"""Of one sample, where it was told: `auto` asks what it measured for layers that are used so."""
 STORED_AS = "stored_as"
 """Of a checkpoint: the dtype of the samples that were learned, where no buffer tells it."""
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
@@ -107,10 +109,12 @@ def settings_of(
     clip_grad_norm: float | None,
     average: float | None,
     micro_batch: int | None,
+    input_shape: tuple[int, ...] | None,
 ) -> dict[str, Any]:
     """What a checkpoint keeps of the numbers that a Learner was made with: it goes on with the same ones only."""
     latents = None if learner.latents is None else learner.latents.kind
-    named = {LATENTS: latents, MICRO_BATCH: micro_batch}
+    shape = None if input_shape is None else list(input_shape)
+    named = {LATENTS: latents, MICRO_BATCH: micro_batch, INPUT_SHAPE: shape}
     return {
         "batch_size": learner.batch_size,
         "seed": learner.seed,
@@ -196,7 +200,7 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
 def settings_in(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings in a state; one of an earlier version does not tell how tensors lay in memory."""
     settings = state["settings"]
-    may = (STRIDES, FREEZE, UNTRAINED, LATENTS, MICRO_BATCH, *USUAL)
+    may = (STRIDES, FREEZE, UNTRAINED, LATENTS, MICRO_BATCH, INPUT_SHAPE, *USUAL)
     told = [name for name in may if isinstance(settings, Mapping) and name in settings]
     return {**USUAL, **checks.keys(settings, [*LIMITS, "made_from", *told], "settings")}
 
