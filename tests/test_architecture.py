@@ -100,6 +100,7 @@ LEARNER = (
     "alone",
     "micro",
     "frozen",
+    "interrupts",
     "latents",
     "accuracy",
     "prediction",

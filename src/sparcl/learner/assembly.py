@@ -197,7 +197,7 @@ class Assembly(Telling):
         self.position: Position | None = None
         self.stream: StreamPosition | None = None
         self.learned = self.steps = 0
-        self._midway = self._learning = self._trains = False
+        self._midway = self._torn = self._learning = self._trains = False
         self.watch_loss, self.watch_chance = LossWatch(), ChanceWatch()
         self._mark = 0.0  # until when time is counted
 

@@ -18,6 +18,7 @@ from sparcl.learner import refusals
 from sparcl.learner.alone import first_norm
 from sparcl.learner.asked import Asked
 from sparcl.learner.average import ANSWERS_NOW
+from sparcl.learner.interrupts import TORN, Held
 from sparcl.learner.optimizer import check_trained
 from sparcl.learner.position import StreamPosition
 from sparcl.learner.training import Training
@@ -69,17 +70,20 @@ class Observing(Training):
         task, new = self._arrived(x, y, self._known(transform))
         self._check_single(len(task.train))
         self._learning = True
-        try:
-            with self.generators.lent(), torch.inference_mode(False), torch.enable_grad():
-                self._observe(task, new)
-        finally:
-            self._learning = False
-            self.model.eval()
+        with Held():
+            try:
+                with self.generators.lent(), torch.inference_mode(False), torch.enable_grad():
+                    self._observe(task, new)
+            finally:
+                self._learning = False
+                self.model.eval()
 
     # --- refusals, before anything changes ----------------------------------------------------------------------
 
     def _check_observing(self) -> None:
         """Raise ConfigError unless a step of a stream can be made now."""
+        if self._torn:
+            raise ConfigError(TORN)
         if self.position is not None or self._learning:
             raise ConfigError(
                 f"observe was called inside task {self.learned + 1}: learn it to its end first"

@@ -21,6 +21,7 @@ from sparcl.learner.asked import Asked
 from sparcl.learner.assembly import Assembly
 from sparcl.learner.average import ANSWERS_NOW
 from sparcl.learner.budget import Budget
+from sparcl.learner.interrupts import TORN, Held
 from sparcl.learner.position import Position, StreamPosition
 from sparcl.learner.schedule import clip
 from sparcl.methods.method import Batch
@@ -43,7 +44,8 @@ class Training(Assembly):
 
         The model is in training mode meanwhile, and in evaluation mode before and after. A task of your own is cast and
         checked as `streams.from_arrays` does it. PyTorch's global generators are the Learner's own until this returns,
-        for its observers too; the caller's are then as they were.
+        for its observers too; the caller's are then as they were. Ctrl-C ends it after the step that is under way,
+        where it can be saved, and `learn` again goes on to the same bits; a second one ends it at once.
 
         Raises:
             TrainingError: the loss became NaN or infinite (names task, epoch and step).
@@ -62,22 +64,25 @@ class Training(Assembly):
         if self.stream is not None:
             self.watch_loss.settle(self.stream)
         self._learning = True
-        try:
-            with self.generators.lent(), torch.inference_mode(False), torch.enable_grad():
-                self._learn(task, new)
-        finally:
-            self._learning = False
-            self.model.eval()
-        self.tell("task.end", {"task": task.index})
+        with Held() as held:
+            try:
+                with self.generators.lent(), torch.inference_mode(False), torch.enable_grad():
+                    self._learn(task, new, held)
+            finally:
+                self._learning = False
+                self.model.eval()
+            self.tell("task.end", {"task": task.index})
 
     def _misfit(self) -> str | None:
         """What of the model has changed so that it would not train as it seems, in one line."""
+        if self._torn:
+            return TORN
         if self.average is not None and self.average.answers:
             return ANSWERS_NOW
         by_parameter = self.method.name if self.method.by_parameter else ""
         return self.trained.misfit(self.model, self.optimizer, self.sparsifier.layers, by_parameter=by_parameter)
 
-    def _learn(self, task: Task, new: Sequence[Name]) -> None:
+    def _learn(self, task: Task, new: Sequence[Name], held: Held) -> None:
         """Learn a task that is well formed and the next one, and whose new classes are these."""
         with self.classes.extended(new, self.optimizer, self.generators.head):
             self._enter(task)
@@ -87,6 +92,7 @@ class Training(Assembly):
             self._begin_epoch(position)
             while position.upcoming(self.drop_last) and not self.budget.over(position):
                 self._step(position)
+                held.check()
             self.watch_loss.settle(position)
             self.watch_chance.end_epoch(position)
             position.epoch, position.step, position.cursor, position.order = position.epoch + 1, 0, 0, None
@@ -162,9 +168,10 @@ class Training(Assembly):
         self.frozen.train()
         if position.order is not None:
             return
-        drawn = torch.randperm(len(self.task.train), generator=self.generators.order)
-        position.plan(self.sparsifier.keep(drawn), self.batch_size, self.drop_last)
-        self.sparsifier.begin_epoch(position.epoch, position.planned_steps)
+        with self._under_way():
+            drawn = torch.randperm(len(self.task.train), generator=self.generators.order)
+            position.plan(self.sparsifier.keep(drawn), self.batch_size, self.drop_last)
+            self.sparsifier.begin_epoch(position.epoch, position.planned_steps)
         # what a dense host would make of the epoch; under the other budgets it makes as many steps as this one
         dense_steps, _, dense_last = steps_of_epoch(len(self.task.train), self.batch_size, self.drop_last)
         figures = {"task": position.task, "epoch": position.epoch, "steps": position.planned_steps}
@@ -267,6 +274,11 @@ class Training(Assembly):
         self._midway = True
         try:
             yield
+        except Exception:  # what is refused has been undone, and a loss of NaN moves no weight
+            raise
+        except BaseException:
+            self._torn = True
+            raise
         finally:
             self._midway = False
 
