@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sparcl
 from sparcl.learner import Learner
 from sparcl.main import _main
 from sparcl.run import effect
@@ -131,6 +132,11 @@ def test_a_run_that_began_before_a_setting_without_effect_was_refused_goes_on_an
     (tmp_path / "new.toml").write_text(config)
     export = ("export", str(tmp_path / "new.toml"), "--format", "device", "--out", str(tmp_path / "y.sparcl"))
     assert "a share of 0 removes none" in refused(capsys, *export)
+
+
+def test_the_version_is_told(capsys):
+    assert _main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sparcl {sparcl.__version__}\n"
 
 
 def test_the_scenario_is_told_first_with_its_forgetting(capsys, tmp_path):

@@ -13,12 +13,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+import sparcl
 from sparcl import outputs
 from sparcl.errors import ConfigError, unknown
 from sparcl.report import neutral
 from sparcl.run.console import CommandConsole
 from sparcl.run.manual import Commands
-from sparcl.run.values import class_names, sizes
+from sparcl.run.values import class_names, named_numbers, sizes
 
 app = typer.Typer(
     cls=Commands,
@@ -27,8 +28,18 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"sparcl {sparcl.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def commands() -> None:
+def commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="which one this is")
+    ] = False,
+) -> None:
     """Continual learning whose sparsity is real: sparse weights, gradients and data, in seconds and bytes."""
 
 
@@ -136,7 +147,7 @@ def run(
     values = read_toml(config) if config is not None else {}
     for of, pairs in (("method", option), ("sparsifier", sparsifier_option), ("optimizer", optimizer_option)):
         if pairs:
-            asked = _options(pairs, "option" if of == "method" else f"{of}-option")
+            asked = named_numbers(pairs, "option" if of == "method" else f"{of}-option")
             values = {**values, f"{of}_options": {**values.get(f"{of}_options", {}), **asked}}
     values = overridden(values, given)
     experiment = Experiment.from_dict(values, str(config) if config else "options")
@@ -317,6 +328,7 @@ def bench(
     sparsity: Annotated[list[float] | None, typer.Option(help="default: 0.75, 0.90 and 0.95")] = None,
     pattern: Annotated[list[str] | None, typer.Option(help="unstructured or block; default: both")] = None,
     block_size: Annotated[int, typer.Option(help="output channels that share positions")] = 4,
+    activations: Annotated[str | None, typer.Option(help="of native steps: float32 (default) or bfloat16")] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="time torch.compile as well (slow to start)")] = False,
     job: Annotated[bool, typer.Option("--job", help="how many steps of a whole job fit into --seconds a task")] = False,
     seconds: Annotated[float | None, typer.Option(help="with --job: of training a task; default 60")] = None,
@@ -331,9 +343,10 @@ def bench(
     """What will I gain on this device? A dense PyTorch training step against a native one, in time and memory.
 
     The JSON file holds a list of rows: sparsity, pattern, dense_ms, dense_variant, native_ms, speedup, theoretical_gain
-    (multiply-adds of the dense step over those of the sparse one), peak_dense_bytes, peak_native_bytes, isa, threads,
-    batch, width, model. With --job: method, sparsifier, sparsity, pattern, step_ms, update_ms (what a mask update takes
-    more), choice_ms, evaluate_image_ms, parameter_bytes, buffer_bytes, peak_bytes, seconds, steps, epochs.
+    (multiply-adds of the dense step over those of the sparse one), peak_dense_bytes, peak_native_bytes, activations,
+    isa, threads, batch, width, model. With --job: method, sparsifier, sparsity, pattern, activations, step_ms,
+    update_ms (what a mask update takes more), choice_ms, evaluate_image_ms, parameter_bytes, buffer_bytes, peak_bytes,
+    seconds, steps, epochs.
     """
     from sparcl.report.write import check_place, write_text
     from sparcl.run import bench as steps
@@ -352,7 +365,7 @@ def bench(
         base = {k: v for k, v in {**base, "stream": stream or "seq-cifar10"}.items() if v is not None}
         if compile_:
             raise ConfigError("--compile goes without --job, whose rows are all trained as `sparcl run` does")
-        experiments = jobs.rows_of(base, sparsifier or ["sparcl"], sparsity, pattern, block_size)
+        experiments = jobs.rows_of(base, sparsifier or ["sparcl"], sparsity, pattern, block_size, activations)
         rows = jobs.measure(experiments, 60.0 if seconds is None else seconds, samples, tell)
         console.print(jobs.as_table(rows))
     else:
@@ -367,6 +380,7 @@ def bench(
             sparsities=sparsity or jobs.SPARSITIES,
             patterns=pattern or ["unstructured", "block"],
             block_size=block_size,
+            activations=activations or "float32",
             compiled=compile_,
             tell=tell,
         )
@@ -383,17 +397,3 @@ def _console() -> Console:
 def _tell_written(files: Sequence[Path], more: str = "") -> None:
     told = neutral.line(f"written: {', '.join(map(str, files))}{more}")
     _console().print(told, highlight=False, soft_wrap=True)
-
-
-def _options(pairs: list[str], option: str) -> dict[str, float]:
-    """NAME=NUMBER pairs."""
-    options: dict[str, float] = {}
-    for pair in pairs:
-        name, _, number = pair.partition("=")
-        if name in options:
-            raise ConfigError(f"--{option} {name} is given twice: leave one of them out")
-        try:
-            options[name] = float(number)
-        except ValueError:
-            raise ConfigError(f"--{option} {pair!r} is not NAME=NUMBER") from None
-    return options

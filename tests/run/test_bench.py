@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -42,6 +43,35 @@ def test_the_command_measures_and_writes_rows(
         bench.as_table([{**rows[0], "pattern": "unstructured", "sparsity": 0.95, "dense_ms": 471.1}])
     )
     assert "…" not in printed.getvalue()
+
+
+def test_steps_with_activations_in_bfloat16_are_timed_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "SECONDS", 0.1)
+    passed: list[str] = []
+    monkeypatch.setattr(bench.Side, "step_of", seeing(bench.Side.step_of, passed))
+    file = tmp_path / "rows.json"
+    options = "--width 4 --batch-size 16 --threads 1 --sparsity 0.9 --pattern unstructured --activations bfloat16"
+    assert _main(["bench", *options.split(), "--json", str(file)]) == 0
+    assert [row["activations"] for row in json.loads(file.read_text())] == ["bfloat16"]
+    assert "activations bfloat16" in capsys.readouterr().out
+    assert passed == ["nchw float32", "channels_last float32", "native bfloat16"]
+    for other, says in (
+        ("--batch-size 20 --activations bfloat16", "batches of a multiple of 16"),
+        ("--model mlp --activations bfloat16", "of model resnet18 alone"),
+        ("--activations half", "unknown activations 'half'; allowed: float32, bfloat16"),
+    ):
+        assert _main(["bench", *other.split()]) == 2
+        assert says in capsys.readouterr().err
+
+
+def seeing(step_of: Any, passed: list[str]) -> Any:
+    def seen(self: Side, model: Any) -> Any:
+        passed.append(f"{self.variant} {model.activations}")
+        return step_of(self, model)
+
+    return seen
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(

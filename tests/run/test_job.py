@@ -85,6 +85,16 @@ def test_every_row_is_there_once(options: dict[str, Any], rows: list[Any]) -> No
         assert [(row.sparsifier, row.sparsity, row.pattern) for row in made] == rows
 
 
+def test_activations_are_of_the_sparse_rows() -> None:
+    base = {"stream": "seq-cifar10", "width": 4, "threads": 1}
+    rows = job.rows_of(base, ["sparcl"], [0.9], ["unstructured"], 4, "bfloat16")
+    assert [(row.sparsifier, row.activations) for row in rows] == [("dense", None), ("sparcl", "bfloat16")]
+    assert isinstance(job.measure(rows[1:], 1.0, 50, lambda _: None)[0]["step_ms"], float)
+    assert job.label({"sparsifier": "sparcl", "sparsity": 0.9, "pattern": "block", "activations": "bfloat16"}) == (
+        "sparcl 0.9 block bfloat16"
+    )
+
+
 def test_updates_and_choices_are_charged() -> None:
     row = {
         "sparsifier": "sparcl",

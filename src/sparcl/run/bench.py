@@ -26,6 +26,7 @@ from torch import nn
 from sparcl import kernels
 from sparcl.cost.flops import Profile
 from sparcl.errors import ConfigError, unknown
+from sparcl.learner.refusals import check_activations
 from sparcl.nn import DEFAULT_WIDTH, FLOAT32, build, convert
 from sparcl.run.experiment import MOST, MOST_THREADS, MOST_WIDTH, check_range
 from sparcl.sparsity.patterns import BLOCK, check_block, make_pattern
@@ -147,6 +148,7 @@ def measure_all(
     sparsities: Sequence[float],
     patterns: Sequence[str],
     block_size: int,
+    activations: str = FLOAT32,
     compiled: bool,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
@@ -158,6 +160,7 @@ def measure_all(
     width = DEFAULT_WIDTH.get(model, 1) if width is None else width  # an unknown model is refused below
     threads = torch.get_num_threads() if threads is None else threads
     _check(model, width, batch, threads, sparsities)
+    check_activations(build(model, CLASSES, INPUT_SHAPES[model], width, activations), (batch,), None)
     for pattern in patterns:
         make_pattern(pattern, block_size)
     check_block(block_size, patterns)
@@ -167,7 +170,7 @@ def measure_all(
     if model == "mlp":  # it has no images inside, so no layout of them
         dense = [side for side in dense if side.variant != "channels_last"]
     native = [
-        replace(base, variant="native", sparsity=s, pattern=p, block_size=block_size)
+        replace(base, variant="native", sparsity=s, pattern=p, block_size=block_size, activations=activations)
         for p in patterns
         for s in sparsities
     ]
@@ -190,6 +193,7 @@ def measure_all(
             "theoretical_gain": side.theoretical_gain(),
             "peak_dense_bytes": dense_peak,
             "peak_native_bytes": peak_bytes(side),
+            "activations": side.activations,
             "isa": kernels.isa(),
             "threads": threads,
             "batch": batch,
@@ -221,6 +225,8 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for a terminal."""
     first = rows[0]
     where = f"batch {first['batch']}, {first['threads']} thread(s), {first['isa']}, dense {first['dense_variant']}"
+    kept = first.get("activations", FLOAT32)
+    where += f", activations {kept}" if kept != FLOAT32 else ""
     table = Table(title=f"a training step of {first['model']}, width {first['width']}\n{where}", box=box.SIMPLE_HEAD)
     time, memory = ("dense\nms", "native\nms", "speedup", "of\ntheory"), ("dense\nMB", "native\nMB")
     for heading in ("pattern", "sparsity", *time, *memory):  # 80 columns hold them

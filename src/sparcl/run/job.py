@@ -26,6 +26,7 @@ from sparcl import kernels, methods
 from sparcl.cost.memory import memory
 from sparcl.errors import ConfigError
 from sparcl.learner import Learner
+from sparcl.nn import BFLOAT16, FLOAT32
 from sparcl.run import build
 from sparcl.run.bench import peak_apart
 from sparcl.run.experiment import MOST, Experiment, check_range
@@ -121,6 +122,7 @@ class Side:
             "sparsifier": self.experiment.sparsifier,
             "sparsity": self.experiment.sparsity,
             "pattern": self.experiment.pattern,
+            "activations": self.experiment.activations or FLOAT32,
             "single_head": self.experiment.single_head,
             "step_ms": 1000 * step,
             "update_ms": 1000 * update,
@@ -235,6 +237,7 @@ def rows_of(
     sparsities: Sequence[float] | None,
     patterns: Sequence[str] | None,
     block_size: int,
+    activations: str | None = None,
 ) -> list[Experiment]:
     """Dense, then each sparsifier at each sparsity in each pattern; None: the usual ones.
 
@@ -243,8 +246,9 @@ def rows_of(
     """
     dense: dict[str, Any] = {"sparsifier": "dense"}
     blocks: dict[str, dict[str, Any]] = {"unstructured": {}, "block": {"block_size": block_size}}
+    kept = {} if activations is None else {"activations": activations}  # dense PyTorch keeps its own
     asked = [
-        {"sparsifier": name, "sparsity": sparsity, "pattern": pattern, **blocks.get(pattern, {})}
+        {"sparsifier": name, "sparsity": sparsity, "pattern": pattern, **blocks.get(pattern, {}), **kept}
         for name in sparsifiers
         if name != "dense"  # its row is there whatever is asked for
         for pattern in patterns or blocks
@@ -254,6 +258,7 @@ def rows_of(
         dense |= {"block_size": block_size}
         dense |= {} if not sparsities else {"sparsity": max(sparsities)}
         dense |= {} if not patterns else {"pattern": patterns[0]}
+        dense |= kept
     check_block(block_size, patterns or PATTERNS)
     experiments = [Experiment.from_dict({**base, **row}, "options") for row in [dense, *asked]]
     if (stream := base["stream"]) not in SHAPES:
@@ -291,6 +296,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """A row's name for people: `dense`, `sparcl 0.9 block`."""
+    """A row's name for people: `dense`, `sparcl 0.9 block bfloat16`."""
     name = [row["sparsifier"], *([] if row["sparsity"] is None else [f"{row['sparsity']:g}"])]
-    return " ".join([*name, *(["block"] if row["pattern"] == "block" else [])])
+    more = [row["pattern"] == "block" and "block", row.get("activations") == BFLOAT16 and BFLOAT16]
+    return " ".join([*name, *filter(None, more)])

@@ -1,4 +1,4 @@
-"""Values of the command line that are lists: typed as a,b,c."""
+"""Values of the command line that are lists: typed as a,b,c, or one at a time as NAME=NUMBER."""
 
 from __future__ import annotations
 
@@ -21,3 +21,21 @@ def sizes(text: str) -> int | tuple[int, ...]:
 def class_names(text: str) -> tuple[str, ...]:
     """`cat,dog,cow`; a name that has a comma goes into a configuration."""
     return tuple(part.strip() for part in text.split(","))
+
+
+def named_numbers(pairs: list[str], option: str) -> dict[str, float]:
+    """NAME=NUMBER pairs.
+
+    Raises:
+        ConfigError: one is none, or a name is given twice.
+    """
+    options: dict[str, float] = {}
+    for pair in pairs:
+        name, _, number = pair.partition("=")
+        if name in options:
+            raise ConfigError(f"--{option} {name} is given twice: leave one of them out")
+        try:
+            options[name] = float(number)
+        except ValueError:
+            raise ConfigError(f"--{option} {pair!r} is not NAME=NUMBER") from None
+    return options
