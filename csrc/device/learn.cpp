@@ -147,6 +147,9 @@ void Learning::read_position(bool begin_anew, const Budget& wanted) {
   if (at.kind == Json::kNull) return;
   if (begin_anew) {
     sparsifier_.end_task();
+    Position left;
+    left.load_pace(at);
+    record_pace(left);
     ++learned_;
     return;
   }
@@ -224,15 +227,18 @@ void Learning::step() {
 void Learning::end_task() {
   check_finite();
   sparsifier_.end_task();
-  Json& paces = model_.state.at("learner", kState).at("pace", kState);
-  if (budget_of_file_.seconds > 0 && !position.replayed) {
-    std::vector<Json> pace;
-    for (long after : position.pace) pace.push_back(Json::of(after));
-    while (pace.size() < 200) pace.push_back(Json::of(position.done));
-    paces.items.push_back(Json::of_list(pace));
-  }
+  record_pace(position);
   ++learned_;
   position = Position();
+}
+
+// Under seconds the state has one pace for each task, also for one that was left.
+void Learning::record_pace(const Position& over) {
+  if (budget_of_file_.seconds <= 0 || over.replayed) return;
+  std::vector<Json> pace;
+  for (long after : over.pace) pace.push_back(Json::of(after));
+  while (pace.size() < 200) pace.push_back(Json::of(over.done));
+  model_.state.at("learner", kState).at("pace", kState).items.push_back(Json::of_list(pace));
 }
 
 double Learning::density() const {

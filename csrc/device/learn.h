@@ -53,6 +53,7 @@ class Learning {
   void read_settings();
   void read_position(bool begin_anew, const Budget& wanted);
   void begin_task();
+  void record_pace(const Position& over);
   Random seeded_for_task() const;
   bool removes() const;
   std::string fingerprint() const;

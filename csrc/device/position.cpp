@@ -111,21 +111,25 @@ Json Position::store(ModelFile& model) const {
                            {"right", Json::of(right)}, {"seconds", Json::of_real(seconds)}, {"step", Json::of(step)}, {"task", Json::of(task)}});
 }
 
+void Position::load_pace(const Json& state) {
+  done = state.at("done", kWhat).whole("the position: done", 0, kMost);
+  replayed = state.at("replayed", kWhat).truth("the position: replayed");
+  for (const Json& after : state.at("pace", kWhat).list("the position: pace", 0, static_cast<size_t>(kUnits))) pace.push_back(after.whole("a step of the pace", pace.empty() ? 1 : pace.back(), kMost));
+}
+
 void Position::load(const ModelFile& model, const Json& state, long samples) {
   const auto whole = [&](const char* name, long most) { return state.at(name, kWhat).whole(std::string(kWhat) + ": " + name, 0, most); };
   begun = true;
   task = whole("task", 1L << 40);
   epoch = whole("epoch", kMost);
   step = whole("step", kMost);
-  done = whole("done", kMost);
+  load_pace(state);
   right = whole("right", samples);
   planned_steps = whole("planned_steps", samples);
   learned = state.at("learned", kWhat).truth("the position: learned");
-  replayed = state.at("replayed", kWhat).truth("the position: replayed");
   accuracy = state.at("accuracy", kWhat).number("the position: accuracy", 0, 1);
   if (const Json* said = state.find("budget"); said && said->kind != Json::kNull) budget = budget_of(*said);
   seconds = state.at("seconds", kWhat).number("the position: seconds", 0, 1e30);
-  for (const Json& after : state.at("pace", kWhat).list("the position: pace", 0, static_cast<size_t>(kUnits))) pace.push_back(after.whole("a step of the pace", pace.empty() ? 1 : pace.back(), kMost));
   ordered = state.at("order", kWhat).kind != Json::kNull;
   batch = whole("batch", samples);
   if (!ordered) return;

@@ -51,6 +51,7 @@ struct Position {
 
   Json store(ModelFile& model) const;
   void load(const ModelFile& model, const Json& state, long samples);  // throws std::invalid_argument
+  void load_pace(const Json& state);                                    // of it only what became of the budget; throws the same
 };
 
 }  // namespace sparcl

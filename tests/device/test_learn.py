@@ -87,6 +87,22 @@ def test_a_file_that_stands_inside_a_task_goes_on_with_its_samples_alone(program
     assert Learner.load(file).learned == 3
 
 
+def test_under_seconds_a_task_that_is_left_has_its_pace_too(program: Path, tmp_path: Path) -> None:
+    first, second, third = made.stream(per_class=200)
+    learner = Learner(made.MODELS["convnet"](), DERpp(12), Static(0.6), seconds=0.2, batch_size=8, backend="reference")
+    learner.learn(first)
+    file = made.export(learner, tmp_path / "m.sparcl", first)
+    samples, others = made.packed(second, tmp_path / "s.sparcl"), made.packed(third, tmp_path / "o.sparcl")
+    made.stopped_inside(program, file, samples, "--max-seconds", 60)
+    left = Learner.load(file).position
+    assert left is not None
+    assert made.run(program, "learn", file, others, "--new-task", "--max-seconds", 0.3).returncode == 0
+    after = Learner.load(file)
+    assert (after.learned, len(after.pace), after.pace[:1]) == (3, 3, learner.pace)
+    assert after.pace[1] == left.pace + [left.done] * (200 - len(left.pace))
+    assert after.pace[2][-1] == after.steps - learner.steps - left.done
+
+
 def test_images_in_folders_are_learned(program: Path, tmp_path: Path) -> None:
     _, second, _ = made.stream()
     _, file = ready(tmp_path)
