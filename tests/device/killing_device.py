@@ -52,9 +52,11 @@ def kill_until_done(
 ) -> Counter[str]:
     """Start, end in one of the ways within `longest` seconds, again, until one gets to its end; what happened.
 
-    The seconds grow a little with every time, should the machine have become slower.
+    One that is ended between its last save and its exit has got there: the same command would learn another task. The
+    seconds grow a little with every time, should the machine have become slower.
     """
     happened: Counter[str] = Counter()
+    before = model_file.read(file).state["learner"]["learned"]
     while True:
         pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, preexec_fn=hears_hangups, **pipes)
@@ -70,7 +72,8 @@ def kill_until_done(
         assert process.returncode in ENDS[how], process.returncode
         happened[how.name] += 1
         happened[HALF_WRITTEN] += file.with_name(f".{file.name}.tmp").exists()
-        model_file.read(file)  # whole, whatever the moment
+        if model_file.read(file).state["learner"]["learned"] > before:  # read: it is whole, whatever the moment
+            return happened
 
 
 def check(program: Path, folder: Path, rng: random.Random, steps: int, ends: Sequence[signal.Signals]) -> Counter[str]:

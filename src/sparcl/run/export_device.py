@@ -51,7 +51,8 @@ def export_device(
         classes: names in the order of the logits; a device has them as texts.
 
     Raises:
-        ConfigError: a layer or a setting that a device does not have; a class that is named twice.
+        ConfigError: a layer or a setting that a device does not have; a class that is named twice, or another number
+            of them than of logits.
         CheckpointError: the file cannot be written.
     """
     _check_device(learner, transform)
@@ -71,10 +72,13 @@ def export_device(
         "crop_padding": transform.crop_padding,
         "flip": transform.flip,
     }
-    nodes, state = graph(learner.model, input_shape), learner.checkpoint_state()
+    nodes, names = graph(learner.model, input_shape), _named(classes)
+    if (logits := nodes[-1].get("weight", [len(names)])[0]) != len(names):
+        raise ConfigError(f"the network answers {logits} logits, and classes names {len(names)}: name each, in order")
+    state = learner.checkpoint_state()
     method, sparsifier = method_figures(learner.method), sparsifier_figures(learner)
     device = {"method": method, "sparsifier": sparsifier, **_stored_as(learner)}
-    model_file.write(path, model_file.ModelFile(state, nodes, list(input_shape), _named(classes), figures, device))
+    model_file.write(path, model_file.ModelFile(state, nodes, list(input_shape), names, figures, device))
 
 
 def _named(classes: Sequence[Name]) -> list[str]:
