@@ -57,6 +57,9 @@ SMALL = [{**row, "batch_size": 16} for row in MAIN[:3]]
 RATES = [{**row, "lr": 0.1} for row in MAIN[:3]]
 """Few steps ask for larger ones: whether the lead over dense is the learning rate's."""
 
+ER_RATES = [{**row, "lr": 0.03} for row in MORE[:2]]
+"""ER's published rate is 0.1, DER++'s 0.03: whether a smaller one is what ER's further steps lack."""
+
 PARTS: list[dict[str, Any]] = [
     {**MAIN[1], "gradient_sparsity": 0.0},
     {**MAIN[1], "sample_removal": 0.3},
@@ -101,12 +104,13 @@ STAGES: tuple[tuple[int, int, list[dict[str, Any]], tuple[float, ...], range], .
     (9, 32, PARTS[:-1], (2,), SEEDS),
     (10, 32, HALVES, (1,), SEEDS),
     (11, 32, MORE[:3], (1, 2), SEEDS),
-    (12, 32, SMALL, (1, 2), range(3)),
+    (12, 32, ER_RATES, (2,), range(3)),
     (13, 32, MORE[:3], (4,), SEEDS),
     (14, 32, SINGLE, (2, 4), SEEDS),
     (14, 32, MORE[3:], (1, 2, 4), SEEDS),
     (15, 32, MAIN[:3], (8,), range(3)),
     (16, 64, [*MAIN, MORE[2]], (1, 2), range(3)),
+    (17, 32, SMALL, (1, 2), range(3)),
 )
 """Stage, width, rows, budgets, seeds."""
 
