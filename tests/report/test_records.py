@@ -14,7 +14,7 @@ import sparcl.report
 from sparcl.report import group, load
 from sparcl.report.detail import Detail
 from sparcl.report.records import UNUSED_BY_DENSE
-from sparcl.run.experiment import OF_SPARSE
+from sparcl.run.combination import OF_SPARSE
 
 
 def test_finds_runs_given_directly_or_in_folders_and_counts_each_once(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from sparcl.methods.method import Method
 from sparcl.methods.respond import evaluating
 from sparcl.recorded import made_again
 from sparcl.run import optimizers, pretrained
-from sparcl.run.experiment import OF_BUFFER, Experiment
+from sparcl.run.combination import OF_BUFFER
+from sparcl.run.experiment import Experiment
 from sparcl.sparsity import SPARSIFIERS, find
 from sparcl.sparsity.ddr import MISCLASSIFIED
 from sparcl.sparsity.patterns import make_pattern

@@ -15,8 +15,6 @@ from typing import Any
 
 from sparcl import methods, named
 from sparcl.errors import LARGEST, ConfigError, unknown
-from sparcl.learner import micro
-from sparcl.learner.average import check_share
 from sparcl.learner.budget import check_pace
 from sparcl.learner.latents import KINDS
 from sparcl.learner.refusals import MOST_SEED
@@ -24,16 +22,14 @@ from sparcl.learner.schedule import CONSTANT, check_clip, check_warmup, parse
 from sparcl.methods.buffer import parse_bytes
 from sparcl.methods.method import SCENARIOS
 from sparcl.methods.settings import published
-from sparcl.nn import ACTIVATIONS, AUTO, DEFAULT_WIDTH, FLOAT32, MODELS
+from sparcl.nn import ACTIVATIONS, AUTO, DEFAULT_WIDTH, MODELS
 from sparcl.nn.auto import BACKENDS
-from sparcl.recorded import made_again
-from sparcl.run import optimizers
+from sparcl.run import combination, optimizers
 from sparcl.run.protocols import OF_OWN, PROTOCOLS
 from sparcl.run.toml import check_type, toml_value, tupled
 from sparcl.sparsity import SPARSIFIERS, find
 from sparcl.sparsity.collected import RANKINGS
-from sparcl.sparsity.ddr import DDR, MISCLASSIFIED
-from sparcl.sparsity.patterns import BLOCK, DISTRIBUTIONS, PATTERNS, check_block
+from sparcl.sparsity.patterns import BLOCK, DISTRIBUTIONS, PATTERNS
 from sparcl.sparsity.static import DEFAULT_SPARSITY, FIRST_MASKS
 from sparcl.streams import STREAMS
 from sparcl.streams.augment import augmentations
@@ -193,7 +189,7 @@ class Experiment:
         for name in ("prunable", "class_order", "augment"):  # a file would hold it as if it were not given
             if getattr(self, name) == () and not (name == "prunable" and self.sparsifier == "dense"):
                 raise ConfigError(f"{name.replace('_', ' ')} is empty: name one or more, or leave it out")
-        self._check_combination()
+        combination.check(self)
 
     def _check_steps(self) -> None:
         """Refuse what the optimizer's steps cannot follow, and an augmentation that is none."""
@@ -207,67 +203,6 @@ class Experiment:
         optimizers.check(self.optimizer, self.momentum, self.optimizer_options)
         if self.augment is not None:
             augmentations(self.augment)  # names alone: what is the user's own is imported where it is used
-
-    def _check_combination(self) -> None:
-        """Refuse what could only be ignored."""
-        if len(budgets := [name for name in BUDGETS if getattr(self, name) is not None]) > 1:
-            told = " and ".join(f"--{name.replace('_', '-')}" for name in budgets)
-            raise ConfigError(f"{told} are both given; a task's budget is one of: epochs, steps, max seconds")
-        if self.latents is not None and self.freeze is None:
-            raise ConfigError(f"latents {self.latents} are what a frozen part answers: name it with --freeze")
-        if self.latents is not None and self.augment not in (None, ("none",)):
-            raise ConfigError(f"latents {self.latents} are computed once for each sample: leave augment out, or none")
-        if self.class_order is not None and self.class_order_seed is not None:
-            raise ConfigError("class order and class order seed are both given: leave one of them out")
-        if self.lazy is not None and not (named.is_own(self.stream) or STREAMS[self.stream].resizes):
-            able = ", ".join(name for name, entry in STREAMS.items() if entry.resizes)
-            raise ConfigError(f"lazy goes with a stream of files: {able}, not {self.stream}")
-        if self.pace and self.max_seconds is None:
-            raise ConfigError("a pace goes with max seconds")
-        if self.fitted and self.max_memory is None:
-            raise ConfigError("fitted goes with max memory")
-        if self.max_memory is not None and self.device == "cuda":
-            raise ConfigError("max memory is of a process on the CPU, not of cuda; use device cpu")
-        method = methods.find(self.method)
-        check_share(self.average, method)
-        if self.scenario is not None and self.scenario not in method.scenarios:
-            raise ConfigError(
-                f"method {self.method} does not support {self.scenario}; it supports: {', '.join(method.scenarios)}"
-            )
-        of_buffer = [name for name in OF_BUFFER if getattr(self, name) is not None]
-        if of_buffer and not methods.has_buffer(method):
-            replay = ", ".join(n for n, m in methods.METHODS.items() if issubclass(m, methods.RehearsalMethod))
-            told = of_buffer[0].replace("_", "-")
-            raise ConfigError(f"method {self.method} has no buffer; --{told} goes with: {replay}")
-        if self.sparsifier == "dense" and self.sparsity:
-            raise ConfigError(f"sparsity {self.sparsity} goes with a sparsifier; dense has none (leave it out, or 0)")
-        usual = {f.name: f.default for f in dataclasses.fields(self)}
-        unusual = [name for name in OF_SPARSE if (getattr(self, name) or None) != usual[name]]
-        if self.sparsifier == "dense" and unusual:
-            told = f"{unusual[0].replace('_', ' ')} {toml_value(getattr(self, unusual[0]))}"
-            otherwise = "" if usual[unusual[0]] is None else f", or {usual[unusual[0]]}"
-            raise ConfigError(f"{told} goes with a sparsifier; dense has none (leave it out{otherwise})")
-        check_block(self.block_size, [self.pattern])
-        if self.sparsifier == "snip" and self.first_mask is not None:
-            raise ConfigError("first mask goes with another sparsifier: snip's comes from gradients (leave it out)")
-        if self.sparsifier_options and not named.is_own(self.sparsifier):
-            raise ConfigError("sparsifier options go with a sparsifier of your own, --sparsifier package.module:Class")
-        only_sparcl = ("gradient_sparsity", "sample_removal", "ddr_score", "importance", "ranking")
-        given = [name for name in only_sparcl if getattr(self, name) is not None]
-        if self.sparsifier != "sparcl" and given:
-            raise ConfigError(f"{given[0].replace('_', ' ')} is SparCL's alone; sparsifier {self.sparsifier} has none")
-        self._removal()
-        if self.backend == "native" and self.device == "cuda":
-            raise ConfigError("backend native is for the CPU; on cuda use backend reference or auto")
-        if self.activations not in (None, FLOAT32):
-            for other in ("max_memory", "micro_batch", "latents"):  # of which the first may choose the second
-                if getattr(self, other) is not None:
-                    told = other.replace("_", " ")
-                    raise ConfigError(f"activations {self.activations} and {told} do not go together: leave one out")
-            if self.backend == "reference" or self.device == "cuda":
-                raise ConfigError(f"activations {self.activations} are of backend native, on the CPU")
-        micro.check(self.micro_batch, self.batch_size, method)
-        methods.check_combination(self.method, self.sparsifier)
 
     def resolve(self) -> Experiment:
         """The experiment with every default filled in.
@@ -288,7 +223,7 @@ class Experiment:
         has_mask = self.sparsifier != "snip" and not own
         usual_mask = "magnitude" if self.init else "random"  # the largest of given weights are what they know
         lr, weight_decay = self._rates(settings)
-        ddr = self._removal()
+        ddr = combination.removal(self)
         by_epochs = self.steps is None and self.max_seconds is None
         return dataclasses.replace(
             self,
@@ -315,11 +250,6 @@ class Experiment:
             importance=self.importance or "cwi" if sparcl else None,
             ranking=self.ranking or "step" if sparcl else None,
         )
-
-    def _removal(self) -> DDR:
-        """DDR as it is asked for; whether it does anything is looked at where a run begins (`effect`)."""
-        with made_again():
-            return DDR(self.sample_removal, score=self.ddr_score or MISCLASSIFIED)
 
     def _rates(self, published: dict[str, Any]) -> tuple[float | None, float | None]:
         """Learning rate and weight decay: given, published for SGD, or the optimizer's; one's own is asked itself."""
@@ -376,15 +306,6 @@ OF_YOUR_OWN = {
     "sparsifier": ["package.module:Class"],
 }
 """What may be named beside what is in the registries."""
-
-BUDGETS = ("epochs", "steps", "max_seconds")
-"""How long a task is trained: one of these."""
-
-OF_BUFFER = ("buffer_size", "buffer_bytes", "buffer_policy", "buffer_storage")
-"""Settings of the buffer, which a method may not have."""
-
-OF_SPARSE = ("pattern", "block_size", "distribution", "prunable", "first_mask")
-"""Settings that a dense network has no use for."""
 
 
 def check_range(label: str, number: int, least: int, most: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparcl.run.experiment import BUDGETS, OF_BUFFER
+from sparcl.run.combination import BUDGETS, OF_BUFFER
 
 OF_LAYER_CHOICE = (
     *("stream", "resize", "method", "model", "width", "activations", "batch_size", "backend", "device", "threads"),
