@@ -47,6 +47,9 @@ def test_units_are_the_weights_of_neighbouring_channels_at_one_position(
     by_hand = torch.tensor([float(scores[m].mean()) for m in members.values()])
     torch.testing.assert_close(found, by_hand.view(-1))
 
+    every = torch.arange(math.prod(shape))
+    assert torch.equal(pattern.score(scores, None, shape), pattern.score(scores, every, shape)), "to the bit"
+
     values = torch.arange(len(units))
     spread = dict(zip(index.tolist(), pattern.spread(values, index, shape).tolist(), strict=True))
     assert spread == {i: v for v, unit in enumerate(members.values()) for i in unit}

@@ -63,10 +63,16 @@ class Pattern(Recorded):
         head = index[channel % self.block == 0]
         return (head // per_channel) // self.block * per_channel + head % per_channel
 
-    def score(self, scores: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Score of each active unit, in the order of `of_index`: the mean of its weights' scores [K]."""
+    def score(self, scores: Tensor, index: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+        """Score of each active unit, in the order of `of_index`: the mean of its weights' scores [K].
+
+        Without an index every weight is active: a list of positions, and one of where a block's lie in it, are memory
+        for nothing.
+        """
         if self.block == 1:
             return scores
+        if index is None:
+            return scores.view(shape[0] // self.block, self.block, -1).mT.reshape(-1, self.block).mean(dim=1)
         return scores[self._members(index, shape)].mean(dim=1)
 
     def spread(self, per_unit: Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:

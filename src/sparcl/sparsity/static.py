@@ -83,8 +83,7 @@ class Static(MaskSparsifier):
 
     def _largest(self, layer: SparseLayer, count: int) -> Tensor:
         """The `count` units with the largest mean |w|, ascending; equal ones are decided by a draw."""
-        index = layer.index if self.pattern.block > 1 else torch.empty(0)  # of a whole layer it is memory for nothing
-        score = self.pattern.score(layer.gather(layer.parameter).abs(), index, layer.shape)
+        score = self.pattern.score(layer.gather(layer.parameter).abs(), None, layer.shape)
         order = torch.randperm(
             len(score), generator=self.generator, dtype=torch.int32
         )  # half the memory, the same draw
