@@ -105,12 +105,12 @@ STAGES: tuple[tuple[int, int, list[dict[str, Any]], tuple[float, ...], range], .
     (10, 32, HALVES, (1,), SEEDS),
     (11, 32, MORE[:3], (1, 2), SEEDS),
     (12, 32, ER_RATES, (2,), range(3)),
+    (12, 32, SMALL, (1, 2), range(3)),
     (13, 32, MORE[:3], (4,), SEEDS),
     (14, 32, SINGLE, (2, 4), SEEDS),
     (14, 32, MORE[3:], (1, 2, 4), SEEDS),
     (15, 32, MAIN[:3], (8,), range(3)),
     (16, 64, [*MAIN, MORE[2]], (1, 2), range(3)),
-    (17, 32, SMALL, (1, 2), range(3)),
 )
 """Stage, width, rows, budgets, seeds."""
 
