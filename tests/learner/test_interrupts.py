@@ -13,12 +13,12 @@ import pytest
 import torch
 from toys import adam, blobs, make_learner
 
-from sparcl import Learner, SparCL
+from sparcl import Learner, SparCL, kernels
 from sparcl.checkpoint import tree
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner.interrupts import TORN
 
-BACKENDS = ("native", "reference")
+BACKENDS = [*(["native"] if kernels.available() else []), "reference"]
 
 
 def ctrl_c(*events: str, after: int, times: int = 1) -> Callable[[str, dict[str, Any]], None]:

@@ -28,7 +28,7 @@ class Held:
         return self
 
     def __exit__(self, kind: object, *unused: object) -> None:
-        if self._ours:
+        if self._ours and signal.getsignal(signal.SIGINT) == self._note:  # an observer may have put in its own
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if kind is None:
             self.check()

@@ -51,10 +51,10 @@ def _unnamed() -> dict[str, Any]:
 
 def settings(experiment: Experiment) -> dict[str, Any]:
     """An experiment's settings as JSON values."""
-    return json_values(dataclasses.asdict(experiment))
+    return _json_values(dataclasses.asdict(experiment))
 
 
-def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
+def _json_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """As they come out of a file: lists for tuples."""
     read: dict[str, Any] = json.loads(json.dumps(values))
     return read
@@ -139,7 +139,7 @@ def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> 
     """
     ours = settings(experiment)
     if isinstance(saved, Mapping):
-        saved = {**json_values(_unnamed()), **saved}
+        saved = {**_json_values(_unnamed()), **saved}
     checks.keys(saved, ours, "the configuration")
     for name, value in ours.items():
         if name == "lazy" and None in (value, saved[name]):  # not asked for: as the run began
