@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparcl.methods.settings import published
 from sparcl.report.records import Record
 from sparcl.report.svg import HEIGHT, LEFT, WIDTH, Series, mark, plot, style_class
 from sparcl.report.tables import Stat, stat
@@ -18,6 +19,7 @@ from equal_time import (
     A_PASS,
     AVERAGED,
     AVERAGED_PARTS,
+    BASE,
     BATCH,
     BUDGETS,
     CANDIDATE,
@@ -204,19 +206,18 @@ def _goals(table: Table) -> list[str]:
     for host in ("derpp", "er"):
         dense = table.of(method=host, sparsifier="dense")
         ours = table.of(method=host, sparsifier="sparcl", sparsity=0.9)
-        rivals = _rivals(table) if host == "derpp" else []
         for budget, aim in AIMS.items():
             where = f"Aim at budget {budget}{'' if host == 'derpp' else f', {NAMES[host]}'}"
             if budget in dense and budget in ours:
                 lines.append(f"{where}, {aim:g} points above dense: {_verdict(ours[budget], dense[budget], aim)}.")
-            for name, cells in rivals:
+            for name, cells in _rivals(table, host):
                 if budget in cells and budget in ours:
                     lines.append(f"{where}, not below {NAMES[name]}: {_verdict(ours[budget], cells[budget], 0.0)}.")
     return lines
 
 
-def _rivals(table: Table) -> list[tuple[str, dict[int, Cell]]]:
-    return [(name, table.of(method="derpp", sparsifier=name, sparsity=0.9)) for name in RIVALS]
+def _rivals(table: Table, host: str = "derpp") -> list[tuple[str, dict[int, Cell]]]:
+    return [(name, table.of(method=host, sparsifier=name, sparsity=0.9)) for name in RIVALS]
 
 
 def _p(a: Stat, b: Stat, difference: float) -> float:
@@ -270,7 +271,7 @@ def _is(record: Record, row: Row) -> bool:
     usual = {"pattern": "unstructured", "single_head": False, "sample_removal": 0.0, "batch_size": BATCH}
     usual |= {"activations": None, "average": None}
     usual |= {"gradient_sparsity": 0.2, "importance": "cwi", "first_mask": "random", "ranking": "step"}
-    usual |= {"lr": 0.1 if row["method"] == "er" else 0.03}  # the published ones
+    usual |= {"lr": published(BASE["stream"], row["method"], 200)["lr"]}
     of_sparcl = ("sample_removal", "gradient_sparsity", "importance", "ranking")
     for key, value in {**usual, **row}.items():
         if row["sparsifier"] != "sparcl" and key in of_sparcl:

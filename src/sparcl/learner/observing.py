@@ -69,14 +69,8 @@ class Observing(Training):
         self._check_observing()
         task, new = self._arrived(x, y, self._known(transform))
         self._check_single(len(task.train))
-        self._learning = True
-        with Held():
-            try:
-                with self.generators.lent(), torch.inference_mode(False), torch.enable_grad():
-                    self._observe(task, new)
-            finally:
-                self._learning = False
-                self.model.eval()
+        with Held(), self._training():
+            self._observe(task, new)
 
     # --- refusals, before anything changes ----------------------------------------------------------------------
 

@@ -63,15 +63,21 @@ class Training(Assembly):
         refusals.check_turn(task, self.learned)
         if self.stream is not None:
             self.watch_loss.settle(self.stream)
-        self._learning = True
         with Held() as held:
-            try:
-                with self.generators.lent(), torch.inference_mode(False), torch.enable_grad():
-                    self._learn(task, new, held)
-            finally:
-                self._learning = False
-                self.model.eval()
+            with self._training():
+                self._learn(task, new, held)
             self.tell("task.end", {"task": task.index})
+
+    @contextlib.contextmanager
+    def _training(self) -> Iterator[None]:
+        """Gradients and the Learner's own generators in here, and afterwards evaluation mode, whatever was raised."""
+        self._learning = True
+        try:
+            with self.generators.lent(), torch.inference_mode(False), torch.enable_grad():
+                yield
+        finally:
+            self._learning = False
+            self.model.eval()
 
     def _misfit(self) -> str | None:
         """What of the model has changed so that it would not train as it seems, in one line."""

@@ -42,22 +42,10 @@ MAY_DIFFER = ("data", "init", "layer_choice", "pace")
 decides."""
 
 
-def _unnamed() -> dict[str, Any]:
-    """Settings that a checkpoint of an earlier version does not name, and what they were: a run without them is as it
-    was before they came."""
-    fields = [f for f in dataclasses.fields(Experiment) if f.name != "stream"]
-    return {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
-
-
 def settings(experiment: Experiment) -> dict[str, Any]:
     """An experiment's settings as JSON values."""
-    return _json_values(dataclasses.asdict(experiment))
-
-
-def _json_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As they come out of a file: lists for tuples."""
-    read: dict[str, Any] = json.loads(json.dumps(values))
-    return read
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(experiment)))
+    return values
 
 
 def computed_with() -> dict[str, Any]:
@@ -138,8 +126,10 @@ def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> 
         CheckpointError: a setting differs; it is named, with both values.
     """
     ours = settings(experiment)
-    if isinstance(saved, Mapping):
-        saved = {**_json_values(_unnamed()), **saved}
+    if isinstance(saved, Mapping):  # what an earlier version does not name was as it is where nobody asks
+        unnamed = settings(Experiment(experiment.stream))
+        del unnamed["stream"]
+        saved = {**unnamed, **saved}
     checks.keys(saved, ours, "the configuration")
     for name, value in ours.items():
         if name == "lazy" and None in (value, saved[name]):  # not asked for: as the run began

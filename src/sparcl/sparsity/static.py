@@ -84,9 +84,8 @@ class Static(MaskSparsifier):
     def _largest(self, layer: SparseLayer, count: int) -> Tensor:
         """The `count` units with the largest mean |w|, ascending; equal ones are decided by a draw."""
         score = self.pattern.score(layer.gather(layer.parameter).abs(), None, layer.shape)
-        order = torch.randperm(
-            len(score), generator=self.generator, dtype=torch.int32
-        )  # half the memory, the same draw
+        # int32: half the memory, the same draw
+        order = torch.randperm(len(score), generator=self.generator, dtype=torch.int32)
         return (~lowest(score, len(score) - count, order.to(score.device))).nonzero().squeeze(1)
 
     @torch.no_grad()
