@@ -36,12 +36,16 @@ MORE = [
     {"method": "derpp", "sparsifier": "sparcl", "sparsity": 0.95},
     {"method": "derpp", "sparsifier": "sparcl", "sparsity": 0.75},
     {"method": "derpp", "sparsifier": "sparcl", "sparsity": 0.9, "pattern": "block"},
-    {"method": "derpp", "sparsifier": "snip", "sparsity": 0.9},
-    {"method": "derpp", "sparsifier": "set", "sparsity": 0.9},
     {"method": "er-ace", "sparsifier": "dense"},
     {"method": "er-ace", "sparsifier": "sparcl", "sparsity": 0.9},
     {"method": "derpp", "sparsifier": "sparcl", "sparsity": 0.95, "single_head": True},
 ]
+RIVALS = [
+    {"method": "derpp", "sparsifier": "snip", "sparsity": 0.9},
+    {"method": "derpp", "sparsifier": "set", "sparsity": 0.9},
+]
+"""Beside static and RigL, which are among the main rows."""
+
 SINGLE = [{**row, "single_head": True} for row in MAIN[:3]]
 """With the loss of the released code, which static masks may have as well."""
 
@@ -105,12 +109,15 @@ STAGES: tuple[tuple[int, int, list[dict[str, Any]], tuple[float, ...], range], .
     (10, 32, HALVES, (1,), SEEDS),
     (11, 32, MORE[:3], (1, 2), SEEDS),
     (12, 32, ER_RATES, (2,), range(3)),
-    (12, 32, SMALL, (1, 2), range(3)),
-    (13, 32, MORE[:3], (4,), SEEDS),
-    (14, 32, SINGLE, (2, 4), SEEDS),
-    (14, 32, MORE[3:], (1, 2, 4), SEEDS),
-    (15, 32, MAIN[:3], (8,), range(3)),
-    (16, 64, [*MAIN, MORE[2]], (1, 2), range(3)),
+    (12, 32, SMALL, (1, 2), SEEDS),
+    (13, 32, RIVALS, (1, 2), SEEDS),
+    (14, 32, MORE[:3], (4,), SEEDS),
+    (15, 32, RIVALS, (4,), SEEDS),
+    (16, 64, [*MAIN, MORE[2]], (1,), range(3)),
+    (17, 32, SINGLE, (2, 4), SEEDS),
+    (17, 32, MORE[3:], (1, 2, 4), SEEDS),
+    (18, 32, MAIN[:3], (8,), range(3)),
+    (19, 64, [*MAIN, MORE[2]], (2,), range(3)),
 )
 """Stage, width, rows, budgets, seeds."""
 
