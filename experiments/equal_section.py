@@ -29,6 +29,7 @@ from equal_time import (
     HALVES,
     MAIN,
     MORE,
+    MORE_RIVALS,
     PARTS,
     RATES,
     ROW,
@@ -81,7 +82,8 @@ class Table:
         self.seconds = A_PASS * dense["step_ms"] / 1000
         """Of training a task, at a budget of 1."""
         mine = [r for r in records if r.config.get("width") == width and r.config["seed"] in seeds]
-        rows = [*MAIN, *AVERAGED, *RATES, *SINGLE, *SMALL, *MORE, *ER_RATES, *PARTS, *HALVES, *AVERAGED_PARTS]
+        rows = [*MAIN, *AVERAGED, *RATES, *SINGLE, *SMALL, *MORE_RIVALS, *MORE, *ER_RATES, *PARTS]
+        rows += [*HALVES, *AVERAGED_PARTS]
         self.cells = {i: cells for i, row in enumerate(rows) if (cells := self._cells(row, mine))}
         self.rows = rows
 
@@ -127,6 +129,8 @@ def section(records: Sequence[Record]) -> list[str]:
         "Class-IL / Task-IL in percent, mean ± standard deviation (number of seeds):",
         "",
         *_lines(table),
+        *_wider(Table(records, 64)),
+        *_halved(table),
         *_averaged(table),
         *_parts(table),
         *_confirmation(Table(records, 32, CONFIRMING)),
@@ -139,11 +143,39 @@ def _parts(table: Table) -> list[str]:
     for row in (*PARTS, *HALVES, *AVERAGED_PARTS):
         ours = table.of(**AVERAGED[1] if "average" in row else MAIN[1])
         for budget, cell in table.of(**row).items():
-            if budget in ours and min(cell.class_il.n, ours[budget].class_il.n) > 1:
+            if budget in ours and _both(cell, ours[budget]):
                 changed = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in row.items() if k not in AVERAGED[1])
                 changed += ", both averaged" if "average" in row else ""
                 lines.append(f"- Budget {budget}, {changed}: {_apart(ours[budget], cell)}.")
     return ["", "SparCL .90 as it is, above itself with one part changed (Class-IL):", "", *lines] if lines else []
+
+
+def _wider(table: Table) -> list[str]:
+    """The table of the network at full width, as far as it goes."""
+    if not table.cells:
+        return []
+    return ["", f"Width {table.width}, three seeds, costs in `costs-{table.width}.json`:", "", *_lines(table)]
+
+
+def _halved(table: Table) -> list[str]:
+    """Batches of half the size in the same time: each row above itself, and what is sparse above what is dense."""
+    lines = []
+    dense = table.of(**SMALL[0])
+    for whole, row in zip(MAIN, SMALL, strict=False):
+        for budget, cell in table.of(**row).items():
+            beside = [("batch 32", table.of(**whole).get(budget))]
+            beside += [("dense, batch 16", dense.get(budget))] if row is not SMALL[0] else []
+            told = "; ".join(
+                f"above {name} {_apart(cell, other)}" for name, other in beside if other and _both(cell, other)
+            )
+            lines += [f"- Budget {budget}, {_name(row)}: {told}."] if told else []
+    head = "Batches of 16 in place of 32, replay's too, so about twice the steps (Class-IL):"
+    return ["", head, "", *lines] if lines else []
+
+
+def _both(a: Cell, b: Cell) -> bool:
+    """Whether two runs or more stand on both sides."""
+    return min(a.class_il.n, b.class_il.n) > 1
 
 
 def _averaged(table: Table) -> list[str]:
@@ -152,7 +184,7 @@ def _averaged(table: Table) -> list[str]:
     for plain, averaged in zip(MAIN, AVERAGED, strict=True):
         without = table.of(**plain)
         for budget, cell in table.of(**averaged).items():
-            if budget in without and min(cell.class_il.n, without[budget].class_il.n) > 1:
+            if budget in without and _both(cell, without[budget]):
                 lines.append(f"- Budget {budget}, {_name(plain)}: {_apart(cell, without[budget])}.")
     head = "Answered by an average of the weights over the last tenth of a task, above the same row without (Class-IL):"
     return ["", head, "", *lines] if lines else []

@@ -40,7 +40,7 @@ MORE = [
     {"method": "er-ace", "sparsifier": "sparcl", "sparsity": 0.9},
     {"method": "derpp", "sparsifier": "sparcl", "sparsity": 0.95, "single_head": True},
 ]
-RIVALS = [
+MORE_RIVALS = [
     {"method": "derpp", "sparsifier": "snip", "sparsity": 0.9},
     {"method": "derpp", "sparsifier": "set", "sparsity": 0.9},
 ]
@@ -110,9 +110,9 @@ STAGES: tuple[tuple[int, int, list[dict[str, Any]], tuple[float, ...], range], .
     (11, 32, MORE[:3], (1, 2), SEEDS),
     (12, 32, ER_RATES, (2,), range(3)),
     (12, 32, SMALL, (1, 2), SEEDS),
-    (13, 32, RIVALS, (1, 2), SEEDS),
+    (13, 32, MORE_RIVALS, (1, 2), SEEDS),
     (14, 32, MORE[:3], (4,), SEEDS),
-    (15, 32, RIVALS, (4,), SEEDS),
+    (15, 32, MORE_RIVALS, (4,), SEEDS),
     (16, 64, [*MAIN, MORE[2]], (1,), range(3)),
     (17, 32, SINGLE, (2, 4), SEEDS),
     (17, 32, MORE[3:], (1, 2, 4), SEEDS),
