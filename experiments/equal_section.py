@@ -36,6 +36,7 @@ from equal_time import (
     SEEDS,
     SINGLE,
     SMALL,
+    SMALLER,
     cost_of,
     steps,
 )
@@ -82,7 +83,7 @@ class Table:
         self.seconds = A_PASS * dense["step_ms"] / 1000
         """Of training a task, at a budget of 1."""
         mine = [r for r in records if r.config.get("width") == width and r.config["seed"] in seeds]
-        rows = [*MAIN, *AVERAGED, *RATES, *SINGLE, *SMALL, *MORE_RIVALS, *MORE, *ER_RATES, *PARTS]
+        rows = [*MAIN, *AVERAGED, *RATES, *SINGLE, *SMALL, *SMALLER, *MORE_RIVALS, *MORE, *ER_RATES, *PARTS]
         rows += [*HALVES, *AVERAGED_PARTS]
         self.cells = {i: cells for i, row in enumerate(rows) if (cells := self._cells(row, mine))}
         self.rows = rows

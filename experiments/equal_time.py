@@ -58,6 +58,10 @@ HALVES = [{**MAIN[1], "activations": "bfloat16"}]
 SMALL = [{**row, "batch_size": 16} for row in MAIN[:3]]
 """Half the batch, replay's too: twice the steps in the same time."""
 
+SMALLER = [{**MAIN[0], "batch_size": 8}]
+"""A quarter of the batch for the dense host, whose steps follow it; a sparse step of 8 takes as long as one of 16 where
+vectors hold 16 numbers."""
+
 RATES = [{**row, "lr": 0.1} for row in MAIN[:3]]
 """Few steps ask for larger ones: whether the lead over dense is the learning rate's."""
 
@@ -110,6 +114,7 @@ STAGES: tuple[tuple[int, int, list[dict[str, Any]], tuple[float, ...], range], .
     (11, 32, MORE[:3], (1, 2), SEEDS),
     (12, 32, ER_RATES, (2,), range(3)),
     (12, 32, SMALL, (1, 2), SEEDS),
+    (12, 32, SMALLER, (1, 2), SEEDS),
     (13, 32, MORE_RIVALS, (1, 2), SEEDS),
     (14, 32, MORE[:3], (4,), SEEDS),
     (15, 32, MORE_RIVALS, (4,), SEEDS),
