@@ -6,8 +6,20 @@ from pages import ROOT, blocks
 from torch.utils.data import DataLoader, TensorDataset
 
 from sparcl import nn
+from sparcl.cost.protocol import published_rows
 
+README = (ROOT / "README.md").read_text()
 FIRST, LOOP, BUDGET, UNANNOUNCED = blocks(ROOT / "README.md", "python")
+
+
+def test_the_flops_are_what_the_ledger_says():
+    """As `sparcl info --flops` prints them."""
+    names = {"er": "ER", "derpp": "DER++"}
+    for row in published_rows():
+        share = "100 %" if row.sparsity is None else f"{row.executed / row.dense:.1%}".replace("%", " %")
+        name = names[row.method] if row.sparsity is None else f"SparCL-{names[row.method]} {row.sparsity:.2f}"
+        figures = [f"{row.paper / 1e15:.2f}", f"{row.published / 1e15:.1f}", f"{row.executed / 1e15:.2f}", share]
+        assert f"| {name.replace('0.', '.')} | {' | '.join(figures)} |" in README
 
 
 def test_the_first_example_learns_and_is_saved(tmp_path, monkeypatch, capsys):
@@ -48,7 +60,7 @@ def test_classes_that_come_unannounced_are_known_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(FIRST.split("\n\n")[0], names)
-    names["monday"], names["tuesday"], names["frame"] = torch.randn(3, 8, 3, 16, 16)
+    names["monday"], names["tuesday"], names["frames"] = torch.randn(3, 8, 3, 16, 16)
     exec(UNANNOUNCED, names)
     assert names["learner"].classes.names == ["cup", "hand", "dog"]
     assert set(names["answer"].labels) <= {"cup", "hand", "dog"}

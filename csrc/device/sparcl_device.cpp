@@ -159,7 +159,7 @@ void say_cost(const Learning& learning) {
   const Ledger& ledger = learning.ledger();
   std::printf("sparsifier %s: %.4f of the prunable weights are active, %ld samples were removed\n", learning.sparsifier().name().c_str(), learning.density(),
               learning.sparsifier().removed());
-  std::printf("executed %ld multiply-adds: %ld forward, %ld backward, %ld for ranking\n", ledger.executed() / 2, ledger.forward() / 2, ledger.backward() / 2,
+  std::printf("executed %ld multiply-adds since the export: %ld forward, %ld backward, %ld for ranking\n", ledger.executed() / 2, ledger.forward() / 2, ledger.backward() / 2,
               ledger.ranking() / 2);
 }
 
@@ -215,9 +215,10 @@ void say_stopped(long steps, bool new_task) {
 void make_steps(Learning& learning, const Options& o, const std::string& out) {
   double saved = now(), told = 0;
   while (!learning.over() && !stopped_by) {
+    const long epoch = learning.position.epoch + 1;  // of the step: its last one moves the position on
     learning.step();
     if (now() - told >= 1) {
-      std::printf("epoch %ld, step %ld (%ld an epoch), loss %.4f, %.1f s\n", learning.position.epoch + 1, learning.position.done, learning.position.planned_steps,
+      std::printf("epoch %ld, step %ld (%ld an epoch), loss %.4f, %.1f s\n", epoch, learning.position.done, learning.position.planned_steps,
                   learning.loss, learning.position.seconds);
       tell();
       told = now();

@@ -39,6 +39,21 @@ def test_phases() -> None:
     }
 
 
+def test_what_is_paused_is_no_training() -> None:
+    """Within a task, where it goes on, and outside of one, where none begins."""
+    time = Time()
+    clock = Clock(time)
+    play(clock, time, "task.begin 1")
+    with clock.paused():
+        assert not clock.state_dict()["seconds"]["train"] - 1
+        play(clock, time, "2")
+    play(clock, time, "4 task.end 8")
+    with clock.paused():
+        play(clock, time, "16")
+    play(clock, time, "32")
+    assert clock.seconds() == {"train": 1 + 4, "evaluate": 0, "importance": 0, "total": 63}
+
+
 def test_several_ranking_passes_are_one_span() -> None:
     time = Time()
     clock = Clock(time)

@@ -339,7 +339,7 @@ def test_a_ledger_goes_on_from_its_state() -> None:
     model = Net()
     script = [
         ("task.begin", {}),
-        ("epoch.begin", {"steps": 3, "dense_steps": 5, "dense_last": 4}),
+        ("epoch.begin", {"steps": 3, "dense_steps": 5, "dense_last": 4, "dense_as_long": False}),
         *[("step.begin", {"samples": 4}), ("step.end", {})] * 2,
         ("ddr.remove", {"removed": 3}),
         *[("step.begin", {"samples": 4}), ("step.end", {})],
@@ -413,3 +413,31 @@ class Mixed(nn.Module):
 def test_layers_that_no_count_sees_are_named() -> None:
     assert left_out(Mixed()) == ["attention (MultiheadAttention)", "recurrent (GRU)"]
     assert all(left_out(build()) == [] for _, build, _ in TOYS)
+
+
+@pytest.mark.parametrize("batch_size", [6, 39, 64])
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_dense_is_a_host_of_as_many_steps_under_another_budget(batch_size: int, drop_last: bool, stopped: bool) -> None:
+    """Partial batches too, of passes that are its own: samples that leave shorten ours."""
+
+    def run(sparsifier: Sparsifier | None) -> Ledger:
+        model = Net()
+        learner = Learner(model, Finetune(), sparsifier, lr=0.05, steps=23, batch_size=batch_size, drop_last=drop_last)
+        ledger = Ledger(model, learner.sparsifier.layers, (2, 6, 6))
+
+        def go_on_from_state(event: str, figures: dict[str, Any]) -> None:
+            del figures
+            if stopped and event == "step.end":
+                state = ledger.state_dict()
+                ledger.load_state_dict(dict.fromkeys(state, 0))
+                ledger.load_state_dict(state)
+
+        learner.observers += [ledger, go_on_from_state]
+        for task in blobs():
+            learner.learn(task)
+        return ledger
+
+    dense = run(None)
+    assert dense.dense == dense.executed
+    assert run(DDR(0.6)).dense == dense.executed

@@ -61,6 +61,10 @@ def test_what_a_device_would_leave_out_is_refused(options: dict[str, Any], said:
     own = Transform(augment=lambda batch, _: batch)
     with pytest.raises(ConfigError, match="a function of your own"):
         export_device(plain, tmp_path / "m", transform=own, input_shape=shape, classes=classes)
+    with pytest.raises(ConfigError, match=r"transform None is not allowed; use a streams\.Transform"):
+        export_device(plain, tmp_path / "m", transform=None, input_shape=shape, classes=classes)
+    with pytest.raises(ConfigError, match=r"input shape \[1, -8, 8\] is not allowed; use sizes of 1 or more"):
+        export_device(plain, tmp_path / "m", transform=Transform(), input_shape=(1, -8, 8), classes=classes)
     assert not (tmp_path / "m").exists()
 
 

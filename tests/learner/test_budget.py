@@ -168,6 +168,9 @@ def test_checkpoints_and_evaluation_take_nothing_from_a_budget_of_seconds(
         ({"seconds": -3.0}, "above 0"),
         ({"seconds": float("nan")}, "above 0"),
         ({"seconds": float("inf")}, "above 0"),
+        ({"seconds": True}, "seconds True is not allowed"),
+        ({"seconds": 10**400}, "above 0, at most 1e"),
+        ({"seconds": 1.1e9}, "above 0, at most 1e"),
         ({"epochs": 2, "steps": 3}, "epochs and steps are both given; a budget is one of: epochs, steps, seconds"),
         ({"seconds": 2.0, "pace": [[1, 2]]}, "rising"),
         ({"epochs": 2, "pace": [[*range(1, UNITS + 1)]]}, "has no effect beside epochs"),
@@ -186,3 +189,18 @@ def test_a_budget_that_one_step_exceeds_is_refused_after_it() -> None:
     learner = make_learner(epochs=None, seconds=0.001)
     with pytest.raises(ConfigError, match=r"too little: one step takes 0\.0156"):
         learner.learn(blobs()[0])
+
+
+def test_a_step_that_is_held_up_in_a_later_task_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def look(event: str, figures: dict[str, Any]) -> None:
+        del figures
+        if event == "step.begin":
+            now[0] += 9.0 if learner.learned == 1 and learner.position.done == 0 else 1 / 64
+
+    learner = make_learner(epochs=None, seconds=0.5, observers=[look])
+    for task in blobs():
+        learner.learn(task)
+    assert [steps[-1] for steps in learner.pace] == [32, 1]

@@ -245,6 +245,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "class of sparsifier": ({"sparsifier": SparCL}, "sparsifier the class SparCL is not allowed"),
     "sparsity": ({"sparsifier": 0.0}, "sparsifier 0.0 is not allowed"),
     "optimizer": ({"optimizer": "sgd"}, "optimizer 'sgd' is not allowed; use a function that makes one of parameters"),
+    "made optimizer": (
+        {"optimizer": torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)},
+        r"optimizer SGD \( Parameter Group 0 .* is not allowed; use a function that makes one",
+    ),
+    "no numbers": ({"model": Net().to("meta")}, r"\S+ of the model holds no numbers \(device meta\)"),
     "observer": ({"observers": print}, "observers .* are not allowed; use a list of functions"),
     "observers": ({"observers": [1]}, r"observers \[1\] are not allowed; use a list of functions"),
     "lr": ({"lr": "0.1"}, "learning rate '0.1' is not allowed; use a number above 0"),

@@ -94,3 +94,41 @@ def test_under_sparcl_only_what_may_move_is_projected() -> None:
     for task in stream:
         learner.learn(task)
     assert seen > 0
+
+
+def test_a_step_does_not_oppose_the_past_where_no_norm_follows() -> None:
+    """There a sparsifier scales gradients by 1/density: what is applied is judged, layer by layer scaled."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(),
+        torch.nn.Linear(72, 24),
+        torch.nn.ReLU(),
+        torch.nn.Linear(24, 24),
+        torch.nn.ReLU(),
+        torch.nn.Linear(24, 4),
+    )
+    method = AGEM(20)
+    learner = Learner(model, method, SparCL(0.9, prunable=["1", "3"], gradients=0.0), batch_size=10, epochs=4, lr=0.1)
+    assert learner.sparsifier.tdm.scaled
+    references, opposed = [], 0
+    scale = method.host.scale_gradients
+
+    def note() -> None:
+        references.append([p.grad.clone() for p in learner.model.parameters()])
+        scale()
+
+    object.__setattr__(method.host, "scale_gradients", note)
+
+    def look(event: str, figures: dict[str, object]) -> None:
+        nonlocal opposed
+        del figures
+        if event == "step.end" and references:
+            applied = zip((p.grad for p in learner.model.parameters()), references.pop(), strict=True)
+            dot = sum(float((a * b).sum()) for a, b in applied)
+            assert dot > -1e-4
+            opposed += abs(dot) < 1e-4
+
+    learner.observers.append(look)
+    for task in blobs(2):
+        learner.learn(task)
+    assert opposed > 0, "nothing was projected"

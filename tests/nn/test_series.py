@@ -302,5 +302,5 @@ def test_a_strided_shortcut_and_a_depthwise_layer_stay_dense() -> None:
 @pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_native)])
 def test_a_device_refuses_a_series_by_the_name_of_its_layer(native: bool) -> None:
     model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.Flatten(), nn.Linear(16, 2))
-    with pytest.raises(ConfigError, match="layer 0 is a Conv1d that no device can compute"):
+    with pytest.raises(ConfigError, match=r"layer 0 is a Conv1d.* that no device can compute"):
         graph(convert.to_native(model, ["2"]) if native else model)

@@ -143,3 +143,25 @@ def test_what_cannot_be_measured_is_one_line(
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_what_takes_part_is_timed_each_by_itself(tmp_path: Path) -> None:
+    """Choices, readings for them and updates; SET's too, whose mask moves after an epoch, were that a single step."""
+    file, few = tmp_path / "rows.json", ["--sparsity", "0.9", "--pattern", "unstructured", "--sparsifier", "set"]
+    assert _main([*SMALL, *few, "--sparsifier", "sparcl", "--seconds", "5", "--json", str(file)]) == 0
+    _, of_set, sparcl = json.loads(file.read_text())
+    assert of_set["update_ms"] > 0
+    assert min(sparcl[k] for k in ("update_ms", "read_ms")) > 0
+    assert sparcl["read_share"] == pytest.approx(2 / 9)  # a pass back of the task's samples, of three forward and back
+    assert _main([*SMALL, *few, "--seconds", "5", "--samples", "40", "--json", str(file)]) == 0
+    _, of_set = json.loads(file.read_text())
+    assert of_set["steps"] > 0
+
+
+def test_readings_are_charged_as_often_as_a_task_has_them() -> None:
+    row = {"sparsifier": "sparcl", "samples": 320, "batch_size": 32, "drop_last": True, "step_ms": 10.0}
+    row |= {"update_ms": 0.0, "choice_ms": 0.0, "read_ms": 5.0, "read_share": 2 / 9}
+    assert job.reads_of(row, 300) == 28  # of 1 + 10 choices and 8 updates of 4 a fiftieth of the steps pays for 27 more
+    assert job.reads_of(row, 3000) == 133  # all
+    assert job.steps_within(3, row) == 287
+    assert job.reads_of({k: v for k, v in row.items() if k != "read_share"}, 300) == 0

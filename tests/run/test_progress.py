@@ -7,12 +7,16 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
+from toys import make_learner
 
 from sparcl.run.console import CommandConsole
-from sparcl.run.progress import spell_out, updates_in_place
+from sparcl.run.progress import Progress, spell_out, updates_in_place
 
 RUN = ["-m", "sparcl", "run", "seq-digits", "--epochs", "1", "--limit-per-class", "40", "--width", "4"]
 QUICK = [sys.executable, *RUN, "--threads", "1", "--backend", "reference", "--out"]
@@ -56,3 +60,24 @@ def test_a_run_speaks_what_its_reader_can_show(tmp_path: Path, environment: dict
 def test_signs_are_spelt_out_where_there_is_no_letter_for_them() -> None:
     spell_out()
     assert "3 ± 1 – 2×…界".encode("ascii", "sparcl.plain") == b"3 +- 1 - 2x...\\u754c"
+
+
+@pytest.mark.parametrize(("budget", "left"), [({"epochs": 4}, "3:00"), ({"epochs": None, "steps": 4}, "1:00")])
+def test_time_left_is_that_of_the_samples_to_come(
+    budget: dict[str, Any], left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first task, of 100 samples, another has 300: thrice as long by epochs, as long by steps."""
+    out = io.StringIO()
+    progress = Progress(Console(file=out, width=40), [100, 300], make_learner(**budget))
+    began = progress._started
+    step = {"task": 1, "step": 1, "steps": 2, "loss": 0.5}
+    progress("epoch.begin", {"task": 1})
+    monkeypatch.setattr(time, "monotonic", lambda: began + 60)
+    progress("step.end", {**step, "spent": 0.0})
+    monkeypatch.setattr(time, "monotonic", lambda: began + 100)
+    progress.resume_at(1.0)
+    monkeypatch.setattr(time, "monotonic", lambda: began + 160)
+    progress("step.end", {**step, "spent": 0.25})
+    first, second = out.getvalue().splitlines()
+    assert first.endswith(f"time left {left}")
+    assert second.endswith("time left 3:00")

@@ -313,6 +313,26 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
     return code, said.out, said.err.splitlines()
 
 
+def test_a_sweep_whose_first_runs_fail_alike_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Data that is not there fails every run, a process each."""
+    missing = """
+[base]
+stream = "seq-mnist"
+data = "/nowhere"
+method = "finetune"
+sparsifier = "dense"
+threads = 1
+
+[grid]
+seed = [0, 1, 2, 3, 4]
+"""
+    code, said, errors = command(capsys, write(tmp_path, missing), "--out", tmp_path / "out")
+    assert code == 2
+    assert said.count("FAILED: ") == 3
+    assert len(errors) == 1
+    assert re.fullmatch(r"sparcl: the first 3 runs failed alike: .*/nowhere.*; 2 were not begun", errors[0])
+
+
 def test_a_sweep_runs_skips_and_tells_of_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = write(tmp_path, REAL), tmp_path / "out"
     code, said, errors = command(capsys, file, "--out", out)

@@ -202,3 +202,21 @@ def test_options_out_of_range_are_refused(options):
 def test_a_transform_that_does_not_fit_is_refused_with_the_data():
     with pytest.raises(ConfigError, match="crop and flip are for images"):
         from_arrays(*data(shape=(4,)), *data(shape=(4,)), transform=Transform(crop_padding=2))
+
+
+def test_whole_numbers_that_float32_would_make_equal_are_refused() -> None:
+    inputs, labels = np.arange(24, dtype=np.int64).reshape(8, 3), [0, 1] * 4
+    assert from_arrays(inputs + 2**23, labels)[0].train.inputs[1, 2] == 2**23 + 5
+    for far in (2**40, -(2**40)):
+        with pytest.raises(
+            DataError, match=r"training inputs hold whole numbers up to 1\.09951e\+12, .*below 16,777,216"
+        ):
+            from_arrays(inputs + far, labels)
+
+
+def test_labels_beyond_what_is_counted_with_are_refused() -> None:
+    far = np.array([2**63 + 5, 1], dtype=np.uint64)
+    for labels in (far, torch.from_numpy(far)):
+        with pytest.raises(DataError, match=r"training labels hold numbers of 2\^63 and more"):
+            from_arrays(np.zeros((2, 3)), labels)
+    assert from_arrays(np.zeros((2, 3)), np.array([7, 1], dtype=np.uint64)).n_classes == 2

@@ -164,7 +164,9 @@ def open_folder(place: Path) -> State:
         return files.read(place)
     loaded = Store(place).load()
     if loaded is None:
-        raise CheckpointError(f"{place} holds no checkpoint (no step-N with a {files.MANIFEST})")
+        of_run = place / "checkpoint"  # as `sparcl run` leaves it
+        within = f"; {of_run} may" if of_run.is_dir() else ""
+        raise CheckpointError(f"{place} holds no checkpoint (no step-N with a {files.MANIFEST}){within}")
     for line in loaded.damaged:
         warnings.warn(f"{line}; using {loaded.name}", DataWarning, stacklevel=2)
     return loaded.state

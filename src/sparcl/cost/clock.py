@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 PHASES = ("train", "evaluate", "importance")
@@ -12,10 +13,10 @@ PHASES = ("train", "evaluate", "importance")
 class Clock:
     """An observer of a Learner that adds up wall-clock seconds.
 
-    `train` runs from a task's beginning to its end, without evaluations; `importance`, a part of it, from a ranking's
-    beginning to the event after its last pass, so it holds the backward passes, the ranking and what it moves too, or
-    to a pause, where the step goes on; `evaluate` is all evaluation; `total` is the clock's whole life, resumed runs
-    added.
+    `train` runs from a task's beginning to its end, without evaluations and what is `paused`; `importance`, a part of
+    it, from a ranking's beginning to the event after its last pass, so it holds the backward passes, the ranking and
+    what it moves too, or to a pause, where the step goes on; `evaluate` is all evaluation; `total` is the clock's whole
+    life, resumed runs added.
 
     Args:
         now: where the time comes from, in seconds.
@@ -48,6 +49,17 @@ class Clock:
                 self._stop("evaluate")
                 if self._in_task:
                     self._start("train")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done in here, such as a checkpoint, is no training: as in a budget of seconds."""
+        trains = "train" in self._running
+        self._stop("train")
+        try:
+            yield
+        finally:
+            if trains:
+                self._start("train")
 
     def _start(self, phase: str) -> None:
         self._running.setdefault(phase, self._now())

@@ -111,8 +111,9 @@ class Ledger:
         self._step_samples: int | None = None  # of the task's batch; None between steps
         self._step_dense = 0
         self._batch = 0  # samples of the task's first step: what every step of a dense host takes
-        self._missing_steps = 0  # of this epoch, as a dense host would run it
+        self._missing_steps = 0  # of this pass over the task, as a dense host would make it
         self._dense_last = 0  # samples of the last of them
+        self._dense_pass = 0  # steps of its next pass; 0: that begins with ours (a budget of epochs)
         self._last_step_dense = 0
         self.main = self.watch(model, layers)
 
@@ -172,20 +173,26 @@ class Ledger:
             case "evaluate.begin" | "evaluate.end":
                 self._evaluating = event == "evaluate.begin"
             case "epoch.begin":
-                self._missing_steps, self._dense_last = figures["dense_steps"], figures["dense_last"]
-            case "epoch.end":
+                self._begin_epoch(figures["dense_steps"], figures["dense_last"], figures["dense_as_long"])
+            case "epoch.end" if not self._dense_pass:
                 self.dense += max(self._missing_steps, 0) * self._last_step_dense
                 if self._missing_steps > 0:
                     self.dense -= (self._batch - self._dense_last) * self._dense_sample
                 self._missing_steps = 0
             case "task.begin" | "task.end":
-                self._in_task, self._batch = event == "task.begin", 0
+                self._in_task, self._batch, self._missing_steps = event == "task.begin", 0, 0
             case "latents.computed" if self.front is not None:
                 passed = figures["samples"] * self.front.costs.forward
                 self.phases["other"] += passed
                 self.paper, self.dense = self.paper + passed, self.dense + passed
             case "ddr.remove":
                 self.samples_removed += figures["removed"]
+
+    def _begin_epoch(self, dense_steps: int, dense_last: int, as_long: bool) -> None:
+        """A dense host makes as many passes as this one, or as many steps (`as_long`): then its passes go their way."""
+        self._dense_last, self._dense_pass = dense_last, dense_steps if as_long else 0
+        if not as_long or self._missing_steps == 0:
+            self._missing_steps = dense_steps
 
     def _begin_step(self, samples: int) -> None:
         self._batch = self._batch or samples
@@ -199,7 +206,7 @@ class Ledger:
         dense_samples = self._dense_last if self._missing_steps == 1 else self._batch
         self.dense += (dense_samples - self._step_samples) * self._dense_sample
         self._last_step_dense = self._step_dense + (self._batch - self._step_samples) * self._dense_sample
-        self._missing_steps -= 1
+        self._missing_steps = self._missing_steps - 1 or self._dense_pass
         self._step_samples = None
 
     @property
@@ -228,6 +235,7 @@ class Ledger:
             "batch": self._batch,
             "missing_steps": self._missing_steps,
             "dense_last": self._dense_last,
+            "dense_pass": self._dense_pass,
             "last_step_dense": self._last_step_dense,
         }
 
@@ -238,7 +246,7 @@ class Ledger:
         self.samples_seen, self.samples_removed = int(state["samples_seen"]), int(state["samples_removed"])
         self._in_task, self._batch = bool(state["in_task"]), int(state["batch"])
         self._missing_steps, self._last_step_dense = int(state["missing_steps"]), int(state["last_step_dense"])
-        self._dense_last = int(state["dense_last"])
+        self._dense_last, self._dense_pass = int(state["dense_last"]), int(state.get("dense_pass", 0))
         self.main.forget()
 
 

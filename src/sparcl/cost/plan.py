@@ -126,7 +126,10 @@ class Forecast:
         self.updates.begin_epoch(epoch, planned)
         self.removal.begin_epoch(epoch, planned)
         dense_steps, dense_batch, dense_last = steps(samples, self.batch_size, self.drop_last)
-        self.ledger("epoch.begin", {"steps": planned, "dense_steps": dense_steps, "dense_last": dense_last})
+        self.ledger(
+            "epoch.begin",
+            {"steps": planned, "dense_steps": dense_steps, "dense_last": dense_last, "dense_as_long": False},
+        )
         while last(length - cursor, batch, self.drop_last):
             asked = self._rank(step)
             length -= self.removal.begin_step(step, cursor, length - cursor)

@@ -64,9 +64,9 @@ def table(rows: list[Row]) -> Table:
         title="Training FLOPs ×10^15, Split CIFAR-10, ResNet-18, 50 epochs",
         caption="(r): recollected, not confirmed in a source. Paper: its convention; executed: every pass that runs.",
     )
-    out.add_column("method")
-    for heading in ("sparsity", "paper, ours", "published", "difference", "executed", "of dense"):
-        out.add_column(heading, justify="right")
+    out.add_column("method", no_wrap=True)
+    for heading in ("sparsity", "paper, ours", "published", "differs", "executed", "of dense"):
+        out.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         out.add_row(
             row.method,

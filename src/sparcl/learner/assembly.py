@@ -187,6 +187,7 @@ class Assembly(Telling):
                 device=self.device,
                 replay_batch_size=replay_batch_size,
                 mask_gradients=self.sparsifier.mask_gradients,
+                scale_gradients=self.sparsifier.scale_gradients,
                 read_replay=self._read_replay,
             )
         )

@@ -7,7 +7,6 @@ was spent. A Learner that is given a pace goes through the same steps with the s
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,8 @@ UNITS = 200
 """Parts that a budget of seconds is told in: a schedule sees it grow by half a percent at a time."""
 
 MOST_STEPS = 2**31 - 1
+MOST_SECONDS = 1e9
+"""Some thirty years."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,14 @@ class Budget:
         """A step was made, and took so long with all that belongs to it.
 
         Raises:
-            ConfigError: the first step alone took more than twice the budget.
+            ConfigError: the first step of all alone took more than twice the budget.
         """
         position.done += 1
         position.seconds += seconds
         if not self.paced or position.replayed:
             return
-        if self.kind == "seconds" and position.done == 1 and seconds > 2 * self.amount:
+        first = position.task == 0 and position.done == 1  # later it is known what a step takes: one may be held up
+        if self.kind == "seconds" and first and seconds > 2 * self.amount:
             raise ConfigError(
                 f"a budget of {self.amount:g} seconds is too little: one step takes {seconds:.3g}; use {seconds:.1g}"
                 " or more"
@@ -156,8 +158,8 @@ def saved_budget(saved: Any) -> dict[str, float]:
 def check_amount(kind: str, amount: float) -> None:
     """Raise ConfigError unless a task can be trained for so many `kind`."""
     if kind == "seconds":
-        if not isinstance(amount, Real) or not 0 < amount < math.inf:
-            raise ConfigError(f"seconds {amount!r:.40} is not allowed; use a number above 0")
+        if not isinstance(amount, Real) or isinstance(amount, bool) or not 0 < amount <= MOST_SECONDS:
+            raise ConfigError(f"seconds {amount!r:.40} is not allowed; use a number above 0, at most {MOST_SECONDS:g}")
     elif not isinstance(amount, int) or isinstance(amount, bool) or amount < 1:
         raise ConfigError(f"{kind} {amount} is not allowed; use 1 or more, a whole number")
     elif amount > MOST_STEPS:

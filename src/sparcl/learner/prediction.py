@@ -75,7 +75,8 @@ def predict(
             answers.append(answer(transform.test(batch), task).cpu())
         except (RuntimeError, ValueError, TypeError, IndexError, ConfigError) as error:
             kind = f"{str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
-            raise DataError(f"the model does not take these inputs, {kind}: {one_line(error)}") from error
+            alone = "" if given.dim() > 3 else " (inputs are [N, ...]: one sample x is x[None])"
+            raise DataError(f"the model does not take these inputs, {kind}{alone}: {one_line(error)}") from error
     logits = torch.cat(answers)
     if columns is not None:
         outside = torch.ones(logits.shape[1], dtype=torch.bool)

@@ -60,7 +60,7 @@ def check_kinds(**parts: object) -> None:
 
 
 def _told(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"{value!r:.40}"
+    return f"the class {value.__name__}" if isinstance(value, type) else f"{' '.join(repr(value).split()):.40}"
 
 
 def check_settings(batch_size: int, replay_batch_size: int | None, seed: int) -> tuple[int, int, int]:
@@ -151,6 +151,8 @@ def _check_model(model: nn.Module) -> None:
         raise ConfigError(
             f"{lazy[0]} of the model has no shape yet (a lazy module): run one batch through the model first"
         )
+    if unset := [name for name, tensor in tensors if tensor.is_meta]:
+        raise ConfigError(f"{unset[0]} of the model holds no numbers (device meta): make the model on one with memory")
     if not any(True for _ in model.parameters()):
         raise ConfigError("the model has no parameters: there is nothing to train")
 

@@ -178,10 +178,10 @@ class Training(Assembly):
             drawn = torch.randperm(len(self.task.train), generator=self.generators.order)
             position.plan(self.sparsifier.keep(drawn), self.batch_size, self.drop_last)
             self.sparsifier.begin_epoch(position.epoch, position.planned_steps)
-        # what a dense host would make of the epoch; under the other budgets it makes as many steps as this one
+        # what a dense host would make of the task; under other budgets than epochs it makes as many steps as this one
         dense_steps, _, dense_last = steps_of_epoch(len(self.task.train), self.batch_size, self.drop_last)
         figures = {"task": position.task, "epoch": position.epoch, "steps": position.planned_steps}
-        dense = {"dense_steps": dense_steps if self.budget.kind == "epochs" else 0, "dense_last": dense_last}
+        dense = {"dense_steps": dense_steps, "dense_last": dense_last, "dense_as_long": self.budget.kind != "epochs"}
         self.tell("epoch.begin", {**figures, **dense})
 
     def _step(self, position: Position) -> None:

@@ -14,7 +14,8 @@ class AGEM(TaskShares):
     """L(D_t), its gradient g projected where it opposes g_ref, the gradient of L(M) (eq. 11):
 
     g̃ = g - min(gᵀg_ref, 0) / (g_refᵀg_ref) · g_ref. Under a sparsifier both gradients are those of the weights that
-    may move. The memory is ours: filled at a task's end, equal random shares for all tasks, up to the buffer's size,
+    may move, and where it scales g before the step, g_ref is scaled here instead: the step does not oppose the past.
+    The memory is ours: filled at a task's end, equal random shares for all tasks, up to the buffer's size,
     and so it holds only past ones. (Mammoth, of the published figures, stores one batch of samples a task.)
     """
 
@@ -37,6 +38,7 @@ class AGEM(TaskShares):
         self.host.model.zero_grad(set_to_none=True)
         self.host.read_replay(reference.backward)
         self.host.mask_gradients()
+        self.host.scale_gradients()  # as g will be, before it moves a weight
         g_ref = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for p, projected in zip(parameters, project(g, g_ref), strict=True):
             p.grad = projected

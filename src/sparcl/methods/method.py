@@ -56,6 +56,7 @@ class Host:
         device: where the training tensors live.
         replay_batch_size: samples drawn from the buffer at a time.
         mask_gradients: clears the parameters' gradients where the sparsifier lets nothing move.
+        scale_gradients: by what the sparsifier makes of the parameters' gradients before they move a weight.
         read_replay: calls what it is given, the backward pass of L(M) where a method makes one of its own after the
             step's (`after_backward`), so that its gradient can be ranked by.
     """
@@ -66,6 +67,7 @@ class Host:
     device: torch.device
     replay_batch_size: int
     mask_gradients: Callable[[], None] = lambda: None
+    scale_gradients: Callable[[], None] = lambda: None
     read_replay: Callable[[Callable[[], None]], None] = lambda backward: backward()
 
 

@@ -18,6 +18,7 @@ from sparcl.nn.dense import dense_model
 from sparcl.nn.from_graph import GraphNetwork
 from sparcl.nn.norm import is_norm_act
 from sparcl.nn.trace import called, layers, place, summands, trace
+from sparcl.whole import is_whole
 
 Node = dict[str, Any]
 LAYERS = "Conv2d, Linear, BatchNorm, ReLU, AvgPool2d, MaxPool2d, AdaptiveAvgPool2d(1), Flatten, sums of two"
@@ -52,6 +53,8 @@ def _check(nodes: list[Node], dense: nn.Module, input_shape: Sequence[int]) -> N
     listed = GraphNetwork(nodes)
     names = listed.state_dict().keys()
     listed.load_state_dict({name: tensor for name, tensor in dense.state_dict().items() if name in names})
+    if not all(is_whole(size, 1, 2**31 - 1) for size in input_shape):
+        raise ConfigError(f"input shape {list(input_shape)!s:.60} is not allowed; use sizes of 1 or more")
     samples = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
@@ -186,10 +189,11 @@ class _Nodes:
         if isinstance(module, nn.AvgPool2d) and (module.ceil_mode, module.divisor_override) == (False, None):
             if _pair(module.padding) == [0, 0]:
                 return self._pool("average_pool", module, name, x)
-            raise ConfigError(f"layer {name} is an average with padding, which a device cannot compute")
-        raise ConfigError(
-            f"layer {name or '(the model)'} is a {type(module).__name__} that no device can compute; allowed: {LAYERS}"
-        )
+            raise ConfigError(
+                f"layer {name or '(a function)'} is an average with padding, which a device cannot compute"
+            )
+        kind = " ".join(repr(module).split())[:100]
+        raise ConfigError(f"layer {name or '(a function)'} is a {kind} that no device can compute; allowed: {LAYERS}")
 
     def _pool(self, op: str, module: nn.MaxPool2d | nn.AvgPool2d, name: str, x: int) -> int:
         size = _pair(module.kernel_size)
@@ -222,8 +226,9 @@ class _Nodes:
     def _norm(self, module: nn.Module, name: str, x: int, residual: int = -1) -> int:
         self._own(module, name)
         layer = cast(Any, module)
-        if layer.weight is None or layer.running_mean is None or layer.momentum is None:
-            raise ConfigError(f"layer {name} is a norm without weights, statistics or momentum: it cannot be exported")
+        for has, what in ((layer.weight, "weights"), (layer.running_mean, "statistics"), (layer.momentum, "momentum")):
+            if has is None:
+                raise ConfigError(f"layer {name} is a norm without {what}: it cannot be exported")
         figures = {"eps": float(layer.eps), "momentum": float(layer.momentum), "channels": layer.num_features}
         return self.add("norm", name, x, **figures, residual=residual, relu=False)
 

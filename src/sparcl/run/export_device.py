@@ -55,6 +55,8 @@ def export_device(
             of them than of logits.
         CheckpointError: the file cannot be written.
     """
+    if not isinstance(transform, Transform):
+        raise ConfigError(f"transform {' '.join(repr(transform).split()):.40} is not allowed; use a streams.Transform")
     _check_device(learner, transform)
     if learner.stream is not None:
         raise ConfigError(

@@ -2,15 +2,15 @@
 
 Every side is a Learner as `sparcl run` makes it, on noise of the stream's shape: method, replay, masks, choices and the
 buffer are real, only the data is not. The sides take turns, a short task each, so that a machine that slows down slows
-all of them down. A step's cost is the median of steps in which no mask moved; what an update of the mask or a choice of
-gradients takes on top is measured apart and charged as often as a task of that length has it.
+all of them down. A step's cost is the median of steps in which no mask moved; what an update of the mask, a choice of
+gradients and the reading of a step's gradients for them take on top is measured apart and charged as often as a task of
+that length has it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,15 +26,18 @@ from sparcl import kernels, methods
 from sparcl.cost.memory import memory
 from sparcl.errors import ConfigError
 from sparcl.learner import Learner
+from sparcl.learner.budget import check_amount
 from sparcl.nn import BFLOAT16, FLOAT32
 from sparcl.run import build
 from sparcl.run.bench import peak_apart
 from sparcl.run.experiment import MOST, Experiment, check_range
 from sparcl.run.resume import settings
+from sparcl.sparsity.collected import MOST_SHARE
 from sparcl.sparsity.dgm import DGM
 from sparcl.sparsity.patterns import PATTERNS, check_block
 from sparcl.sparsity.rigl import UPDATES_AT_LEAST, RigL
-from sparcl.sparsity.tdm import updates_within
+from sparcl.sparsity.sparcl import SparCL
+from sparcl.sparsity.tdm import TDM, updates_within
 from sparcl.streams.batches import steps as steps_of_epoch
 from sparcl.streams.split import from_arrays
 from sparcl.streams.task import Stream, Task
@@ -52,6 +55,12 @@ SHAPES = {
 TURN = 12
 """Steps of a side's turn; the first two of a turn only warm its caches."""
 
+SECOND_EPOCH = 4
+"""Steps more of a turn of SET, whose mask moves after an epoch, which is a turn or less."""
+
+CHOICE_EVERY = 4
+"""Steps between two of DGM's choices while it is timed: a turn has each kind of step, and some of no kind."""
+
 TURNS = 5
 EVALUATED = 256
 SPARSITIES = (0.75, 0.90, 0.95)
@@ -67,7 +76,16 @@ class Side:
     plain: list[float] = field(default_factory=list)
     updates: list[float] = field(default_factory=list)
     choices: list[float] = field(default_factory=list)
+    reads: list[float] = field(default_factory=list)
     evaluation: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        sparsifier = self.learner.sparsifier
+        if not isinstance(sparsifier, SparCL):
+            return
+        sparsifier.dgm.interval = CHOICE_EVERY
+        if sparsifier.ranking == "step":
+            sparsifier.tdm.batches, sparsifier.tdm.collected.budget.share = 1, 1.0
 
     def take_turn(self, task: Task, turn: int) -> None:
         """Learn one short task; from the second turn on the buffer is in use, and steps count."""
@@ -96,7 +114,9 @@ class Side:
 
     def _note(self, seconds: float, events: Sequence[str]) -> None:
         moved = any(e.endswith((".update", ".shrink")) for e in events)
-        (self.updates if moved else self.choices if "dgm.choose" in events else self.plain).append(seconds)
+        chosen, read = "dgm.choose" in events, "importance.passed" in events
+        kind = self.updates if moved else self.choices if chosen else self.reads if read else self.plain
+        kind.append(seconds)
 
     def peak_bytes(self, samples: int) -> int | None:
         """Peak memory of two turns in a process of its own, less that of the imports; None on a GPU."""
@@ -112,8 +132,9 @@ class Side:
 
     def fits(self, seconds: float, samples: int) -> dict[str, Any]:
         """The row: how many steps and epochs fit into so many seconds of a task with so many samples."""
-        step = statistics.median(self.plain)
-        update, choice = (max(0.0, statistics.median(t) - step) if t else 0.0 for t in (self.updates, self.choices))
+        kinds = (self.updates, self.choices, self.reads)
+        step = statistics.median(self.plain or itertools.chain(*kinds))  # a mask may move in every step
+        update, choice, read = (max(0.0, statistics.median(times) - step) if times else 0.0 for times in kinds)
         held = memory(
             self.learner.model, self.learner.optimizer, self.learner.sparsifier.layers, self.learner.method.buffer
         )
@@ -127,6 +148,8 @@ class Side:
             "step_ms": 1000 * step,
             "update_ms": 1000 * update,
             "choice_ms": 1000 * choice,
+            "read_ms": 1000 * read,
+            "read_share": self._read_share(),
             "evaluate_image_ms": 1000 * statistics.median(self.evaluation),
             "parameter_bytes": held["parameter_bytes"],
             "buffer_bytes": held["buffer_bytes"],
@@ -137,12 +160,18 @@ class Side:
         steps = steps_within(seconds, row)
         return {**row, "seconds": seconds, "steps": steps, "epochs": steps / a_pass(row)}
 
+    def _read_share(self) -> float:
+        """What the reading of a step is taken to cost, in steps, where it is decided how many are read; 0: none is."""
+        sparsifier = self.learner.sparsifier
+        return sparsifier.tdm.collected.budget.cost if isinstance(sparsifier, SparCL) else 0.0
+
 
 def steps_within(seconds: float, row: Mapping[str, Any]) -> int:
-    """Steps that fit into so many seconds, by a row's costs; updates of the mask and choices of gradients charged."""
+    """Steps that fit into so many seconds, by a row's costs; updates of the mask, choices and readings charged."""
     steps = 0
     for _ in range(8):  # how often a mask moves depends on how many steps there are
         extra = updates_of(row, steps) * row["update_ms"] + choices_of(row, steps) * row["choice_ms"]
+        extra += reads_of(row, steps) * row.get("read_ms", 0.0)
         steps = max(0, int((1000 * seconds - extra) / row["step_ms"]))
     return steps
 
@@ -168,6 +197,14 @@ def updates_of(row: Mapping[str, Any], steps: int) -> int:
 def choices_of(row: Mapping[str, Any], steps: int) -> int:
     """How often DGM chooses in a task of so many steps."""
     return steps // DGM().interval if row["sparsifier"] == "sparcl" else 0
+
+
+def reads_of(row: Mapping[str, Any], steps: int) -> int:
+    """How many of a task's steps are read for ranking: as many as are asked for, or as many as the task pays for."""
+    if not (cost := row.get("read_share", 0.0)):  # rows of before do not say
+        return 0
+    asked = 1 + choices_of(row, steps) + updates_of(row, steps) * TDM().batches
+    return min(asked, 1 + int(MOST_SHARE * steps / cost))
 
 
 def noise(experiment: Experiment, samples: int) -> Stream:
@@ -199,7 +236,8 @@ def measure(
     stream = noise(first, samples)
     sides = []
     for experiment in experiments:
-        asked = dataclasses.replace(experiment, epochs=None, steps=TURN, max_seconds=None).resolve()
+        steps = TURN + (SECOND_EPOCH if experiment.sparsifier == "set" else 0)
+        asked = dataclasses.replace(experiment, epochs=None, steps=steps, max_seconds=None).resolve()
         sides.append(Side(asked, build.learner(asked, stream)))
     for turn in range(TURNS + 1):
         tell(f"timing {len(sides)} kinds of training in turn: {turn}/{TURNS}")
@@ -268,8 +306,7 @@ def rows_of(
 
 def check_time(seconds: float, samples: int | None) -> None:
     """Raise ConfigError unless a task may have so many seconds and samples."""
-    if not 0 < seconds < math.inf:
-        raise ConfigError(f"seconds {seconds} is not allowed; use a number above 0")
+    check_amount("seconds", seconds)
     if samples is not None:
         check_range("samples", samples, 2, MOST)
 

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -46,10 +47,17 @@ def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 class Progress:
-    """An observer that says where training is: task, epoch, accuracy so far, time left."""
+    """An observer that says where training is: task, epoch, accuracy so far, time left.
 
-    def __init__(self, console: Console, tasks: int, learner: Learner) -> None:
-        self.console, self.tasks, self.learner = console, tasks, learner
+    Args:
+        console: where it is said.
+        samples: training samples of each task: epochs take as long as they have samples, other budgets alike.
+        learner: whose budget and position are told.
+    """
+
+    def __init__(self, console: Console, samples: Sequence[int], learner: Learner) -> None:
+        self.console, self.tasks, self.learner = console, len(samples), learner
+        self._shares = samples if learner.budget.kind == "epochs" else [1] * len(samples)
         self.accuracy = "–"
         self._live: Live | None = None
         self._task = 0
@@ -68,7 +76,7 @@ class Progress:
 
     def resume_at(self, done: float) -> None:
         """Training goes on after so many tasks: what was done before does not count for the time left."""
-        self._resumed_at = done
+        self._resumed_at = self._share(done)
         self._started = time.monotonic()
 
     def __call__(self, event: str, figures: dict[str, Any]) -> None:
@@ -104,20 +112,26 @@ class Progress:
         if not self._due():
             return
         now = self._last
-        done = self._task + figures["spent"]
+        done = self._share(self._task + figures["spent"])
         speed = (done - self._resumed_at) / (now - self._started)
-        left = duration((self.tasks - done) / speed) if speed > 0 else "?"
+        left = duration((1 - done) / speed) if speed > 0 else "?"
         line = (
             f"task {self._task + 1}/{self.tasks}  {self._where(figures)}  loss {float(figures['loss']):.3f}"
             f"  accuracy so far {self.accuracy}  time left {left}"
         )
         self._tell(line)
 
+    def _share(self, tasks: float) -> float:
+        """Of all training, what so many tasks and a part of the next take."""
+        whole = int(tasks)
+        under_way = (tasks - whole) * sum(self._shares[whole : whole + 1])
+        return (sum(self._shares[:whole]) + under_way) / sum(self._shares)
+
     def _tell(self, line: str) -> None:
         if self._live is not None:
             self._live.update(Text(line))
         else:
-            self.console.print(line, highlight=False)
+            self.console.print(line, highlight=False, soft_wrap=True)
 
 
 class Measuring:

@@ -119,6 +119,14 @@ def run_part(loaded: Loaded) -> Mapping[str, Any]:
     return checks.keys(part, PARTS, "the run")
 
 
+def difference(there: Experiment, asked: Experiment, but: Collection[str] = MAY_DIFFER) -> str | None:
+    """The first setting, of others than `but`, in which two experiments differ, in words; None: in none."""
+    for name, value in settings(asked).items():
+        if name not in but and (other := settings(there)[name]) != value:
+            return f"{name} = {other}, but {value} is asked for"
+    return None
+
+
 def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> None:
     """Refuse to go on with other settings than those `saved`.
 

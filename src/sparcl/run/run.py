@@ -17,7 +17,7 @@ from sparcl.checkpoint import Checkpointer, Interval, Loaded, Store, checks
 from sparcl.cost.clock import Clock
 from sparcl.cost.flops import Ledger, left_out
 from sparcl.cost.memory import memory, peak_rss_bytes
-from sparcl.errors import ConfigError, Stopped
+from sparcl.errors import ConfigError, SparclError, Stopped
 from sparcl.methods.buffer import parse_bytes
 from sparcl.run import build, effect, final, fit, pretrained, trackers
 from sparcl.run.console import deserted
@@ -37,6 +37,7 @@ from sparcl.run.resume import (
     check_labels,
     check_same,
     computed_with,
+    difference,
     extent,
     load,
     resumed,
@@ -91,9 +92,7 @@ def execute(
         StopRequest(lambda: deserted(console)) as stop,
     ):
         if directory.used and not resume:
-            raise ConfigError(
-                f"run directory {directory.path} is in use: add --resume to go on, or choose another --out"
-            )
+            raise ConfigError(_taken(directory, experiment))
         loaded = load(directory.checkpoints) if resume else None
         part = None if loaded is None else run_part(loaded)
         if part is not None:
@@ -115,6 +114,18 @@ def execute(
         elif resume:
             console.print(f"no checkpoint in {directory.path}: starting from the beginning", highlight=False)
         return run.execute(resume)
+
+
+def _taken(directory: RunDirectory, experiment: Experiment) -> str:
+    """Why a new run cannot have a directory: what is there."""
+    try:
+        there = Experiment.from_dict(read_toml(directory.config), str(directory.config)).resolve()
+    except SparclError:  # another's, or stopped before its settings were written
+        return f"run directory {directory.path} is in use: add --resume to go on, or choose another --out"
+    if (told := difference(there, experiment)) is not None:
+        return f"run directory {directory.path} holds a run with {told}; choose another --out"
+    state = "finished" if directory.finished else "begun before"
+    return f"run directory {directory.path} holds this run, {state}: add --resume, or choose another --out"
 
 
 def _finished(directory: RunDirectory, ran: Experiment, console: Console, track: Sequence[str]) -> dict[str, Any]:
@@ -154,7 +165,7 @@ class Run:
             console.print(told + ("" if len(unseen) <= 5 else f" and {len(unseen) - 5} more"), highlight=False)
         self.clock = Clock()
         self.matrix = AccuracyMatrix(len(stream), answers_unseen=self.learner.method.answers_unseen)
-        self.progress = Progress(console, len(self.training_stream), self.learner)
+        self.progress = Progress(console, [len(t.train) for t in self.training_stream.tasks], self.learner)
         self.stop, self.store = stop, Store(directory.checkpoints)
         self.losses = LossCurve(self._note)
         self.masks = MaskTrace(self.learner, self._note)
@@ -267,10 +278,15 @@ class Run:
         self._checkpoint()
 
     def _checkpoint(self) -> Path:
-        """Write everything that is needed to go on from here."""
-        self.directory.check_ours()
+        """Write everything that is needed to go on from here; it is no time of training."""
+        with self.clock.paused():
+            self.directory.check_ours()
+            return self.store.save(self.learner.steps, {**self.learner.checkpoint_state(), "run": self._counted()})
+
+    def _counted(self) -> dict[str, Any]:
+        """What the run, beside the Learner, needs to go on from here."""
         events = self.log.sync()
-        run = {
+        return {
             "experiment": settings(self.experiment),
             "fingerprint": self.stream.fingerprint,
             "ledger": self.ledger.state_dict(),
@@ -284,7 +300,6 @@ class Run:
             "peak_rss_bytes": max(self.peak_rss_bytes, peak_rss_bytes() or 0),
             "computed_with": computed_with(),
         }
-        return self.store.save(self.learner.steps, {**self.learner.checkpoint_state(), "run": run})
 
     def _evaluate(self, log: EventLog) -> None:
         accuracy = self.learner.evaluate(self.stream.tasks)

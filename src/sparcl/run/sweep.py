@@ -39,6 +39,7 @@ from sparcl.run.experiment import Experiment
 from sparcl.run.launch import Job, Launcher, Outcome
 from sparcl.run.progress import duration, updates_in_place
 from sparcl.run.record import RunDirectory, write_atomically
+from sparcl.run.resume import difference
 from sparcl.run.toml import read_toml
 from sparcl.scenarios import told_first
 from sparcl.streams import reads_data
@@ -50,6 +51,9 @@ IN_NAME = ("stream", "method", "sparsifier", "sparsity", "pattern", "seed")
 
 INCIDENTAL = ("data", "init", "threads", "layer_choice", "pace", "device")
 """Settings in which a finished run may differ from what the file asks for: where, not what."""
+
+ALIKE = 3
+"""Runs at a sweep's beginning that fail for one reason, until the others are not tried."""
 
 WORK = ".sweep"
 """The folder beside the runs that holds the settings given to each process, and what it printed."""
@@ -161,7 +165,8 @@ def execute(cells: list[Cell], out: Path, launcher: Launcher, console: Console) 
     """Run every cell that is not finished under `out` and return those that failed.
 
     Raises:
-        ConfigError: before the first run, if a directory holds a run with other settings, or `out` cannot be used.
+        ConfigError: before the first run, if a directory holds a run with other settings, or `out` cannot be used;
+            after `ALIKE` that failed for the same reason, and none before them did not.
     """
     for cell in cells:
         _check_directory(out / cell.name, cell.experiment)
@@ -194,6 +199,10 @@ def execute(cells: list[Cell], out: Path, launcher: Launcher, console: Console) 
             else:
                 failed.append(outcome)
                 progress.failed(outcome.job.name, outcome.reason)
+                left = len(to_run) - progress.ended
+                alike = len(failed) == progress.ended == ALIKE and len({o.reason for o in failed}) == 1
+                if alike and left:  # none will do better: data that is not there, say
+                    raise ConfigError(f"the first {ALIKE} runs failed alike: {outcome.reason}; {left} were not begun")
 
         launcher.run(jobs, progress.started, done)
     if failed:
@@ -217,14 +226,10 @@ def _check_directory(directory: Path, experiment: Experiment) -> None:
     if not config.exists():
         return
     try:
-        existing = dataclasses.asdict(Experiment.from_dict(read_toml(config), str(config)).resolve())
+        existing = Experiment.from_dict(read_toml(config), str(config)).resolve()
     except SparclError as error:
         raise ConfigError(f"{directory} holds something else: {error}; choose another --out") from None
-    wanted = dataclasses.asdict(experiment)
-    differs = [k for k in wanted if k not in INCIDENTAL and existing[k] != wanted[k]]
-    if differs:
-        key = differs[0]
-        told = f"{key} = {existing[key]}, but {wanted[key]} is asked for"
+    if (told := difference(existing, experiment, INCIDENTAL)) is not None:
         raise ConfigError(f"{directory} holds a run with {told}; choose another --out")
 
 

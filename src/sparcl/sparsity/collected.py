@@ -28,14 +28,14 @@ BACKWARD = 2 / 3
 
 
 class Allowance:
-    """How much ranking a task's steps pay for: `MOST_SHARE` of those begun, but always one step's worth of gradients.
+    """How much ranking a task's steps pay for: `share` of those begun, but always one step's worth of gradients.
 
     What a step that is read costs follows from the samples that pass back once more, so that it is the same wherever
     and however fast a run is.
     """
 
     def __init__(self) -> None:
-        self.cost = 0.0
+        self.share, self.cost = MOST_SHARE, 0.0
         self.begin_task()
 
     def begin_task(self) -> None:
@@ -43,7 +43,7 @@ class Allowance:
 
     def allows(self) -> bool:
         """Whether the present step, of which `steps` went before, may be read."""
-        return self.reads == 0 or self.spent + self.cost <= MOST_SHARE * (self.steps + 1)
+        return self.reads == 0 or self.spent + self.cost <= self.share * (self.steps + 1)
 
     def pay(self, extra: int, samples: int) -> None:
         """A step was read: `extra` samples passed back beside the `samples` that it passes forward and back."""

@@ -155,8 +155,11 @@ class SparCL(Sparsifier):
         self.ddr.after_forward(ids, logits, labels)
 
     def after_backward(self) -> None:
-        self.tdm.scale_gradients()
+        self.scale_gradients()
         self.dgm.after_backward()  # masks and freezes for TDM as well: both act on the same layers
+
+    def scale_gradients(self) -> None:
+        self.tdm.scale_gradients()
 
     def after_step(self) -> None:
         self.dgm.after_step()

@@ -143,6 +143,9 @@ class Sparsifier(Recorded):
         for layer in self.layers:
             layer.mask_gradient()
 
+    def scale_gradients(self) -> None:
+        """By what `after_backward` makes of them, where it does."""
+
     def after_step(self) -> None:
         """The optimizer has moved."""
 

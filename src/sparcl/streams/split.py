@@ -271,6 +271,8 @@ def _as_tensor(array: Any, what: str, needed: str) -> Tensor:
     if values.dtype.kind not in "biuf":
         raise DataError(f"{what} have dtype {values.dtype}: {needed}")
     if values.dtype.kind == "u" and values.dtype.itemsize > 1:  # torch has few operations for these
+        if values.size and int(values.max()) > np.iinfo(np.int64).max:
+            raise DataError(f"{what} hold numbers of 2^63 and more: {needed}")
         values = values.astype(np.int64)
     if values.dtype.kind == "f" and values.dtype.itemsize > 8:
         values = values.astype(np.float64)
@@ -295,6 +297,9 @@ def stored(array: Any, what: str) -> Inputs:
     return Lazy(Mapped(array), what)
 
 
+EXACT = 2**24
+"""Whole numbers below it are float32's, each."""
+
 _INPUTS = "allowed are uint8, other integers and floating point"
 
 
@@ -307,7 +312,13 @@ def as_inputs(array: ArrayLike, what: str) -> Tensor:
         return inputs
     if inputs.is_complex():
         raise DataError(f"{what} inputs are {inputs.dtype}: {_INPUTS}")
+    whole = not inputs.is_floating_point()
     inputs = inputs.to(torch.float32)  # integers of a sensor as they are: their scale is the transform's
+    if whole and (most := float(inputs.abs().max())) >= EXACT:
+        raise DataError(
+            f"{what} inputs hold whole numbers up to {most:.6g}, and are kept as float32, which tells those below"
+            f" {EXACT:,} apart: give them scaled, as floating point"
+        )
     finite = torch.isfinite(inputs).flatten(1).all(1)
     if not bool(finite.all()):
         first = int(torch.nonzero(~finite)[0])
@@ -323,7 +334,10 @@ def as_labels(array: Any, what: str) -> Tensor:
         raise DataError(f"{what} labels are {labels.dtype} of shape {tuple(labels.shape)}: {needed}")
     if len(labels) == 0:
         raise DataError(f"there are no {what} labels: there must be one for each input")
-    return labels.to("cpu", torch.int64)
+    numbers = labels.to("cpu", torch.int64)
+    if labels.dtype == torch.uint64 and bool((numbers < 0).any()):
+        raise DataError(f"{what} labels hold numbers of 2^63 and more: {needed}")
+    return numbers
 
 
 def check_labels(labels: Tensor, what: str, names: Mapping[int, str], *, all_needed: bool = True) -> None:
