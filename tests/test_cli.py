@@ -285,7 +285,10 @@ def test_an_option_overrides_the_file_also_with_no(tmp_path, monkeypatch, option
 
 def test_a_used_directory_is_refused_and_a_finished_one_stays(capsys, finished):
     before = {p.name: p.read_bytes() for p in finished.iterdir() if p.is_file()}
-    assert "--resume" in refused(capsys, "run", "seq-digits", *QUICK, "--out", str(finished))
+    again = ("run", "seq-digits", *QUICK, "--backend", "reference", "--out", str(finished))
+    assert refused(capsys, *again).endswith("holds this run, finished: add --resume, or choose another --out")
+    told = "holds a run with seed = 0, but 5 is asked for; choose another --out"
+    assert refused(capsys, *again, "--seed", "5").endswith(told)
     assert _main(["run", "seq-digits", *QUICK, "--backend", "reference", "--out", str(finished), "--resume"]) == 0
     assert before == {p.name: p.read_bytes() for p in finished.iterdir() if p.is_file()}
 

@@ -45,6 +45,9 @@ def test_no_checkpoint_is_none_and_an_empty_store(tmp_path: Path) -> None:
         assert Store(place).empty
         with pytest.raises(CheckpointError, match="holds no checkpoint"):
             open_folder(place)
+    (tmp_path / "checkpoint").mkdir()  # a run's directory
+    with pytest.raises(CheckpointError, match=rf"holds no checkpoint .*; {tmp_path / 'checkpoint'} may$"):
+        open_folder(tmp_path)
 
 
 @pytest.mark.parametrize("name", [files.MANIFEST, files.STATE, files.TENSORS])
