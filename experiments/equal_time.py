@@ -114,7 +114,7 @@ STAGES: tuple[tuple[int, int, list[dict[str, Any]], tuple[float, ...], range], .
     (11, 32, MORE[:3], (1, 2), SEEDS),
     (12, 32, ER_RATES, (2,), range(3)),
     (12, 32, SMALL, (1, 2), SEEDS),
-    (12, 32, SMALLER, (1, 2), SEEDS),
+    (12, 32, SMALLER, (1, 2), range(3)),
     (13, 32, MORE_RIVALS, (1, 2), SEEDS),
     (14, 32, MORE[:3], (4,), SEEDS),
     (15, 32, MORE_RIVALS, (4,), SEEDS),
@@ -170,7 +170,7 @@ def cost_of(row: dict[str, Any], costs: list[dict[str, Any]]) -> dict[str, Any] 
 
 
 def steps(row: dict[str, Any], budget: float, costs: list[dict[str, Any]]) -> int | None:
-    """Steps of `row` in the time of `budget` dense epochs, updates and choices charged; None: it was not measured."""
+    """Steps of `row` in the time of `budget` dense epochs, by all that was measured of it; None: nothing was."""
     own, dense = cost_of(row, costs), cost_of(MAIN[0], costs)
     assert dense is not None
     return None if own is None else job.steps_within(budget * A_PASS * dense["step_ms"] / 1000, own)
