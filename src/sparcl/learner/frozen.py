@@ -88,7 +88,8 @@ def named(model: nn.Module, freeze: str | Sequence[str]) -> tuple[str, ...]:
         raise ConfigError(f"freeze {freeze!r:.40} is not allowed; use names or shell patterns of modules")
     patterns = [part.strip() for part in freeze.split(",")] if isinstance(freeze, str) else list(freeze)
     modules = [name for name, _ in model.named_modules() if name]
-    allowed = ", ".join(list(dict(model.named_children()))[:MOST_NAMED]) or "none, the model has no parts"
+    parts = [*_several(model), *dict(model.named_children())]
+    allowed = ", ".join(parts[:MOST_NAMED]) or "none, the model has no parts"
     told = f"allowed are names or shell patterns of modules: {allowed}, and what is inside them"
     wanted: set[str] = set()
     for pattern in _spelled_out(model, patterns):
@@ -104,9 +105,15 @@ def named(model: nn.Module, freeze: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _spelled_out(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Names that a network has for several of its modules in their place."""
-    parts: Mapping[str, Sequence[str]] = getattr(model, "parts", {})
+    """What names several modules, with their own names in its place."""
+    parts = _several(model)
     return [name for pattern in patterns for name in parts.get(pattern, (pattern,))]
+
+
+def _several(model: nn.Module) -> Mapping[str, Sequence[str]]:
+    """Names that a network has for several of its modules."""
+    parts: Mapping[str, Sequence[str]] = getattr(model, "parts", {})
+    return parts
 
 
 def _inside(name: str, others: set[str]) -> bool:

@@ -56,7 +56,10 @@ def _of_file(path: Path) -> Answering:
     except CheckpointError as error:
         if "is no sparcl model" not in str(error):
             raise
-        raise CheckpointError(f"{path} is no run directory and no device's file: name one of them first") from None
+        why = str(error).rpartition(": ")[2]
+        raise CheckpointError(
+            f"{path} is no run directory and no device's file, or not all of one ({why}): name one of them first"
+        ) from None
     with checks.refusing(f"{path}: what it says of itself"):
         known = described(_data(model), path)
         kind = _method(model)

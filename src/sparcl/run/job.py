@@ -249,9 +249,9 @@ def measure(
         "isa": kernels.isa() if kernels.available() else None,
     }
     shared = {"stream": first.stream, "model": first.model, "width": first.width}
-    tell("measuring memory, each row in a process of its own")
     rows = [{**side.fits(seconds, samples), **shared, **where} for side in sides]
-    for side, row in zip(sides, rows, strict=True):
+    for number, (side, row) in enumerate(zip(sides, rows, strict=True)):
+        tell(f"measuring memory, each row in a process of its own: {number}/{len(rows)}")
         try:
             row["peak_bytes"] = side.peak_bytes(samples)
         except ConfigError as error:  # what was timed is not lost for it

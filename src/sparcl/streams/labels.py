@@ -128,7 +128,7 @@ def cut(n_classes: int, classes_per_task: ClassesPerTask) -> list[tuple[int, ...
         if not is_whole(classes_per_task) or classes_per_task not in divisors:
             raise DataError(
                 f"{n_classes} classes do not split into tasks of {classes_per_task}: allowed are"
-                f" {', '.join(map(str, divisors))}, and a list that adds up to {n_classes}"
+                f" {', '.join(map(str, divisors))}, and a list that adds up to {n_classes} (classes per task)"
             )
         sizes = [int(classes_per_task)] * (n_classes // int(classes_per_task))
     else:
