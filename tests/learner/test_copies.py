@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from nn.native import needs_native
 from toys import Net, blobs, make_learner
 
 from sparcl import Learner, methods
@@ -25,7 +26,7 @@ def test_a_copy_saves_its_own_state(tmp_path: Path) -> None:
     assert Learner.load(tmp_path, Net()).steps == copied.steps - copied.steps % 3 > learner.steps
 
 
-@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
 def test_a_copy_and_its_original_go_on_to_the_same_bits_and_leave_each_other_alone(backend: str) -> None:
     learner, (first, second) = make_learner(backend=backend, average=0.2), blobs()
     learner.learn(first)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from nn.native import needs_native
 from torch import Tensor, nn
 from toys import Net, blobs, make_learner
 
@@ -31,7 +32,10 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("options", [{}, {"micro_batch": 4}, {"sparsifier": None}, {"backend": "native"}])
+NATIVE = pytest.param({"backend": "native"}, marks=needs_native)
+
+
+@pytest.mark.parametrize("options", [{}, {"micro_batch": 4}, {"sparsifier": None}, NATIVE])
 @pytest.mark.parametrize(("change", "given"), CHANGES)
 def test_it_is_one_line_and_may_be_mended(change: Any, given: str, options: dict[str, Any]) -> None:
     model = Auxiliary(change)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nn.native import needs_native
 
 from sparcl.main import _main
 from sparcl.run import bench, build, job
@@ -85,6 +86,7 @@ def test_every_row_is_there_once(options: dict[str, Any], rows: list[Any]) -> No
         assert [(row.sparsifier, row.sparsity, row.pattern) for row in made] == rows
 
 
+@needs_native
 def test_activations_are_of_the_sparse_rows() -> None:
     base = {"stream": "seq-cifar10", "width": 4, "threads": 1}
     rows = job.rows_of(base, ["sparcl"], [0.9], ["unstructured"], 4, "bfloat16")
