@@ -80,6 +80,7 @@ class Side:
     evaluation: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        """What comes every 30 steps, and what a short task does not pay for, comes often enough to be timed apart."""
         sparsifier = self.learner.sparsifier
         if not isinstance(sparsifier, SparCL):
             return
