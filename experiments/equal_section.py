@@ -163,22 +163,22 @@ def _wider(table: Table) -> list[str]:
 
 def _halved(table: Table) -> list[str]:
     """Smaller batches in the same time: each row above itself, and what is sparse above what is dense."""
-    lines = []
-    for budget, cell in table.of(**SMALLER[0]).items():
-        beside = [(f"batch {n}", table.of(**row).get(budget)) for n, row in ((32, MAIN[0]), (16, SMALL[0]))]
-        told = "; ".join(f"above {n} {_apart(cell, other)}" for n, other in beside if other and _both(cell, other))
-        lines += [f"- Budget {budget}, {_name(SMALLER[0])}: {told}."] if told else []
-    dense = table.of(**SMALL[0])
-    for whole, row in zip(MAIN, SMALL, strict=False):
-        for budget, cell in table.of(**row).items():
-            beside = [("batch 32", table.of(**whole).get(budget))]
-            beside += [("dense, batch 16", dense.get(budget))] if row is not SMALL[0] else []
-            told = "; ".join(
-                f"above {name} {_apart(cell, other)}" for name, other in beside if other and _both(cell, other)
-            )
-            lines += [f"- Budget {budget}, {_name(row)}: {told}."] if told else []
+    at_32, at_16 = ("batch 32", MAIN[0]), ("batch 16", SMALL[0])
+    lines = _above(table, SMALLER[0], at_32, at_16) + _above(table, SMALL[0], at_32)
+    for whole, row in zip(MAIN[1:], SMALL[1:], strict=False):
+        lines += _above(table, row, ("batch 32", whole), ("dense, batch 16", SMALL[0]))
     head = "Batches of 16 and 8 in place of 32, replay's too, so about twice and four times the steps (Class-IL):"
     return ["", head, "", *lines] if lines else []
+
+
+def _above(table: Table, row: Row, *beside: tuple[str, Row]) -> list[str]:
+    """A row against others, by what they are called, at each budget where two runs or more stand on both sides."""
+    lines = []
+    for budget, cell in table.of(**row).items():
+        others = [(name, table.of(**other).get(budget)) for name, other in beside]
+        told = [f"above {name} {_apart(cell, other)}" for name, other in others if other and _both(cell, other)]
+        lines += [f"- Budget {budget}, {_name(row)}: {'; '.join(told)}."] if told else []
+    return lines
 
 
 def _both(a: Cell, b: Cell) -> bool:

@@ -72,6 +72,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
+def shown(value: object, most: int = 40) -> str:
+    """A value as a message shows it: within one line, at most so many characters."""
+    return " ".join(repr(value).split())[:most]
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: PyTorch says so by a plain RuntimeError on the CPU."""
     return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)

@@ -158,12 +158,17 @@ def saved_budget(saved: Any) -> dict[str, float]:
 def check_amount(kind: str, amount: float) -> None:
     """Raise ConfigError unless a task can be trained for so many `kind`."""
     if kind == "seconds":
-        if not isinstance(amount, Real) or isinstance(amount, bool) or not 0 < amount <= MOST_SECONDS:
-            raise ConfigError(f"seconds {amount!r:.40} is not allowed; use a number above 0, at most {MOST_SECONDS:g}")
+        check_seconds(kind, amount)
     elif not isinstance(amount, int) or isinstance(amount, bool) or amount < 1:
         raise ConfigError(f"{kind} {amount} is not allowed; use 1 or more, a whole number")
     elif amount > MOST_STEPS:
         raise ConfigError(f"{kind} {amount} is not allowed; use {MOST_STEPS} or less")
+
+
+def check_seconds(label: str, seconds: float) -> None:
+    """Raise ConfigError unless a task can be trained for so long; `label` is what it is called there."""
+    if not isinstance(seconds, Real) or isinstance(seconds, bool) or not 0 < seconds <= MOST_SECONDS:
+        raise ConfigError(f"{label} {seconds!r:.40} is not allowed; use a number above 0, at most {MOST_SECONDS:g}")
 
 
 def check_pace(pace: Sequence[Sequence[int]], error: type[ConfigError | CheckpointError] = ConfigError) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparcl.errors import ConfigError, one_line
+from sparcl.errors import ConfigError, one_line, shown
 from sparcl.folders import folder_at
 from sparcl.methods import METHODS
 from sparcl.methods.method import Method, RehearsalMethod
@@ -60,7 +60,7 @@ def check_kinds(**parts: object) -> None:
 
 
 def _told(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"{' '.join(repr(value).split()):.40}"
+    return f"the class {value.__name__}" if isinstance(value, type) else shown(value)
 
 
 def check_settings(batch_size: int, replay_batch_size: int | None, seed: int) -> tuple[int, int, int]:

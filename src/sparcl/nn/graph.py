@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparcl.errors import ConfigError, one_line, out_of_memory
+from sparcl.errors import ConfigError, one_line, out_of_memory, shown
 from sparcl.nn.dense import dense_model
 from sparcl.nn.from_graph import GraphNetwork
 from sparcl.nn.norm import is_norm_act
@@ -192,8 +192,9 @@ class _Nodes:
             raise ConfigError(
                 f"layer {name or '(a function)'} is an average with padding, which a device cannot compute"
             )
-        kind = " ".join(repr(module).split())[:100]
-        raise ConfigError(f"layer {name or '(a function)'} is a {kind} that no device can compute; allowed: {LAYERS}")
+        raise ConfigError(
+            f"layer {name or '(a function)'} is a {shown(module, 100)} that no device can compute; allowed: {LAYERS}"
+        )
 
     def _pool(self, op: str, module: nn.MaxPool2d | nn.AvgPool2d, name: str, x: int) -> int:
         size = _pair(module.kernel_size)

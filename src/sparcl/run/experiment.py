@@ -14,7 +14,7 @@ from typing import Any
 
 from sparcl import methods, named
 from sparcl.errors import LARGEST, ConfigError, unknown
-from sparcl.learner.budget import MOST_SECONDS, check_pace
+from sparcl.learner.budget import check_pace, check_seconds
 from sparcl.learner.latents import KINDS
 from sparcl.learner.refusals import MOST_SEED
 from sparcl.learner.schedule import CONSTANT, check_clip, check_warmup, parse
@@ -167,10 +167,8 @@ class Experiment:
                 raise ConfigError(f"{label} '{path}' is not allowed; use one that is text in UTF-8 (LC_ALL=C.UTF-8)")
         if self.init_sha256 is not None and self.init is None:
             raise ConfigError("init_sha256 goes with init, the file that it is of")
-        if self.max_seconds is not None and not 0 < self.max_seconds <= MOST_SECONDS:
-            raise ConfigError(
-                f"max seconds {self.max_seconds!r:.40} is not allowed; use a number above 0, at most {MOST_SECONDS:g}"
-            )
+        if self.max_seconds is not None:
+            check_seconds("max seconds", self.max_seconds)
         check_pace(self.pace)
         if self.max_memory is not None:
             parse_bytes(self.max_memory, "max memory")

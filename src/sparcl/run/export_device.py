@@ -15,7 +15,7 @@ from sparcl import outputs, streams
 from sparcl.checkpoint import disk, model_file
 from sparcl.checkpoint.files import safetensors_parts
 from sparcl.checkpoint.store import Store, open_folder
-from sparcl.errors import CheckpointError, ConfigError, unknown
+from sparcl.errors import CheckpointError, ConfigError, shown, unknown
 from sparcl.learner import Learner
 from sparcl.learner.classes import check_names
 from sparcl.learner.micro import MICRO_BATCH
@@ -56,7 +56,7 @@ def export_device(
         CheckpointError: the file cannot be written.
     """
     if not isinstance(transform, Transform):
-        raise ConfigError(f"transform {' '.join(repr(transform).split()):.40} is not allowed; use a streams.Transform")
+        raise ConfigError(f"transform {shown(transform)} is not allowed; use a streams.Transform")
     _check_device(learner, transform)
     if learner.stream is not None:
         raise ConfigError(

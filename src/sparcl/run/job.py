@@ -26,7 +26,7 @@ from sparcl import kernels, methods
 from sparcl.cost.memory import memory
 from sparcl.errors import ConfigError
 from sparcl.learner import Learner
-from sparcl.learner.budget import check_amount
+from sparcl.learner.budget import check_seconds
 from sparcl.nn import BFLOAT16, FLOAT32
 from sparcl.run import build
 from sparcl.run.bench import peak_apart
@@ -307,7 +307,7 @@ def rows_of(
 
 def check_time(seconds: float, samples: int | None) -> None:
     """Raise ConfigError unless a task may have so many seconds and samples."""
-    check_amount("seconds", seconds)
+    check_seconds("seconds", seconds)
     if samples is not None:
         check_range("samples", samples, 2, MOST)
 

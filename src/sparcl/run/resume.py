@@ -121,9 +121,10 @@ def run_part(loaded: Loaded) -> Mapping[str, Any]:
 
 def difference(there: Experiment, asked: Experiment, but: Collection[str] = MAY_DIFFER) -> str | None:
     """The first setting, of others than `but`, in which two experiments differ, in words; None: in none."""
+    known = settings(there)
     for name, value in settings(asked).items():
-        if name not in but and (other := settings(there)[name]) != value:
-            return f"{name} = {other}, but {value} is asked for"
+        if name not in but and known[name] != value:
+            return f"{name} = {known[name]}, but {value} is asked for"
     return None
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sparcl.errors import ConfigError, DataError
+from sparcl.errors import ConfigError, DataError, shown
 from sparcl.streams.task import Name
 from sparcl.whole import is_whole
 
@@ -35,7 +35,7 @@ def by_name(y: Labels, what: str) -> list[Name]:
     labels = [int(k) if isinstance(k, np.integer) else str(k) if isinstance(k, np.str_) else k for k in values]
     for k in labels:
         if not isinstance(k, str | int) or isinstance(k, bool):
-            raise DataError(f"{what} label {' '.join(repr(k).split())[:40]} is a {type(k).__name__}: {needed}")
+            raise DataError(f"{what} label {shown(k)} is a {type(k).__name__}: {needed}")
     return labels
 
 
