@@ -177,6 +177,20 @@ def test_what_is_no_task_is_refused_in_one_line(x: Any, y: Any, message: str) ->
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("first", "second"), [(7, "7"), ("7", 7)])
+def test_a_class_is_written_in_one_way(first: Any, second: Any) -> None:
+    """As strings from a table and as numbers from a program: two columns for one class."""
+    x, _ = pictures("cat", each=4)
+    learner = make(epochs=1)
+    learner.learn(streams.make_task(x, [first] * 4))
+    for meets in (lambda: learner.learn(streams.make_task(x, [second] * 4)), lambda: learner.observe(x, [second] * 4)):
+        with pytest.raises(DataError, match="there is a class 7 and a class '7': one class must be written in one way"):
+            meets()
+    assert learner.classes.names == [first]
+    with pytest.raises(ConfigError, match="one class must be written in one way"):
+        make(classes=(0, first, second))
+
+
 def test_integers_of_a_sensor_become_floats_as_they_are() -> None:
     arrived = streams.make_task(np.array([[-300, 5], [7, 8]], dtype=np.int16), ["a", "b"])
     assert arrived.train.inputs.tolist() == [[-300.0, 5.0], [7.0, 8.0]]

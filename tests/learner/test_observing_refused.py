@@ -61,6 +61,7 @@ def test_settings_that_need_borders_are_refused(make: Callable[[], Learner], sai
         (torch.full((2, 2, 6, 6), float("nan")), [0, 1], "NaN or infinite"),
         (torch.zeros(3, 5, 6, 6), [0, 1, 2], "the model does not take|must agree"),
         (torch.zeros(2, 6, 6), "cat", "arriving labels have dtype"),
+        (torch.zeros(3, 2, 6, 6), 1, r"y is one label, so x of shape \[3, 2, 6, 6\] is one sample; for N samples"),
     ],
 )
 def test_bad_samples_are_refused_and_nothing_is_lost(x: Any, y: Any, said: str) -> None:

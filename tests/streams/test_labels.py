@@ -60,7 +60,7 @@ def test_class_names_say_the_order_of_strings() -> None:
     [
         ([1.5, 2.0, 1.0], "integers of shape"),
         ([[1, 0], [0, 1]], "integers of shape"),
-        ([1, "1", 2], "there is a label 1 and a label '1'"),
+        ([1, "1", 2], "there is a class 1 and a class '1'"),
         (["a", None], "None is a NoneType"),
     ],
 )

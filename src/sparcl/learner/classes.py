@@ -22,6 +22,7 @@ from sparcl.methods.respond import classifier
 from sparcl.nn.layers import AVERAGE, elementwise_state, fresh_state, prunable_names
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.checked import by_name
+from sparcl.streams.labels import check_written_once
 from sparcl.streams.task import Name, Samples, Task
 
 MOST_CLASSES = 1 << 20
@@ -68,6 +69,7 @@ class Classes:
             allowed = ", ".join(name for name, kind in METHODS.items() if kind.grows)
             raise ConfigError(f"method {method.name} needs all classes beforehand; these follow new ones: {allowed}")
         check_names(self.names, ConfigError)
+        check_written_once(self.names, ConfigError)
         head = self._head()
         self._check_trained()
         if self.names and head.out_features != len(self.names):
@@ -92,7 +94,8 @@ class Classes:
 
         Raises:
             ConfigError: the head does not grow, and the names are not those of its columns; or it grows and is frozen.
-            DataError: a task of columns without names, for a head that grows by names.
+            DataError: a task of columns without names, for a head that grows by names; a new name is written as one
+                that is known, the one a number and the other a string.
         """
         if not getattr(task, "names", ()):
             if not self.grows:
@@ -113,6 +116,8 @@ class Classes:
                 f"class {new[0]!r} is new, but the number of logits is fixed ({known}): use Learner(..., classes=())"
             )
         names = [*self.names, *new]
+        if new:
+            check_written_once(names, DataError)
         if len(names) > MOST_CLASSES:
             raise DataError(f"{len(names)} classes are too many; at most {MOST_CLASSES} are allowed")
         column = torch.tensor([names.index(name) for name in task.names])

@@ -111,10 +111,17 @@ class Observing(Training):
 
     def _arrived(self, x: ArrayLike, y: Labels | Name, transform: Transform) -> tuple[Task, list[Name]]:
         """What came, as a task in the Learner's columns, all of which count as its classes; and the new names."""
-        if isinstance(y, str | int | np.generic) or getattr(y, "ndim", 1) == 0:  # one sample
-            one: Any = x if isinstance(x, Tensor) else np.asarray(x)
-            label: Any = y.item() if isinstance(y, Tensor | np.ndarray | np.generic) else y
-            x, y = one[None], [label]
+        if not isinstance(y, str | int | np.generic) and getattr(y, "ndim", 1) > 0:
+            return self._bound_to_columns(x, y, transform)
+        one: Any = x if isinstance(x, Tensor) else np.asarray(x)
+        label: Any = y.item() if isinstance(y, Tensor | np.ndarray | np.generic) else y
+        try:
+            return self._bound_to_columns(one[None], [label], transform)
+        except (ConfigError, DataError) as error:
+            told = f"y is one label, so x of shape {list(one.shape)} is one sample; for N samples give N labels"
+            raise type(error)(f"{error} ({told})") from None
+
+    def _bound_to_columns(self, x: ArrayLike, y: Labels, transform: Transform) -> tuple[Task, list[Name]]:
         if self.classes.grows:
             task, new = self.classes.bind(make_task(x, y, transform=transform), self.learned)
             self._columns(task)  # the model takes them

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,10 +53,16 @@ def classes_of(labels: Sequence[Name]) -> list[Name]:
         DataError: a number and a string that are written alike.
     """
     names = list(dict.fromkeys(labels))
-    if len({str(name) for name in names}) < len(names):
-        twice = next(name for name in names if isinstance(name, int) and str(name) in names)
-        raise DataError(f"there is a label {twice} and a label '{twice}': one class must be written in one way")
+    check_written_once(names, DataError)
     return sorted(names, key=int) if all(isinstance(name, int) for name in names) else names
+
+
+def check_written_once(names: Collection[Name], error: type[DataError] | type[ConfigError]) -> None:
+    """Raise `error` if a number is among the names of classes as a string, too."""
+    strings = {name for name in names if isinstance(name, str)}
+    twice = next((name for name in names if isinstance(name, int) and str(name) in strings), None)
+    if twice is not None:
+        raise error(f"there is a class {twice} and a class '{twice}': one class must be written in one way")
 
 
 def places(labels: Sequence[Name], names: Sequence[Name], what: str) -> Tensor:
