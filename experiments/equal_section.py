@@ -162,11 +162,12 @@ def _wider(table: Table) -> list[str]:
 
 
 def _halved(table: Table) -> list[str]:
-    """Smaller batches in the same time: each row above itself, and what is sparse above what is dense."""
+    """Smaller batches in the same time: each row above itself, what is sparse above dense, SparCL above static."""
     at_32, at_16 = ("batch 32", MAIN[0]), ("batch 16", SMALL[0])
     lines = _above(table, SMALLER[0], at_32, at_16) + _above(table, SMALL[0], at_32)
     for whole, row in zip(MAIN[1:], SMALL[1:], strict=False):
-        lines += _above(table, row, ("batch 32", whole), ("dense, batch 16", SMALL[0]))
+        rivals = [("dense, batch 16", SMALL[0]), ("static, batch 16", SMALL[2])]
+        lines += _above(table, row, ("batch 32", whole), *(rival for rival in rivals if rival[1] is not row))
     head = "Batches of 16 and 8 in place of 32, replay's too, so about twice and four times the steps (Class-IL):"
     return ["", head, "", *lines] if lines else []
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nn.native import needs_native
 from torch import Tensor, nn
 from toys import Bag, Net, blobs, make_learner
 
 from sparcl import DDR, DGM, TDM, Learner, SparCL
 from sparcl.checkpoint import Store
-from sparcl.errors import ConfigError, DataError, TrainingError
+from sparcl.errors import ConfigError, DataError, DataWarning, TrainingError
 from sparcl.methods import ER, METHODS, DERpp, Finetune, Joint
 from sparcl.nn import ConvNet
 from sparcl.sparsity import Static
@@ -370,3 +371,51 @@ def test_a_rate_beside_an_optimizer_that_has_its_own_is_refused(name: str, value
         make_learner(**{name: value})  # with an optimizer of the test's own
     group = make_learner(optimizer=None, **{name: value}).optimizer.param_groups[0]
     assert {"lr": 0.03, "weight_decay": 0.0, name: value}.items() <= group.items()
+
+
+class Shuffled(nn.Module):
+    """A network that calls its layers in one order and defines them in another."""
+
+    def __init__(self, *order: str) -> None:
+        super().__init__()
+        parts = {"stem": nn.Conv2d(2, 8, 3), "body": nn.Conv2d(8, 8, 3), "more": nn.Conv2d(8, 8, 1)}
+        for name in order:
+            self.add_module(name, nn.Linear(8, 4) if name == "head" else parts[name])
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.head(self.more(self.body(self.stem(x).relu()).relu()).mean((2, 3)))
+        return answer
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
+@pytest.mark.parametrize("arrives", ["learn", "observe"])
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [
+        (("head", "stem", "body", "more"), "layer stem meets the inputs first and is pruned.*of: body, more"),
+        (("stem", "head", "body", "more"), "layer head makes the logits and is pruned.*of: body, more"),
+        (("stem", "body", "more", "head"), None),
+    ],
+)
+def test_a_first_or_last_layer_that_is_pruned_is_told_once(
+    order: tuple[str, ...], told: str | None, arrives: str, backend: str
+) -> None:
+    first, second = blobs()
+
+    def go(sparsifier: Any) -> None:
+        learner = Learner(Shuffled(*order), ER(10), sparsifier, backend=backend)
+        if arrives == "observe":
+            for task in (first, second):
+                learner.observe(task.train.inputs[:4], task.train.labels[:4])
+        else:
+            learner.learn(first)
+            learner.learn(second)
+
+    for quiet in (SparCL(0.5, prunable=["body"]), None):
+        go(quiet)
+    if told is None:
+        return go(SparCL(0.5))
+    with pytest.warns(DataWarning, match=told) as caught:
+        go(SparCL(0.5))
+    assert len(caught) == 1
+    return None

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sparcl import seeds
 from sparcl.errors import ConfigError, DataError
-from sparcl.learner import refusals
 from sparcl.learner.alone import first_norm
 from sparcl.learner.asked import Asked
 from sparcl.learner.average import ANSWERS_NOW
@@ -143,9 +142,7 @@ class Observing(Training):
         if getattr(self, "_fits", (None, 0))[0] != kind:
             asked = Task(task.index, (), task.train, None, task.transform)
             with self.generators.aside(seeds.derive(self.seed, "fit")):
-                columns = refusals.check_fit(
-                    self.model, self.method, asked, self.device, self.batch_size, grows=self.classes.grows
-                )
+                columns = self._columns_for(asked)
             self._fits = (kind, columns)
         return self._fits[1]
 

@@ -6,6 +6,7 @@ Legend: N batch, C classes of the whole stream.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparcl.errors import ConfigError, one_line, shown
+from sparcl.errors import ConfigError, DataWarning, one_line, shown
 from sparcl.folders import folder_at
 from sparcl.methods import METHODS
 from sparcl.methods.method import Method, RehearsalMethod
 from sparcl.methods.respond import answers_by_classifier, evaluating
 from sparcl.nn import in_halves
+from sparcl.nn.layers import is_weighted
 from sparcl.sparsity.sparsifier import Sparsifier
 from sparcl.streams.augment import channels_hint
 from sparcl.streams.task import Task
@@ -201,6 +203,33 @@ def check_fit(
             " here it is another: define that one last in the model"
         )
     return logits.shape[1]
+
+
+@contextlib.contextmanager
+def layers_called(model: nn.Module) -> Iterator[list[str]]:
+    """A list to which each forward pass in here adds the convolutions and linear layers that it calls, by name."""
+    called: list[str] = []
+    layers = [(name, module) for name, module in model.named_modules() if is_weighted(module)]
+    hooks = [module.register_forward_hook(lambda *_, name=name: called.append(name)) for name, module in layers]
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def warn_of_pruned_ends(called: Sequence[str], sparsifier: Sparsifier) -> None:
+    """Warn (DataWarning) if, by default, the layer that is called first or last is pruned.
+
+    The first and the last layer stay dense, by the order in which the model defines them; `forward` may call others.
+    """
+    pruned = {layer.name for layer in sparsifier.layers}
+    ends = [*called[:1], *called[-1:]]
+    if (end := next((name for name in reversed(ends) if name in pruned), None)) is not None:
+        does = "makes the logits" if end == ends[-1] else "meets the inputs first"
+        others = list(dict.fromkeys(name for name in called if name not in ends))
+        text = f"layer {end} {does} and is pruned, as the model defines it neither first nor last; name what to prune"
+        warnings.warn(f"{text}, prunable=[...], of: {', '.join(others):.80}", DataWarning, stacklevel=6)
 
 
 def check_logits(answer: object, samples: int, what: str) -> Tensor:

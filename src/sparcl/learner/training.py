@@ -114,6 +114,17 @@ class Training(Assembly):
         self.budget = Budget.under_way(self.settings["budget"], None)
         self.learned += 1
 
+    def _columns_for(self, task: Task) -> int:
+        """Of the logits that the model answers a first batch of the task with; see `check_fit`."""
+        fits = (self.model, self.method, task, self.device, self.batch_size)
+        prunes_by_default = self.sparsifier.prunes and getattr(self.sparsifier, "prunable", None) is None
+        if self.steps > 0 or not prunes_by_default:
+            return refusals.check_fit(*fits, grows=self.classes.grows)
+        with refusals.layers_called(self.model) as called:
+            columns = refusals.check_fit(*fits, grows=self.classes.grows)
+        refusals.warn_of_pruned_ends(called, self.sparsifier)
+        return columns
+
     def _enter(self, task: Task) -> None:
         """Bind to the task; begin it unless a loaded state stands inside it."""
         check_kind(task.train.inputs, self.stored_as, f"the inputs of task {task.index + 1}")
@@ -121,8 +132,7 @@ class Training(Assembly):
             self.method.buffer.check_inputs(task.train.inputs)
         columns = 0
         if self.position is None:
-            fits = (self.model, self.method, task, self.device, self.batch_size)
-            columns = refusals.check_fit(*fits, grows=self.classes.grows)
+            columns = self._columns_for(task)
             alone.check_task(self.model, task)
             self.method.check_task(task)
         else:
