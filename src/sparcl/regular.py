@@ -5,6 +5,7 @@ A named pipe would hang who reads it, a device never ends, and a link in a folde
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -61,6 +62,42 @@ def open_to_add(path: Path, *, anew: bool = False) -> BinaryIO:
     if anew:
         os.ftruncate(descriptor, 0)
     return open(descriptor, "ab")
+
+
+def open_new(path: Path) -> BinaryIO:
+    """A new file of ours, to be written; what had the name, a link say, is gone, and nothing is written through it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb")
+
+
+def is_odd(path: Path) -> bool:
+    """Whether something is there, or behind a link there, that is no file and no folder: a pipe or a device."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def open_odd(path: Path) -> BinaryIO:
+    """A pipe or a device, to be written to; one that nobody reads is never waited for.
+
+    Raises:
+        OSError: it cannot be written, or a named pipe has no reader.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENXIO, "nobody reads it", str(path)) from None
+        raise
+    os.set_blocking(descriptor, True)
+    return open(descriptor, "wb")
 
 
 def _ours(path: Path, flags: int) -> int:

@@ -23,12 +23,31 @@ def test_a_projected_gradient_never_opposes_the_reference(first: list[float], se
 
     g, g_ref = parts(first), parts(second)
     projected = project(g, g_ref)
-    a, b, c = (torch.cat([t.flatten() for t in ts]).double() for ts in (g, g_ref, projected))
+    assert all(t is not None for t in projected)
+    a, b, c = (torch.cat([t.flatten() for t in ts if t is not None]).double() for ts in (g, g_ref, projected))
     assert c @ b >= -1e-4 * (1.0 + a.norm() * b.norm())
     if a @ b >= 0:
         assert torch.equal(c, a)
     elif b.norm() > 1e-3:
         torch.testing.assert_close(c, a - (a @ b) / (b @ b) * b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_parameter_that_the_task_does_not_reach_moves_only_where_the_past_is_opposed() -> None:
+    """As of a network with a branch for each task, beside layers that all share."""
+    shared, old = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+    along, against = torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 2.0])
+    assert project([None, along, None], [old, shared, None])[0] is None
+    untouched = project([along, None], [None, old])  # nothing in common
+    assert untouched[0] is along
+    assert untouched[1] is None
+    branch, rest, nobody = project([None, against, None], [old, shared, None])
+    assert nobody is None
+    assert branch is not None
+    assert rest is not None
+    scale = -3.0 / (9.0 + 16.0)
+    torch.testing.assert_close(branch, -scale * old)
+    torch.testing.assert_close(rest, against - scale * shared)
+    torch.testing.assert_close((branch @ old) + (rest @ shared), torch.tensor(0.0))
 
 
 def test_after_backward_leaves_the_projection_of_the_tasks_gradient() -> None:

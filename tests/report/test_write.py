@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from made_runs import make_run
 
+from sparcl import regular
 from sparcl.errors import ConfigError
 from sparcl.report import FORMATS, write
 
@@ -89,6 +90,44 @@ def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     assert not Path(os.devnull).is_file()
 
 
+def test_nothing_is_written_through_a_link_at_the_name_of_the_file_in_the_making(tmp_path: Path) -> None:
+    """The name tells its process alone, so that anybody may put a link there beforehand, as in /tmp."""
+    make_run(tmp_path / "run")
+    (tmp_path / "theirs").write_text("precious")
+    (tmp_path / f".sparcl-{os.getpid()}.tmp").symlink_to("theirs")
+    write([tmp_path / "run"], "csv", tmp_path / "page.csv")
+    assert (tmp_path / "theirs").read_text() == "precious"
+    assert not (tmp_path / "page.csv").is_symlink()
+    assert "50.0" in (tmp_path / "page.csv").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["page.csv", "run", "theirs"]
+
+
+def test_a_pipe_that_is_read_gets_the_table_and_one_that_is_not_is_refused(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"cannot write .*pipe: nobody reads it$"):
+        write([tmp_path / "run"], "csv", tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write([tmp_path / "run"], "csv", tmp_path / "pipe")
+        assert b"50.0" in os.read(reader, 1 << 16)
+    finally:
+        os.close(reader)
+
+
+def test_standard_output_may_be_named_as_a_file(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    words = [sys.executable, "-m", "sparcl", "report", str(tmp_path / "run"), "--format", "csv"]
+    done = subprocess.run([*words, "--out", "/dev/stdout"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "50.0" in done.stdout
+    pack = [sys.executable, "-m", "sparcl", "pack", "seq-digits", "--split", "test", "--out", "/dev/stdout"]
+    done = subprocess.run(pack, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "it is not a regular file" in done.stderr
+
+
 def test_no_finished_run_at_all_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no finished run to report: .*absent: no such directory"):
         write([tmp_path / "absent"])
@@ -109,14 +148,13 @@ def test_the_command_reports_and_refuses_in_one_line(tmp_path: Path) -> None:
 def test_a_page_that_the_disk_has_no_room_for_is_not_left_in_half(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, content: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(content[:9])
+    def full(path: Path) -> None:
+        path.write_bytes(b"<!doctype")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     make_run(tmp_path / "run")
     before = sorted((tmp_path / "run").iterdir())
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(regular, "open_new", full)
     with pytest.raises(ConfigError, match=r"cannot write .*: No space left"):
         write([tmp_path / "run"], "html", tmp_path / "run" / "report.html")
     assert sorted((tmp_path / "run").iterdir()) == before

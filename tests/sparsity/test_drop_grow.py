@@ -161,6 +161,55 @@ def test_rigl_moves_in_a_task_shorter_than_its_interval_too() -> None:
     assert moments(RigL(0.5), epochs=1) == [1, 2, 3]
 
 
+def spent_at(total: int) -> list[float]:
+    """What a budget of seconds tells of each step of an even pace: parts of half a percent (`Budget`)."""
+    return [math.floor(200 * step / total) / 200 for step in range(total)]
+
+
+def driven(rigl: RigL, spent: list[float], first: int = 0) -> list[int]:
+    """The steps before which it moves, where moving costs nothing."""
+    moved: list[int] = []
+    rigl.update = lambda: moved.append(rigl.iteration)  # type: ignore[method-assign]
+    for step in range(first, len(spent)):
+        rigl.begin_step(step, spent[step])
+    return moved
+
+
+@pytest.mark.parametrize("total", [60, 195, 400, 700, 950, 1499, 3000])
+def test_rigl_keeps_its_interval_where_the_length_of_the_task_is_estimated(total: int) -> None:
+    rigl = RigL(0.5)
+    model, _ = attached(rigl)
+    in_epoch(rigl, model, epochs=1, steps=total)
+    moved = driven(rigl, spent_at(total))
+    known = range(1, int(0.75 * total) + 1)
+    interval = min(100, total // 10)
+    exactly = [step for step in known if step % interval == 0]
+    assert abs(len(moved) - len(exactly)) <= 1
+    gaps = [b - a for a, b in zip([0, *moved], moved, strict=False)]
+    assert min(gaps) >= 0.85 * interval
+    assert max(gaps) <= 1.15 * interval + 1
+
+
+def test_rigl_goes_on_from_its_last_update() -> None:
+    spent, whole = spent_at(700), []
+    for stop in (None, 1, 70, 71, 72, 300):
+        rigl = RigL(0.5)
+        model, _ = attached(rigl)
+        in_epoch(rigl, model, epochs=1, steps=700)
+        if stop is None:
+            whole = driven(rigl, spent)
+            continue
+        before = driven(rigl, spent[:stop])
+        other = RigL(0.5)
+        attached(other)
+        other.load_state_dict(rigl.state_dict())
+        assert before + driven(other, spent, stop) == whole
+    exact = {**rigl.state_dict(), "iteration": 71, "total": 700}
+    exact.pop("last")  # as 0.2.0 left it
+    other.load_state_dict(exact)
+    assert other.last == 70
+
+
 def test_rigl_asks_for_the_dense_gradient_at_its_updates_only_and_says_for_how_many_samples() -> None:
     rigl = RigL(0.5, every=4)
     model, optimizer = attached(rigl)

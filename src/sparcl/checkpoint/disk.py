@@ -9,7 +9,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,10 +85,9 @@ def write_output(path: Path, parts: Iterable[Bytes]) -> Written:
     place = Path(os.path.realpath(path))
     with contextlib.suppress(FileExistsError):  # a file in place of a folder: what follows says so more clearly
         place.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(mode := os.lstat(place).st_mode):
-            what = "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file"
-            raise OSError(errno.EINVAL, what, str(path))
+    if os.path.isdir(path) or regular.is_odd(path):
+        what = "it is a folder" if os.path.isdir(path) else "it is not a regular file"
+        raise OSError(errno.EINVAL, what, str(path))
     return replace_file(place, parts)
 
 

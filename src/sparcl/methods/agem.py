@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,13 +35,13 @@ class AGEM(TaskShares):
         if (reference := self.replay_importance_loss()) is None:
             return
         self.host.mask_gradients()
-        parameters = [p for p in self.host.model.parameters() if p.grad is not None]
-        g = [p.grad for p in parameters if p.grad is not None]
+        parameters = list(self.host.model.parameters())
+        g = [p.grad for p in parameters]
         self.host.model.zero_grad(set_to_none=True)
         self.host.read_replay(reference.backward)
         self.host.mask_gradients()
         self.host.scale_gradients()  # as g will be, before it moves a weight
-        g_ref = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        g_ref = [p.grad for p in parameters]
         for p, projected in zip(parameters, project(g, g_ref), strict=True):
             p.grad = projected
 
@@ -49,9 +51,22 @@ class AGEM(TaskShares):
         return F.cross_entropy(self.host.model(replay.inputs), replay.labels)
 
 
-def project(g: list[Tensor], g_ref: list[Tensor]) -> list[Tensor]:
-    """g where gᵀg_ref >= 0, else its projection to gᵀg_ref = 0 (A-GEM, eq. 11), both over all tensors together."""
-    dot = torch.stack([(a * b).sum() for a, b in zip(g, g_ref, strict=True)]).sum()
-    norm = torch.stack([(b * b).sum() for b in g_ref]).sum()
+def project(g: Sequence[Tensor | None], g_ref: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """g where gᵀg_ref >= 0, else its projection to gᵀg_ref = 0 (A-GEM, eq. 11), both over all tensors together.
+
+    None is a parameter that a loss did not reach: a gradient of zero, which moves nothing unless g_ref is taken away.
+    """
+    both = [(a, b) for a, b in zip(g, g_ref, strict=True) if a is not None and b is not None]
+    if not both:
+        return list(g)
+    dot = torch.stack([(a * b).sum() for a, b in both]).sum()
+    norm = torch.stack([(b * b).sum() for b in g_ref if b is not None]).sum()
     scale = dot.clamp(max=0.0) / norm.clamp(min=torch.finfo(norm.dtype).tiny)
-    return [a - scale * b for a, b in zip(g, g_ref, strict=True)]
+    opposes = any(a is None and b is not None for a, b in zip(g, g_ref, strict=True)) and bool(scale < 0)
+
+    def projected(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        if a is None or b is None:
+            return -scale * b if b is not None and opposes else a
+        return a - scale * b
+
+    return [projected(a, b) for a, b in zip(g, g_ref, strict=True)]

@@ -39,7 +39,7 @@ def dense_gradients(
         for hook in hooks:
             hook.remove()
     outputs = [output for per_layer in calls for _, output in per_layer]
-    at_outputs = iter(torch.autograd.grad(value, outputs, allow_unused=True))
+    at_outputs = iter(torch.autograd.grad(value, outputs, allow_unused=True) if outputs else ())  # none was called
     gradients = []
     for layer, per_layer in zip(layers, calls, strict=True):
         total = torch.zeros(math.prod(layer.shape), device=layer.parameter.device)

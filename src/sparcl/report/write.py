@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sparcl import outputs
+from sparcl import outputs, regular
 from sparcl.errors import ConfigError, unknown
 from sparcl.report import neutral
 from sparcl.report.records import Problem, load
@@ -80,12 +80,14 @@ def write_text(out: Path, text: str) -> None:
     place = Path(os.path.realpath(out))  # a link stays a link
     beside = place.with_name(f".sparcl-{os.getpid()}.tmp")
     try:
+        if regular.is_odd(out):  # there is nothing to replace
+            with regular.open_odd(out) as file:
+                file.write(content)
+            return
         with contextlib.suppress(FileExistsError):  # a file in place of a folder: what follows says so more clearly
             place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists() and not place.is_file():  # a device or a pipe: there is nothing to replace
-            place.write_bytes(content)
-            return
-        beside.write_bytes(content)
+        with regular.open_new(beside) as file:
+            file.write(content)
         if place.exists():
             shutil.copymode(place, beside)
         os.replace(beside, place)

@@ -54,6 +54,8 @@ class DropGrow(Static):
         self.iteration = self.steps = self.epochs = 0
         self.total = 0
         """Steps of the task, as far as is known by now."""
+        self.last = 0
+        """Iteration of the task's last update. The interval follows `total`, which is estimated anew at each step."""
 
     @abstractmethod
     def interval(self) -> int:
@@ -74,7 +76,7 @@ class DropGrow(Static):
     def begin_task(self, index: int, *, samples: int, epochs: int, losses: Losses | None = None) -> None:
         del index, samples
         self.check_bound()
-        self.losses, self.epochs, self.iteration = losses, epochs, 0
+        self.losses, self.epochs, self.iteration, self.last = losses, epochs, 0, 0
 
     def begin_epoch(self, epoch: int, steps: int) -> None:
         del epoch
@@ -84,8 +86,10 @@ class DropGrow(Static):
         del step
         if spent is not None:
             self.total = round((self.iteration + 0.5) / spent) if spent > 0 else 0
-        if self.sparsity > 0 and 0 < self.iteration <= self.stop * self.total and self.iteration % self.interval() == 0:
+        waited = self.iteration - self.last
+        if self.sparsity > 0 and 0 < self.iteration <= self.stop * self.total and waited >= self.interval():
             self.update()
+            self.last = self.iteration
         self.iteration += 1
 
     def update(self) -> None:
@@ -116,7 +120,7 @@ class DropGrow(Static):
 
     def state_dict(self) -> dict[str, Any]:
         task = {"iteration": self.iteration, "steps": self.steps, "epochs": self.epochs, "total": self.total}
-        return {**super().state_dict(), **task}
+        return {**super().state_dict(), **task, "last": self.last}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
@@ -124,3 +128,6 @@ class DropGrow(Static):
         self.steps = checks.integer(state["steps"], f"{self.name}'s steps")
         self.epochs = checks.integer(state["epochs"], f"{self.name}'s epochs")
         self.total = checks.integer(state["total"], f"{self.name}'s steps of a task")
+        done = max(self.iteration - 1, 0)
+        last = state.get("last", done - done % max(self.interval(), 1))  # up to 0.2.0 every multiple was one
+        self.last = checks.integer(last, f"{self.name}'s last update")
