@@ -75,7 +75,7 @@ Image read_pnm(const decoding::Source& s) {
   const long channels = s.bytes[1] == '6' ? 3 : 1;
   size_t at = 2;
   const long width = header_number(s, at), height = header_number(s, at), most = header_number(s, at);
-  if (most != 255) decoding::refuse(s, "it is not of 8 bits a value");
+  if (most != 255) decoding::refuse(s, "its largest value is " + std::to_string(most) + ", and must be 255");
   decoding::check_size(s, height, width);
   ++at;
   const size_t pixels = static_cast<size_t>(height * width);

@@ -308,7 +308,8 @@ def hostile() -> dict[str, tuple[bytes, str]]:
         "text": (b"no image", "allowed are PNG, JPEG, PPM, PGM"),
         "empty": (b"", "allowed are PNG, JPEG, PPM, PGM"),
         "ppm cut": (b"P6\n37 29\n255\n12", "it ends too early"),
-        "ppm 16 bit": (b"P6\n8 8\n65535\n", "not of 8 bits"),
+        "ppm 16 bit": (b"P6\n8 8\n65535\n", "largest value is 65535, and must be 255"),
+        "ppm of fewer values": (b"P6\n8 8\n100\n" + bytes(192), "largest value is 100, and must be 255"),
         "ppm odd": (b"P6\n-8 8\n255\n", "its header is damaged"),
         "ppm too large": (b"P6\n99999 99999\n255\n", "at most 64000000 are allowed"),
     }

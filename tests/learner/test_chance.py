@@ -82,3 +82,24 @@ def test_what_was_counted_goes_on_after_a_checkpoint(tmp_path: Path) -> None:
     events = told(second)
     assert len(events) == 2
     assert not any(math.isnan(e["accuracy"]) for e in whole + events)
+
+
+def test_what_was_learned_goes_on_after_a_checkpoint(tmp_path: Path) -> None:
+    """A task that an epoch has learned is not told of as guessed because the run was stopped in its last epoch."""
+
+    class StopError(Exception):
+        pass
+
+    def stop(event: str, figures: dict[str, Any]) -> None:
+        if event == "step.end" and (figures["epoch"], figures["step"]) == (3, 3):
+            raise StopError
+
+    first = Learner(Net(), lr=0.1, epochs=4, batch_size=20, observers=[stop])
+    with pytest.raises(StopError):
+        first.learn(blobs(2, per_class=100)[0])
+    first.save(tmp_path)
+    second = Learner.load(tmp_path, Net())
+    assert first.position is not None
+    assert second.position is not None
+    assert second.position.learned is first.position.learned is True
+    assert second.position.accuracy == first.position.accuracy > 0.5

@@ -19,6 +19,7 @@ from sparcl.methods import DERpp
 from sparcl.nn import ConvNet
 from sparcl.run.build import learner as build_learner
 from sparcl.run.experiment import Experiment
+from sparcl.seeds import Generators
 from sparcl.streams import seq_digits
 
 
@@ -134,3 +135,12 @@ def test_on_a_gpu_its_generator_is_given_back_as_well() -> None:
     learner.learn(task)
     learner.evaluate()
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_no_two_sources_of_randomness_draw_the_same() -> None:
+    """Replay that follows the augmentation, or ranking batches that follow the order, would be no draw of their own."""
+    made = Generators(7, torch.device("cpu"))
+    draws = {name: tuple(torch.randperm(50, generator=getattr(made, name)).tolist()) for name in made.NAMES}
+    with made.lent():
+        draws["torch"] = tuple(torch.randperm(50).tolist())
+    assert len(set(draws.values())) == len(draws)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from toys import Net, blobs
 
+from sparcl import Learner
 from sparcl.errors import ConfigError
+from sparcl.methods import AGEM, DER, ERACE, FDR, DERpp
 from sparcl.methods.balanced import BalancedBuffer
 
 
@@ -47,3 +52,22 @@ def test_the_state_goes_on_as_the_buffer_itself_would() -> None:
     assert buffer.state_dict().keys() == {"seen", "inputs", "labels", "logits", "groups"}
     for name, value in buffer.state_dict().items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(again.state_dict()[name]))
+
+
+@pytest.mark.parametrize("make", [AGEM, FDR])
+def test_the_shares_are_drawn_at_random(make: Any) -> None:
+    held = []
+    for seed in (0, 1):
+        method = make(8)
+        learner = Learner(Net(), method, batch_size=10, seed=seed)
+        learner.learn(blobs(2)[0])
+        assert method.buffer.inputs is not None
+        held.append({float(x.sum()) for x in method.buffer.inputs[:8]})
+    assert held[0] != held[1]
+
+
+@pytest.mark.parametrize("make", [DER, DERpp, ERACE, AGEM, FDR])
+def test_a_buffer_of_one_sample_is_refused_where_it_is_replayed_alone(make: Any) -> None:
+    with pytest.raises(ConfigError, match="it replays alone, use 2 or more"):
+        make(1)
+    make(2)

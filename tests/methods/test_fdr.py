@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from lent import assert_same_gradients, batch, cross_entropy, gradients, lend
+from lent import assert_same_gradients, batch, cross_entropy, gradients, lend, picks
 from toys import Net, blobs
 
 from sparcl.methods import FDR
@@ -51,3 +51,21 @@ def test_answers_are_stored_at_the_tasks_end_in_equal_shares_and_stay() -> None:
     assert method.buffer.state_dict()["groups"].tolist() == [0, 0, 0, 1, 1, 1]
     torch.testing.assert_close(method.buffer.logits[:3], answers[:3].detach())
     torch.testing.assert_close(method.buffer.logits[3:], model(method.buffer.inputs[3:]).detach())
+
+
+def test_fdr_leaves_out_the_columns_of_classes_that_came_after_the_answer() -> None:
+    first, second = blobs()
+    method, model = FDR(6, alpha=2.0), Net()
+    generator = lend(method, model)
+    old, new = torch.randn(3, 2, generator=generator), torch.randn(3, 4, generator=generator)
+    method.buffer.admit(first.train.inputs[:3], first.train.labels[:3], old, torch.zeros(3, dtype=torch.int64))
+    method.buffer.admit(second.train.inputs[:3], second.train.labels[:3], new, torch.ones(3, dtype=torch.int64))
+    (picked,) = picks(generator, 1)
+    found = method.replay_importance_loss()
+    logits = model(torch.cat([first.train.inputs[:3], second.train.inputs[:3]])[picked] * 0.5)
+    distances = [
+        (row[: len(kept)].softmax(0) - kept.softmax(0)).norm()
+        for row, kept in zip(logits, [[*old, *new][i] for i in picked.tolist()], strict=True)
+    ]
+    assert found is not None
+    torch.testing.assert_close(found, 2.0 * torch.stack(distances).mean())

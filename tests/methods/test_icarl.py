@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from lent import batch, lend
@@ -130,3 +132,40 @@ def test_a_buffer_smaller_than_the_classes_is_refused() -> None:
     method.end_task(first)
     with pytest.raises(ConfigError, match="buffer size 3 cannot hold one sample of 4"):
         method.begin_task(second)
+
+
+def test_answers_inside_a_task_are_those_of_the_network_as_it_is() -> None:
+    stream, method = blobs(2), ICaRL(10)
+    learner = Learner(Net(), method, batch_size=10, lr=0.1)
+    learner.learn(stream[0])
+    seen: list[torch.Tensor] = []
+
+    def look(event: str, figures: dict[str, Any]) -> None:
+        del figures
+        if event == "step.end":
+            fresh = ICaRL(10)
+            fresh.attach(method.host)
+            fresh.load_state_dict(method.state_dict())
+            means = method.answer_state(stream[0])["means"]
+            assert torch.equal(means, fresh.answer_state(stream[0])["means"])
+            seen.append(means)
+
+    learner.observers.append(look)
+    learner.learn(stream[1])
+    assert len(seen) > 1
+    assert not torch.equal(seen[0], seen[-1])
+
+
+def test_where_shares_shrink_the_first_exemplars_of_herding_stay() -> None:
+    stream, method = blobs(2), ICaRL(8)
+    learner = Learner(Net(), method, batch_size=10)
+    learner.learn(stream[0])
+    of_class = (stream[0].train.labels == 0).nonzero().squeeze(1)
+    x = stream[0].train.inputs[of_class]
+    order = herding(features_of(learner.model, x, stream[0], torch.device("cpu")), 4)
+    assert order.tolist() != sorted(order.tolist())
+    learner.learn(stream[1])
+    buffer = method.buffer
+    assert buffer.inputs is not None
+    assert buffer.labels is not None
+    assert torch.equal(buffer.inputs[: len(buffer)][buffer.labels[: len(buffer)] == 0], x[order[:2]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from lent import assert_same_gradients, batch, cross_entropy, gradients, lend
 from toys import Net, blobs
@@ -34,3 +36,11 @@ def test_loss_and_gradient_are_those_of_a_direct_computation() -> None:
     expected = cross_entropy(z[:, :4], now.labels) + 0.6 * distilled
     torch.testing.assert_close(loss, expected)
     assert_same_gradients(gradients(model, loss), gradients(model, expected))
+
+
+def test_a_class_that_returns_is_distilled_once() -> None:
+    method, task = LwF(), blobs()[0]
+    lend(method, Net())
+    method.end_task(task)
+    method.end_task(replace(task, classes=(1, 2)))
+    assert method.old == [0, 1, 2]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -295,3 +297,103 @@ def test_gradients_of_what_may_not_move_are_cleared_before_they_are_counted(make
     for task in blobs():
         learner.learn(task)
     assert min(seen[len(seen) // 2 :]) > 0, "nothing was fixed: nothing was tested"
+
+
+def top(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Bool: the `count` largest."""
+    chosen = torch.zeros(len(values), dtype=torch.bool)
+    chosen[values.topk(count).indices] = True
+    return chosen
+
+
+def test_lps_projects_what_its_duals_have_gathered_and_begins_anew_with_each_stage() -> None:
+    """From the second round on Z and Y are projections of W + U and m + K; a stage of rho starts at U = K = 0."""
+    stream, method = blobs(2), LPS(shared=0.5)
+    learner = Learner(Net(), method, epochs=2, batch_size=10)
+    learner.learn(stream[0])
+    method.begin_task(stream[1])
+    i = method.names.index("conv.weight")
+    weight, key, a = method.parameters[i], str(i), method.admm
+    generator = torch.Generator().manual_seed(1)
+    free, old = method.owner[i] == 0, method.owner[i] == 1
+    for progress in (0.06, 0.12):
+        with torch.no_grad():
+            weight.copy_(torch.rand(weight.shape, generator=generator) - 0.5)
+            a["m"][key].copy_(torch.rand(weight.shape, generator=generator))
+        u, k = a["U"][key].clone(), a["K"][key].clone()
+        method.begin_step(progress)
+    assert method.round == 2
+    w, m = weight.detach(), a["m"][key].detach()
+    kept = int(free.sum()) - round(0.75 * int(free.sum()))
+    stays = top((w + u)[free].abs(), kept)
+    assert not torch.equal(stays, top(w[free].abs(), kept))  # else nothing is told apart
+    assert torch.equal(a["Z"][key][free], torch.where(stays, (w + u)[free], 0.0))
+    shared = top((m + k)[old], round(0.5 * int(old.sum())))
+    assert not torch.equal(shared, top(m[old], int(shared.sum())))
+    assert torch.equal(a["Y"][key][old] == 1, shared)
+    torch.testing.assert_close(a["U"][key], u + w - a["Z"][key])
+    torch.testing.assert_close(a["K"][key], k + m - a["Y"][key])
+    method.begin_step(0.17)  # the fourth round: rho has grown tenfold
+    assert method.round == 3
+    assert not a["U"][key].any()
+    assert not a["K"][key].any()
+    assert torch.equal(a["Z"][key][free], torch.where(top(w[free].abs(), kept), w[free], 0.0))
+
+
+@pytest.mark.parametrize("make", [PackNet, LPS])
+def test_a_weight_frozen_from_the_start_answers_for_every_task_after_a_checkpoint(make: Any, tmp_path: Path) -> None:
+    stream, model = blobs(2), Net()
+    model.conv.weight.requires_grad_(False)
+    learner = Learner(model, make(), epochs=2, batch_size=10)
+    for task in stream:
+        learner.learn(task)
+    learner.save(tmp_path)
+    again = Learner.load(tmp_path, Net())
+    for task in stream:
+        x = task.test.inputs[:9]
+        assert torch.equal(learner.method.predict(x, task), again.method.predict(x, task))
+    i = again.method.names.index("conv.weight")
+    assert i not in again.method.divided
+
+
+@pytest.mark.parametrize("make", [PackNet, LPS])
+def test_what_is_free_of_a_weight_that_was_frozen_later_stays_free(make: Any) -> None:
+    stream, method = blobs(2), make()
+    learner = Learner(Net(), method, epochs=2, batch_size=10)
+    learner.learn(stream[0])
+    i = method.names.index("conv.weight")
+    weight, owner = method.parameters[i].detach().clone(), method.owner[i].clone()
+    learner.model.conv.weight.requires_grad_(False)
+    learner.learn(stream[1])
+    assert torch.equal(method.owner[i], owner)
+    assert torch.equal(method.parameters[i], weight)
+
+
+def test_masks_of_lps_follow_the_gradient_of_each_step_alone() -> None:
+    stream, method = blobs(2), LPS(shared=0.5, mask_lr=0.5)
+    learner = Learner(Net(), method, epochs=2, batch_size=10, backend="reference")
+    learner.learn(stream[0])
+    method.begin_task(stream[1])
+    key = str(method.names.index("conv.weight"))
+    m = method.admm["m"][key]
+    for start in (0, 10):
+        before, own = m.detach().clone(), batch(stream[1], start)
+        loss, _ = method.loss(own)
+        (gradient,) = torch.autograd.grad(loss, m, retain_graph=True)
+        loss.backward()
+        method.after_backward(own)
+        torch.testing.assert_close(m.detach(), before - 0.5 * gradient)
+
+
+@pytest.mark.parametrize("make", [PackNet, LPS])
+def test_a_weight_frozen_before_the_first_task_is_divided_by_nobody(make: Any) -> None:
+    stream, method = blobs(2), make()
+    learner = Learner(Net(), method, epochs=2, batch_size=10)
+    learner.model.conv.weight.requires_grad_(False)
+    weight = learner.model.conv.weight.detach().clone()
+    for task in stream:
+        learner.learn(task)
+    i = method.names.index("conv.weight")
+    assert i not in method.divided
+    assert torch.equal(learner.model.conv.weight, weight)
+    assert f"task-0.mask.{method.names[i]}" not in method.answer_state(stream[0])

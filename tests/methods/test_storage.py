@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from toys import blobs, make_learner
+from toys import Net, blobs, make_learner
 
 import sparcl
-from sparcl import methods
+from sparcl import Learner, methods
 from sparcl.checkpoint import Store, tree
 from sparcl.errors import CheckpointError, ConfigError, DataError
-from sparcl.methods import METHODS, DERpp, ReservoirBuffer
+from sparcl.methods import AGEM, FDR, METHODS, DERpp, ICaRL, ReservoirBuffer
 from sparcl.methods.method import RehearsalMethod
 from sparcl.methods.storage import Blobs, make_storage
 from sparcl.nn import ConvNet
@@ -184,3 +184,19 @@ def test_a_default_buffer_has_the_state_that_it_always_had() -> None:
     learner.learn(blobs()[0])
     assert set(learner.method.state_dict()["buffer"]) == {"seen", "inputs", "labels", "logits"}
     assert methods.ER().buffer.capacity == 200
+
+
+@pytest.mark.parametrize("make", [AGEM, FDR, ICaRL])
+def test_bytes_count_all_that_a_memory_of_equal_shares_holds(make: Any) -> None:
+    method, most = make(buffer_bytes=20_000), 20_000
+    learner = Learner(Net(), method, batch_size=10)
+    for task in blobs(2, per_class=60):
+        learner.learn(task)
+        assert 0.9 * most < method.buffer.nbytes() <= most
+
+
+def test_half_precision_refuses_what_it_cannot_hold_of_samples_that_were_not_looked_at() -> None:
+    held = make_storage("float16")
+    held.check(torch.ones(2, 3))
+    with pytest.raises(DataError, match="holds numbers up to 65504"):
+        held.stored(torch.full((2, 3), 7e4))

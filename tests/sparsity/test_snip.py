@@ -71,3 +71,14 @@ def test_without_losses_it_says_what_it_needs() -> None:
     snip = SNIP(0.9).attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(ConfigError, match="SNIP ranks gradients"):
         snip.begin_task(0, samples=10, epochs=1)
+
+
+def test_snip_leaves_gradients_and_running_statistics_alone() -> None:
+    model, task = Net(), blobs()[0]
+    snip = SNIP(0.8).attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    model.train()
+    buffers = [b.clone() for b in model.buffers()]
+    losses = Losses(task=lambda: F.cross_entropy(model(task.train.inputs), task.train.labels))
+    snip.begin_task(0, samples=40, epochs=1, losses=losses)
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))

@@ -329,3 +329,12 @@ def test_a_sparsifier_that_was_never_attached_says_so(make: Callable[[], Sparsif
     sparsifier = make()
     with pytest.raises(ConfigError, match=r"this \w+ is bound to no model yet: call attach\(model, optimizer\)"):
         own_loop(sparsifier, model := Net(), adam(model.parameters()), blobs(), epochs=1)
+
+
+@pytest.mark.parametrize("spent", [False, True])
+def test_no_update_comes_with_nine_tenths_of_a_task_itself(spent: bool) -> None:
+    moments = update_moments()
+    moments.begin_task(1)
+    moments.begin_epoch(0, 55)
+    due = [step for step in range(55) if moments.due(step, (step + 0.5) / 55 if spent else None)]
+    assert due == [9, 19, 29, 39]  # that at .8 waits until step 49, which is (49 + .5) / 55 = .9

@@ -128,3 +128,10 @@ def test_a_pass_that_cannot_be_is_refused_at_once(options: dict[str, int], said:
 def test_real_images_stay_bytes() -> None:
     x, y = next(single_pass(blurry(seq_digits())))
     assert (x.dtype, x.shape, y.dtype) == (torch.uint8, (10, 1, 8, 8), torch.int64)
+
+
+def test_a_blurred_class_never_leaves_its_task_altogether() -> None:
+    stream = numbered(per_class=3)
+    for seed in range(5):
+        for before, after in zip(stream, blurry(stream, 0.9, disjoint=0.0, seed=seed), strict=True):
+            assert set(before.classes) <= set(after.classes)

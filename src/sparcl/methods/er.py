@@ -12,7 +12,8 @@ from sparcl.methods.method import Batch, RehearsalMethod, only
 class ER(RehearsalMethod):
     """L(D_t ∪ M): the task's batch and the replay batch concatenated, one forward, one mean cross-entropy.
 
-    A buffer of one sample is trained on, beside the task's batch; a sparsifier ranks nothing by it (`Asked.replay`).
+    A buffer of one sample is trained on, beside the task's batch; passes of its own for ranking (ranking `fresh`) leave
+    it out (`Asked.replay`).
     """
 
     name = "er"

@@ -19,7 +19,8 @@ class EWC(Method):
     """L(D_t) + λ·Σ F·(θ - θ*)², θ* the weights at the last task's end, F <- γ·F + the new task's Fisher information.
 
     As in the Mammoth framework, whose λ the published settings are: no factor ½, and of each sample p(y|x)·(∂ log
-    p(y|x)/∂θ)² at its label y. One backward pass for each training sample, with running statistics, at a task's end.
+    p(y|x)/∂θ)² at its label y. One backward pass for each training sample, with running statistics, at a task's
+    end, on top of a budget of seconds.
 
     Args:
         strength: λ.
