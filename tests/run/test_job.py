@@ -147,13 +147,24 @@ def test_what_cannot_be_measured_is_one_line(
     assert message in lines[0]
 
 
-def test_what_takes_part_is_timed_each_by_itself(tmp_path: Path) -> None:
-    """Choices, readings for them and updates; SET's too, whose mask moves after an epoch, were that a single step."""
+def test_what_takes_part_is_timed_each_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choices, readings for them and updates; SET's too, whose mask moves after an epoch, were that a single step.
+
+    By a clock that gives a step 1 ms, and one in which something takes part 3.
+    """
+    note = job.Side._note
+
+    def even(side: job.Side, seconds: float, events: list[str]) -> None:
+        del seconds
+        more = any(e.endswith((".update", ".shrink")) or e in ("dgm.choose", "importance.passed") for e in events)
+        note(side, 0.003 if more else 0.001, events)
+
+    monkeypatch.setattr(job.Side, "_note", even)
     file, few = tmp_path / "rows.json", ["--sparsity", "0.9", "--pattern", "unstructured", "--sparsifier", "set"]
     assert _main([*SMALL, *few, "--sparsifier", "sparcl", "--seconds", "5", "--json", str(file)]) == 0
     _, of_set, sparcl = json.loads(file.read_text())
-    assert of_set["update_ms"] > 0
-    assert min(sparcl[k] for k in ("update_ms", "read_ms")) > 0
+    assert [of_set[k] for k in ("step_ms", "update_ms", "choice_ms", "read_ms")] == pytest.approx([1, 2, 0, 0])
+    assert [sparcl[k] for k in ("step_ms", "update_ms", "choice_ms", "read_ms")] == pytest.approx([1, 2, 2, 2])
     assert sparcl["read_share"] == pytest.approx(2 / 9)  # a pass back of the task's samples, of three forward and back
     assert _main([*SMALL, *few, "--seconds", "5", "--samples", "40", "--json", str(file)]) == 0
     _, of_set = json.loads(file.read_text())
