@@ -103,8 +103,8 @@ def test_what_floats_give_that_are_rounded_as_they_are_written(data: st.DataObje
         )
         return steps_apart(*computed)
 
-    # Now and then a rounding that falls the other way goes through all of a network, as does an input that is moved by a
-    # millionth: 14 steps were seen. What is computed wrongly is so in the next network, too.
+    # Now and then a rounding that falls the other way goes through all of a network, as does an input that is moved by
+    # a millionth: 14 steps were seen. What is computed wrongly is so in the next network, too.
     assert any(apart(again) <= 8 for again in range(3))
 
 
