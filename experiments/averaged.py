@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from student import paired
+from student import paired, shown
 
 from sparcl import Learner
 from sparcl.run import build
@@ -72,10 +72,6 @@ def table() -> None:
             mean = statistics.mean(gains)
             told.append(f"{name} {mean:+.2f}" + (f" ({shown(paired(gains))})" if len(gains) > 1 else ""))
         print(f"{row}: {', '.join(told)}; {len(pairs)} runs")
-
-
-def shown(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ from equal_time import (
     cost_of,
     steps,
 )
-from student import welch
+from student import shown, welch
 
 NAMES = {
     "sparcl": "SparCL",
@@ -204,7 +204,7 @@ def _apart(ours: Cell, other: Cell) -> str:
     assert a.mean is not None
     assert b.mean is not None
     p = _p(a, b, a.mean - b.mean)
-    return f"{a.mean - b.mean:+.1f} points, p = {p:.3f} ({a.n} and {b.n} runs)"
+    return f"{a.mean - b.mean:+.1f} points, {shown(p)} ({a.n} and {b.n} runs)"
 
 
 def _confirmation(table: Table) -> list[str]:
@@ -277,7 +277,7 @@ def _verdict(ours: Cell, other: Cell, aim: float) -> str:
     answer = "reached" if difference >= 0 else "missed"
     noise = "" if p < LEVEL else ", within noise"
     against = f" against {aim:+g}" if aim else ""
-    return f"{answer}{noise} ({difference + aim:+.1f} points, p = {p:.3f}{against}; {a.n} and {b.n} runs)"
+    return f"{answer}{noise} ({difference + aim:+.1f} points, {shown(p)}{against}; {a.n} and {b.n} runs)"
 
 
 def _difference(ours: Cell, other: Cell) -> str:

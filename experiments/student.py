@@ -29,6 +29,11 @@ def paired(differences: Sequence[float]) -> float:
     return student(statistics.mean(differences) / error, len(differences) - 1) if error else 1.0
 
 
+def shown(p: float) -> str:
+    """p with three digits, as far as they go."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def student(t: float, freedom: float) -> float:
     """P(|T| > |t|) of Student's t with `freedom` degrees of freedom.
 

@@ -88,3 +88,12 @@ def test_compact_layers_answer_as_the_reference_does() -> None:
     assert all(layer.parameter.dim() == 1 for layer in layers)
     for theirs, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_where_no_layer_was_called_all_gradients_are_zero() -> None:
+    """As with stochastic depth, for one batch."""
+    model = Odd()
+    layers = sparse_layers(model, ["unused"])
+    found, samples = dense_gradients(model, layers, lambda: model(torch.randn(5, 2, 6, 6)).square().mean())
+    assert samples == 5
+    assert torch.equal(found[0], torch.zeros(9))
