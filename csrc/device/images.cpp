@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -75,14 +76,16 @@ Image read_pnm(const decoding::Source& s) {
   const long channels = s.bytes[1] == '6' ? 3 : 1;
   size_t at = 2;
   const long width = header_number(s, at), height = header_number(s, at), most = header_number(s, at);
-  if (most != 255) decoding::refuse(s, "its largest value is " + std::to_string(most) + ", and must be 255");
+  if (most < 1 || most > 255) decoding::refuse(s, "its largest value is " + std::to_string(most) + ", and must be 1 to 255");
   decoding::check_size(s, height, width);
   ++at;
   const size_t pixels = static_cast<size_t>(height * width);
   if (s.size - at < pixels * static_cast<size_t>(channels)) decoding::refuse(s, "it ends too early");
+  uint8_t scaled[256];  // as Pillow rounds: what lies in the middle to the even one
+  for (int v = 0; v < 256; ++v) scaled[v] = static_cast<uint8_t>(std::min(255.0, std::nearbyint(v / static_cast<double>(most) * 255)));
   Image image{height, width, std::vector<uint8_t>(3 * pixels)};
   for (size_t p = 0; p < pixels; ++p)
-    for (size_t c = 0; c < 3; ++c) image.rgb[3 * p + c] = s.bytes[at + (channels == 3 ? 3 * p + c : p)];
+    for (size_t c = 0; c < 3; ++c) image.rgb[3 * p + c] = scaled[s.bytes[at + (channels == 3 ? 3 * p + c : p)]];
   return image;
 }
 

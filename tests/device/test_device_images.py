@@ -195,7 +195,12 @@ def interlaced() -> bytes:
 
 def pnms() -> dict[str, bytes]:
     rgb = Image.fromarray(picture(H, W))
-    return {"ppm": saved(rgb, "PPM"), "pgm": saved(rgb.convert("L"), "PPM")}
+    files = {"ppm": saved(rgb, "PPM"), "pgm": saved(rgb.convert("L"), "PPM")}
+    for most in (1, 2, 100, 170, 254):  # what is larger counts as the largest
+        values = np.minimum(picture(H, W), min(most + 5, 255))
+        files[f"ppm of {most}"] = b"P6\n%d %d\n%d\n" % (W, H, most) + values.tobytes()
+        files[f"pgm of {most}"] = b"P5\n%d %d\n%d\n" % (W, H, most) + values[:, :, 0].tobytes()
+    return files
 
 
 ALL: dict[str, Callable[[], dict[str, bytes]]] = {
@@ -308,8 +313,8 @@ def hostile() -> dict[str, tuple[bytes, str]]:
         "text": (b"no image", "allowed are PNG, JPEG, PPM, PGM"),
         "empty": (b"", "allowed are PNG, JPEG, PPM, PGM"),
         "ppm cut": (b"P6\n37 29\n255\n12", "it ends too early"),
-        "ppm 16 bit": (b"P6\n8 8\n65535\n", "largest value is 65535, and must be 255"),
-        "ppm of fewer values": (b"P6\n8 8\n100\n" + bytes(192), "largest value is 100, and must be 255"),
+        "ppm 16 bit": (b"P6\n8 8\n65535\n", "largest value is 65535, and must be 1 to 255"),
+        "ppm of no values": (b"P6\n8 8\n0\n" + bytes(192), "largest value is 0, and must be 1 to 255"),
         "ppm odd": (b"P6\n-8 8\n255\n", "its header is damaged"),
         "ppm too large": (b"P6\n99999 99999\n255\n", "at most 64000000 are allowed"),
     }
