@@ -118,10 +118,10 @@ def test_a_pipe_that_is_read_gets_the_table_and_one_that_is_not_is_refused(tmp_p
 def test_standard_output_may_be_named_as_a_file(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     words = [sys.executable, "-m", "sparcl", "report", str(tmp_path / "run"), "--format", "csv"]
-    done = subprocess.run([*words, "--out", "/dev/stdout"], capture_output=True, text=True, check=False)
+    done = subprocess.run([*words, "--out", "/proc/self/fd/1"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "50.0" in done.stdout
-    pack = [sys.executable, "-m", "sparcl", "pack", "seq-digits", "--split", "test", "--out", "/dev/stdout"]
+    pack = [sys.executable, "-m", "sparcl", "pack", "seq-digits", "--split", "test", "--out", "/proc/self/fd/1"]
     done = subprocess.run(pack, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
