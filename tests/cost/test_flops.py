@@ -308,8 +308,8 @@ def test_a_step_that_is_ranked_by_computes_the_gradients_of_the_frozen_too() -> 
     ledger("dgm.choose", {})
     half = ledger.main.costs.backward
     assert half < every
-    ledger("importance.passed", {"extra": 5, "samples": 7})
-    assert ledger.executed == 5 * all_active + 7 * (every - half)
+    ledger("importance.passed", {"extra": 5, "repeated": 3, "samples": 7})
+    assert ledger.executed == 5 * all_active + 3 * every + 7 * (every - half)
     assert ledger.paper == 0
 
 

@@ -78,6 +78,22 @@ def test_a_forecast_equals_the_run(sparsifier: Make, method: Callable[[], Method
     assert forecast == run
 
 
+@pytest.mark.parametrize("ranking", ["step", "fresh"])
+@pytest.mark.parametrize("gradients", [0.0, 0.3])
+def test_masks_that_do_not_move_are_not_ranked(ranking: str, gradients: float) -> None:
+    def sparsifier() -> SparCL:
+        moves = {"p_intra": 0.0, "p_inter": 0.0, "ranking": ranking}
+        return SparCL(0.5, gradients=gradients, samples=0.0, prunable=PRUNABLE_OF_NET, **moves)
+
+    run = trained(Net(), DERpp(40), sparsifier(), blobs(), 10, batch_size=8)
+    assert plan(Net(), DERpp(40), sparsifier(), [40, 40], (2, 6, 6), epochs=10, batch_size=8) == run
+
+
+def test_a_buffer_fills_slower_in_tasks_that_are_smaller_than_a_batch() -> None:
+    run = trained(Net(), DERpp(40), Sparsifier(), blobs(per_class=4), 10, batch_size=32)
+    assert plan(Net(), DERpp(40), Sparsifier(), [8, 8], (2, 6, 6), epochs=10, batch_size=32) == run
+
+
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"joint"}))
 def test_every_methods_passes_are_foreseen(name: str) -> None:
     """Those of teachers, Fisher matrices, exemplars, projections and retraining, too."""

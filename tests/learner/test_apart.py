@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from test_saving import BACKENDS, same_files
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from toys import PRUNABLE_OF_NET, Net, blobs
 
 import sparcl
+from sparcl.cost.flops import Ledger
 from sparcl.errors import ConfigError
 from sparcl.learner.learner import Learner
 from sparcl.methods import AGEM, DER, ER, ERACE, FDR, DERpp, Finetune, ICaRL, LwF, Method
@@ -25,6 +27,7 @@ from sparcl.nn.positions import common
 from sparcl.sparsity import DGM, TDM, SparCL
 from sparcl.sparsity.collected import MOST_SHARE
 from sparcl.sparsity.tdm import updates_within
+from sparcl.streams import from_arrays
 
 Gradients = list[Tensor]
 
@@ -202,7 +205,7 @@ def watched(method: Method, samples: int, epochs: int, batch: int) -> tuple[Lear
     def watch(event: str, figures: dict[str, Any]) -> None:
         events.append(event)
         if event == "importance.passed":
-            shares.append(figures["extra"] * 2 / 3 / figures["samples"])
+            shares.append((figures["extra"] + figures["repeated"]) * 2 / 3 / figures["samples"])
 
     sparsifier = SparCL(0.5, prunable=PRUNABLE_OF_NET, samples=0.0)
     learner = Learner(
@@ -212,6 +215,31 @@ def watched(method: Method, samples: int, epochs: int, batch: int) -> tuple[Lear
         del events[:], shares[:]
         learner.learn(task)
     return learner, events, shares
+
+
+@pytest.mark.parametrize("method", [ER, DERpp])
+def test_a_step_that_is_read_is_charged_what_pytorch_counts(method: Any) -> None:
+    """In ER, whose replay is part of the task's own pass, the remembered samples go back once more as a whole."""
+    torch.manual_seed(0)
+    parts = (nn.Linear(8, 64, bias=False), nn.ReLU(), nn.Linear(64, 8, bias=False), nn.Linear(8, 4, bias=False))
+    model = nn.Sequential(nn.Flatten(), *parts)
+    learner = Learner(model, method(64), DGM(0.2, interval=1), batch_size=32, steps=3, backend="reference")
+    learner.sparsifier.collected.budget.share = 1e9  # every step is read
+    ledger, theirs = Ledger(model, learner.sparsifier.layers, (8,)), FlopCounterMode(display=False)
+    before, found = [0, 0], []
+
+    def look(event: str, figures: dict[str, Any]) -> None:
+        del figures
+        if event == "step.begin":
+            before[:] = ledger.executed, theirs.get_total_flops()
+        elif event == "step.end":
+            found.append((ledger.executed - before[0], theirs.get_total_flops() - before[1]))
+
+    learner.observers += [ledger, look]
+    with theirs:
+        learner.learn(from_arrays(torch.randn(64, 8), torch.arange(64) % 4, torch.randn(4, 8), torch.arange(4))[0])
+    assert len(found) == 3
+    assert [ours for ours, _ in found] == [counted for _, counted in found]
 
 
 @pytest.mark.parametrize("method", [lambda: ER(20), lambda: DERpp(20), Finetune])

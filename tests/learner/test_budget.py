@@ -12,8 +12,9 @@ import pytest
 from toys import adam, blobs, make_learner
 
 from sparcl import Learner, SparCL
-from sparcl.errors import ConfigError
-from sparcl.learner.budget import UNITS
+from sparcl.checkpoint import tree
+from sparcl.errors import CheckpointError, ConfigError
+from sparcl.learner.budget import UNITS, Budget
 from sparcl.run.experiment import Experiment
 from sparcl.sparsity import SET, RigL, Sparsifier
 
@@ -204,3 +205,49 @@ def test_a_step_that_is_held_up_in_a_later_task_ends_nothing(monkeypatch: pytest
     for task in blobs():
         learner.learn(task)
     assert [steps[-1] for steps in learner.pace] == [32, 1]
+
+
+@pytest.mark.usefixtures("ticking")
+def test_a_budget_that_one_step_exceeds_leaves_no_state_that_looks_whole(tmp_path: Path) -> None:
+    learner = make_learner(epochs=None, seconds=0.001)
+    with pytest.raises(ConfigError, match="too little"):
+        learner.learn(blobs()[0])
+    with pytest.raises(ConfigError, match="go on from a checkpoint"):
+        learner.learn(blobs()[0])
+    with pytest.raises(CheckpointError, match="go on from a checkpoint"):
+        learner.save(tmp_path)
+
+
+@pytest.mark.parametrize("budget", [{"steps": 13}, {"seconds": 5.0, "pace": [[1 + i // 16 for i in range(UNITS)]]}])
+def test_going_on_behind_a_tasks_last_step_ends_its_epoch(tmp_path: Path, budget: dict[str, Any]) -> None:
+    """13 steps are two epochs of five and three steps of the third."""
+    told: list[str] = []
+    again: list[str] = []
+
+    def save(event: str, figures: dict[str, Any]) -> None:
+        del figures
+        told.append(event)
+        if event == "step.end":
+            learner.save(tmp_path)
+
+    learner = make_learner(epochs=None, observers=[save], **budget)
+    learner.learn(blobs()[0])
+    assert learner.steps == 13
+    options: dict[str, Any] = {"optimizer": adam, "backend": "reference"}
+    resumed = Learner.load(tmp_path, make_learner().model, observers=[lambda event, _: again.append(event)], **options)
+    resumed.learn(blobs()[0])
+    last = len(told) - 1 - told[::-1].index("step.end")
+    assert again == told[last + 1 :]
+    assert again[0] == "epoch.end"
+    assert digest(resumed) == digest(learner)
+    assert tree.difference(resumed.checkpoint_state(), learner.checkpoint_state()) is None
+
+
+def test_every_share_of_a_pace_is_noted_at_the_step_that_spends_it() -> None:
+    """0.29 of 200 parts is 57.999... in binary."""
+    budget = Budget("steps", 200, paced=True)
+    position = budget.begin(0, [])
+    for step in range(200):
+        position.step = step
+        budget.note(position, 0.0)
+    assert position.pace == [*range(1, UNITS + 1)]

@@ -115,6 +115,18 @@ def test_the_second_ends_it_at_once_and_the_broken_step_is_said(tmp_path: Path) 
             seen.observe(x, y)
 
 
+def test_behind_a_broken_step_a_state_that_is_restored_is_gone_on_from() -> None:
+    whole, broken = make_learner(), make_learner(observers=[ctrl_c("step.begin", after=3, times=2)])
+    whole.learn(blobs()[0])
+    with pytest.raises(KeyboardInterrupt):
+        broken.learn(blobs()[0])
+    broken.observers.clear()
+    broken.restore(whole.checkpoint_state())
+    for learner in (whole, broken):
+        learner.learn(blobs()[1])
+    assert tree.difference(whole.checkpoint_state(), broken.checkpoint_state()) is None
+
+
 def test_a_handler_of_ones_own_stays_and_hears_it_at_once() -> None:
     heard: list[int] = []
 

@@ -16,7 +16,7 @@ from toys import Net, blobs
 import sparcl
 from sparcl import kernels
 from sparcl.checkpoint import Store, files, tree
-from sparcl.errors import CheckpointError, DataError, TrainingError
+from sparcl.errors import CheckpointError, ConfigError, DataError, TrainingError
 from sparcl.learner import SAFE, saving
 from sparcl.methods import ER, DERpp, ICaRL, Method
 from sparcl.nn import ConvNet
@@ -346,3 +346,34 @@ def test_parameter_groups_told_apart_before_conversion_are_the_same_on_either_ba
             learner.restore(Store(tmp_path / "native").load().state)
         saved.append(learner.save(tmp_path / backend / "again"))
     assert same_files(*saved)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_restore_that_was_refused_late_is_not_gone_on_from(tmp_path: Path, backend: str) -> None:
+    learner, other = made(backend), made(backend)
+    learner.learn(stream()[0])
+    whole = learner.checkpoint_state()
+    bent = copy.deepcopy(whole)
+    buffer(bent)["seen"] = 3
+    with pytest.raises(CheckpointError):
+        other.restore(bent)
+    with pytest.raises(ConfigError, match="restored in part"):
+        other.learn(stream()[0])
+    with pytest.raises(ConfigError, match="restored in part"):
+        other.observe(*stream()[0].train[:8])
+    with pytest.raises(CheckpointError, match="restored in part"):
+        other.save(tmp_path)
+    other.restore(whole)
+    for each in (learner, other):
+        each.learn(stream()[1])
+    assert tree.difference(learner.checkpoint_state(), other.checkpoint_state()) is None
+
+
+def test_a_restore_of_anothers_state_takes_nothing_of_it() -> None:
+    learner, other = made("reference", seed=1), made("reference", seed=2)
+    learner.learn(stream()[0])
+    before = other.checkpoint_state()
+    with pytest.raises(CheckpointError, match="seed is 2 here, but 1"):
+        other.restore(learner.checkpoint_state())
+    assert tree.difference(other.checkpoint_state(), before) is None
+    other.learn(stream()[0])

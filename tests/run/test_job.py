@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 from nn.native import needs_native
+from toys import Net, blobs
 
+from sparcl import Learner
 from sparcl.main import _main
 from sparcl.run import bench, build, job
 from sparcl.run.experiment import Experiment
+from sparcl.sparsity import SET
 
 QUICK = ["--stream", "seq-digits", "--width", "4"]
 SMALL = ["bench", "--job", "--stream", "seq-digits", "--model", "convnet", "--width", "8", "--threads", "1"]
@@ -178,3 +181,14 @@ def test_readings_are_charged_as_often_as_a_task_has_them() -> None:
     assert job.reads_of(row, 3000) == 133  # all
     assert job.steps_within(3, row) == 287
     assert job.reads_of({k: v for k, v in row.items() if k != "read_share"}, 300) == 0
+
+
+def test_set_moves_after_every_epoch_of_a_task_but_the_last() -> None:
+    told: list[str] = []
+    learner = Learner(
+        Net(), sparsifier=SET(0.7), epochs=3, batch_size=8, observers=[lambda event, _: told.append(event)]
+    )
+    learner.learn(blobs()[0])
+    row = {"sparsifier": "set", "samples": 40, "batch_size": 8, "drop_last": True}
+    assert [job.updates_of(row, steps) for steps in (0, 5, 6, 15, 16)] == [0, 0, 1, 2, 3]
+    assert told.count("set.update") == 2 == job.updates_of(row, told.count("step.end"))

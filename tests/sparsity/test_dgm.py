@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from toys import PRUNABLE_OF_NET, Bag, Net, blobs, own_loop
 
 from sparcl.errors import ConfigError
@@ -128,3 +129,17 @@ def test_settings_out_of_range_are_refused() -> None:
             DGM(frozen)
     with pytest.raises(ConfigError, match="1 iteration or more"):
         DGM(interval=0)
+
+
+def test_a_layer_of_few_weights_is_never_frozen_as_a_whole() -> None:
+    """Of one to four weights round(g n) is all of them: they would be the least important for good."""
+    for frozen, units in [(0.8, 1), (0.9, 2), (0.9, 4)]:
+        model = nn.Sequential(nn.Linear(3, 2), nn.Linear(units, 1, bias=False), nn.Linear(2, 2))
+        dgm = DGM(frozen, ranking="fresh", prunable=["1"])
+        dgm.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        x = torch.ones(4, units)
+        dgm.begin_task(0, samples=8, epochs=1, losses=Losses(task=lambda m=model, x=x: m[1](x).sum()))
+        dgm.begin_step(0)
+        chosen = dgm.layers[0].chosen
+        assert chosen is not None
+        assert int(chosen.sum()) == 1

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from toys import Bag, Net, blobs, own_loop
 
-from sparcl import Learner
+from sparcl import Learner, kernels
 from sparcl.errors import ConfigError
 from sparcl.methods import DERpp, Finetune, Joint
-from sparcl.nn import build
-from sparcl.sparsity import SET, SPARSIFIERS, TDM, Losses, Pattern, RigL, SparCL, Sparsifier, Static, find
+from sparcl.nn import ConvNet, build
+from sparcl.nn.layers import SparseLayer
+from sparcl.sparsity import SET, SNIP, SPARSIFIERS, TDM, Losses, Pattern, RigL, SparCL, Sparsifier, Static, find
 from sparcl.sparsity.patterns import layer_densities
 from sparcl.streams import seq_digits
+
+BACKENDS = ["reference", *(["native"] if kernels.available() else [])]
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "erk"])
@@ -225,6 +230,44 @@ def test_gradients_are_scaled_where_no_norm_follows_and_nowhere_else() -> None:
         factors = {"grouped": 1.0, "conv": 2.0, "hidden": 2.0}
         for layer in sparsifier.layers:
             torch.testing.assert_close(layer.gather(layer.parameter.grad), factors[layer.name] * before[layer.name])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pattern", ["unstructured", "block"])
+@pytest.mark.parametrize("make", [Static, SparCL, RigL, SET, SNIP])
+def test_a_second_learner_of_a_sparse_model_keeps_its_largest_weights(
+    make: Callable[..., Static], pattern: str, backend: str
+) -> None:
+    """Also where it is to be sparser or denser than it was: what was zero may be chosen again, but never first."""
+    torch.manual_seed(0)
+    model, shapes = ConvNet(4, 2, 8), {"backend": backend, "batch_size": 8, "lr": 0.1}
+    first = Learner(model, sparsifier=Static(0.9, pattern=pattern), epochs=3, **shapes)
+    first.learn(blobs()[0])
+    weights = [_dense(layer) for layer in first.sparsifier.layers]
+    accuracy = first.evaluate().class_il
+    for sparsity in (0.9, 0.5):
+        second = Learner(copy.deepcopy(model), sparsifier=make(sparsity, pattern=pattern), **shapes)
+        if make is not SNIP:  # whose mask waits for data
+            for layer, before in zip(second.sparsifier.layers, weights, strict=True):
+                assert torch.equal(_dense(layer), before)
+            assert second.evaluate(list(blobs())[:1]).class_il == accuracy
+        second.learn(blobs()[0])
+        for layer in second.sparsifier.layers:
+            kind = second.sparsifier.pattern
+            assert len(layer.index) == round((1 - sparsity) * kind.units(layer.shape)) * kind.block
+    sparser = Learner(model, sparsifier=Static(0.95, pattern=pattern), **shapes)
+    for layer, before in zip(sparser.sparsifier.layers, weights, strict=True):
+        assert torch.equal(_dense(layer)[layer.index], before[layer.index])
+        score = sparser.sparsifier.pattern.score(before.abs(), None, layer.shape)
+        units = sparser.sparsifier.active_units(layer)
+        assert score[units].min() >= score.topk(len(units)).values.min() > 0
+
+
+def _dense(layer: SparseLayer) -> Tensor:
+    """[out * in * ...], zero where the mask is."""
+    whole = torch.zeros(math.prod(layer.shape))
+    whole[layer.index] = layer.gather(layer.parameter).detach()
+    return whole
 
 
 @pytest.mark.slow

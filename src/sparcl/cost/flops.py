@@ -159,6 +159,7 @@ class Ledger:
         if event == "importance.passed":
             costs = self.main.costs
             self.phases["importance"] += figures["extra"] * costs.importance + figures["samples"] * costs.frozen
+            self.phases["importance"] += figures["repeated"] * (costs.backward + costs.frozen)
         if event == "step.recomputed":  # micro-batches; a dense host, and the paper, know of none
             self.phases["importance" if self._importance else "forward"] += figures["samples"] * self.main.costs.forward
         if not event.startswith(UNCHANGED):

@@ -40,8 +40,9 @@ def plan(
     """FLOPs of training on tasks of `samples` training samples each: `executed`, `paper` and `dense` (see `Ledger`).
 
     Equal to what the run's own ledger counts, but where DDR removes samples in the middle of an epoch (tasks whose
-    number of epochs is no multiple of ten): how many of them that epoch has left is a matter of chance; and but where
-    DDR ranks by forgetting and too few samples were ever right. The objects are used up: make others for training.
+    number of epochs is no multiple of ten): how many of them that epoch has left is a matter of chance; where DDR ranks
+    by forgetting and too few samples were ever right; and where a buffer of so many bytes holds less than a batch. The
+    objects are used up: make others for training.
 
     Raises:
         ConfigError: a sparsifier whose passes are not foreseen.
@@ -89,9 +90,9 @@ class Forecast:
 
     def _counts(self) -> Counts:
         """Active and updated weights of each layer, as planned."""
-        share = self.dgm.frozen if self.dgm is not None and self._chosen else 0.0
+        dgm = self.dgm if self._chosen else None
         return {
-            layer.name: (units * self.block, (units - round(share * units)) * self.block)
+            layer.name: (units * self.block, (units - (0 if dgm is None else dgm.resting(units))) * self.block)
             for layer, units in zip(self.layers, self.units, strict=True)
         }
 
@@ -109,7 +110,7 @@ class Forecast:
         self.owed, self.ready = True, False
         self.ledger("task.begin", {})
         self._run(passes.begin)
-        if self.tdm is not None and index > 0:
+        if self.tdm is not None and index > 0 and self.tdm.p_inter > 0:
             p = self.tdm.p_inter
             grown = [self.tdm.moved(layer, n, p) for layer, n in zip(self.layers, self.target, strict=True)]
             self._set_units([n + new for n, new in zip(self.target, grown, strict=True)])
@@ -161,20 +162,20 @@ class Forecast:
     def _read(self, passes: Passes, batch: int) -> None:
         """The step's gradients are taken apart: L~'s pass back and, where it has remembered samples, theirs."""
         samples, first = sum(n for n, grad in passes if grad), passes[0][0]
-        extra = first * (1 + (first > batch))
-        self.ledger("importance.passed", {"extra": extra, "samples": samples})
-        self.budget.pay(extra, samples)
+        repeated = first if first > batch else 0
+        self.ledger("importance.passed", {"extra": first, "repeated": repeated, "samples": samples})
+        self.budget.pay(first + repeated, samples)
         self.ready = self.owed
 
     def _rank(self, step: int) -> bool:
         """What TDM and DGM compute before a step, and whether they ask for its gradients."""
         if self.by_steps:
             return self._rank_by_steps(step)
-        if self.tdm is not None and self.updates.due(step) and self.tdm.sparsity > 0:
+        if self.tdm is not None and self.updates.due(step) and self.tdm.changes:
             self._update_masks()
         if self.dgm is None or self.dgm.frozen == 0:
             return False
-        stale = not self._chosen and any(round(self.dgm.frozen * units) for units in self.units)
+        stale = not self._chosen and any(self.dgm.resting(units) for units in self.units)
         if self.iteration % self.dgm.interval == 0 or stale:
             self._importance(1)
             self._chosen = True
@@ -184,14 +185,14 @@ class Forecast:
 
     def _rank_by_steps(self, step: int) -> bool:
         asked = False
-        if self.tdm is not None and self.tdm.sparsity > 0:
+        if self.tdm is not None and self.tdm.changes:
             if self.updates.due(step):
                 self._set_units(self.target)
             near = not self.budget.reads or self.updates.near(step, self.tdm.batches)
             asked = bool(self.tdm.alpha or self.tdm.beta) and near
         if self.dgm is None or self.dgm.frozen == 0:
             return asked
-        stale = not self._chosen and any(round(self.dgm.frozen * units) for units in self.units)
+        stale = not self._chosen and any(self.dgm.resting(units) for units in self.units)
         if self.ready or (stale and self.budget.reads):
             self._chosen, self.owed, self.ready = True, self.owed and not self.ready, False
             self.ledger("dgm.choose", {})

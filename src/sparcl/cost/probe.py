@@ -55,7 +55,7 @@ def probe(
     return [
         _task(
             *(method, model, index, count, steps(count, batch_size, drop_last), epochs),
-            filling=math.ceil(replay_batch_size / batch_size),
+            filling=math.ceil(replay_batch_size / min(batch_size, count)),
         )
         for index, count in enumerate(samples)
     ]

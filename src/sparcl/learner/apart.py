@@ -34,6 +34,8 @@ class Parts:
     replay: list[Tensor] = field(default_factory=list)
     extra: int = 0
     """Samples that passed back for ranking alone."""
+    repeated: int = 0
+    """Samples that passed back once more as a step's own do, weight gradients of every layer included."""
     samples: int = 0
     """Samples that pass forward and back in this step."""
     cuts: bool = True
@@ -87,7 +89,7 @@ class Parts:
         of_remembered = at_logits.clone()
         of_remembered[:size] = 0.0
         made.backward(of_remembered, retain_graph=True)  # type: ignore[no-untyped-call]
-        self.extra += len(made)
+        self.repeated += len(made)
 
     def read_after(self, backward: Callable[[], None]) -> None:
         """L(M) where a method sends it back by itself, after its objective: `backward` adds to `.grad`."""
@@ -97,8 +99,8 @@ class Parts:
 
     def finish(self, sparsifier: Sparsifier) -> None:
         """Hand over what was read."""
-        self.tell("importance.passed", {"extra": self.extra, "samples": self.samples})
-        sparsifier.take_gradients(self.task, self.replay, self.extra, self.samples)
+        self.tell("importance.passed", {"extra": self.extra, "repeated": self.repeated, "samples": self.samples})
+        sparsifier.take_gradients(self.task, self.replay, self.extra + self.repeated, self.samples)
 
     def _present(self) -> list[Tensor | None]:
         gradients = [layer.parameter.grad for layer in self.layers]

@@ -16,6 +16,7 @@ from typing import Any, Self
 from sparcl.checkpoint import checks
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner.position import Position
+from sparcl.sparsity.sparsifier import ROUNDING
 from sparcl.whole import is_whole
 
 KINDS = ("epochs", "steps", "seconds")
@@ -121,7 +122,7 @@ class Budget:
                 f"a budget of {self.amount:g} seconds is too little: one step takes {seconds:.3g}; use {seconds:.1g}"
                 " or more"
             )
-        units = min(UNITS, int(self._behind_step(position) * UNITS))
+        units = min(UNITS, int(self._behind_step(position) * UNITS + ROUNDING))
         position.pace += [position.done] * (units - len(position.pace))
 
     def _behind_step(self, position: Position) -> float:

@@ -7,7 +7,10 @@ import threading
 from types import FrameType
 from typing import Self
 
-TORN = "a step was broken off in its middle: go on from a checkpoint, Learner.load(folder)"
+TORN = (
+    "a step was broken off in its middle, or a state was restored in part: go on from a checkpoint,"
+    " Learner.load(folder)"
+)
 
 
 class Held:

@@ -316,9 +316,13 @@ class Learner(Observing):
         """Go on from `checkpoint_state()` of a Learner with the same model, method and settings, on any backend.
 
         Raises:
-            CheckpointError: it is another's, or not well formed.
+            CheckpointError: it is another's, or not well formed; where that is found late, nothing but another
+                restore goes on from here.
         """
+        saving.check_made_alike(self, state)
+        self._torn = True  # until all of it is taken
         saving.restore(self, state)
+        self._torn = False
         if self.latents is not None:
             self.latents.remember()
 

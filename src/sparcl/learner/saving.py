@@ -161,8 +161,8 @@ def capture(learner: Saved) -> State:
     return state
 
 
-def restore(learner: Saved, state: Mapping[str, Any]) -> None:
-    """Give a Learner the state that `capture` took from one of the same model, method and settings.
+def check_made_alike(learner: Saved, state: Mapping[str, Any]) -> None:
+    """Refuse the state of a Learner with another model, method or settings, before any of it is taken.
 
     Raises:
         CheckpointError: it is another's, or not well formed.
@@ -178,6 +178,15 @@ def restore(learner: Saved, state: Mapping[str, Any]) -> None:
         saved, ours = state["settings"]["made_from"][part], learner.recipes[part]
         if saved is not None and ours is not None and (where := tree.difference(saved, ours)) is not None:
             raise CheckpointError(f"the checkpoint was made with another {part}: its {where} differs")
+
+
+def restore(learner: Saved, state: Mapping[str, Any]) -> None:
+    """Give a Learner the state that `capture` took from one that was made alike.
+
+    Raises:
+        CheckpointError: it is not well formed; the Learner may have a part of it.
+    """
+    settings = settings_in(state)
     with checks.refusing("the classes"):
         learner.classes.restore(classes_in(state["learner"]), learner.optimizer)
     if learner.backend == "reference" and STRIDES in settings:  # native has one order for all

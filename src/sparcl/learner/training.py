@@ -94,7 +94,7 @@ class Training(Assembly):
             self._enter(task)
         position = self.position
         assert position is not None
-        while not self.budget.over(position):
+        while position.order is not None or not self.budget.over(position):  # an epoch that was begun ends
             self._begin_epoch(position)
             while position.upcoming(self.drop_last) and not self.budget.over(position):
                 self._step(position)
@@ -201,7 +201,11 @@ class Training(Assembly):
                 return
             loss, samples = done
             now = time.perf_counter()
-            self.budget.note(position, now - self._mark)
+            try:
+                self.budget.note(position, now - self._mark)
+            except ConfigError:  # the weights have moved
+                self._torn = True
+                raise
             self._mark = now
             position.cursor += samples
             position.step += 1

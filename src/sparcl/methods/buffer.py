@@ -131,18 +131,23 @@ class ReservoirBuffer:
                 f" with label and logits, {beside}, take {stored + beside * self.least:,}"
             )
         if one is not None:
-            self._shrink(self.max_bytes // (one + beside), generator)
+            self._shrink(min(self.capacity, self.max_bytes // (one + beside)), generator)
 
     def _fit(self, generator: torch.Generator) -> None:
-        """Where samples differ in size, as many leave as no longer fit."""
-        while self.max_bytes is not None and self.nbytes() > self.max_bytes and len(self) > 1:
+        """As many leave as no longer fit: all at once, or one by one where samples differ in size."""
+        if self.max_bytes is None:
+            return
+        if isinstance(self.inputs, Tensor) and self.nbytes() > self.max_bytes:  # logits of more classes
+            row = sum(held[:1].nbytes for held in map(self.__dict__.get, self.FIELDS) if held is not None)
+            self._shrink(max(1, min(self.capacity, self.max_bytes // row)), generator)
+        while self.nbytes() > self.max_bytes and len(self) > 1:
             self._shrink(len(self) - 1, generator)
 
     def _shrink(self, capacity: int, generator: torch.Generator) -> None:
         """Hold no more than so many samples from now on."""
         labels = self._held_labels()
         gone = set(self.policy.leaves(labels, len(labels) - capacity, generator)) if len(labels) > capacity else set()
-        if gone:
+        if self.labels is not None and (gone or len(self.labels) > capacity):  # rows that are empty still go as well
             self._keep(torch.tensor([place for place in range(len(labels)) if place not in gone]))
         self.capacity = capacity
 

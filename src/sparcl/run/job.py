@@ -191,7 +191,7 @@ def updates_of(row: Mapping[str, Any], steps: int) -> int:
             usual = RigL()
             return int(usual.stop * steps / max(1, min(usual.every, steps // UPDATES_AT_LEAST)))
         case "set":
-            return steps // a_pass(row)
+            return max(0, steps - 1) // a_pass(row)
     return 0
 
 

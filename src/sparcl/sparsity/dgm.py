@@ -22,7 +22,7 @@ class DGM(StepRanked):
     choice. The choice is made before the backward pass, so that those gradients need not be computed.
 
     Args:
-        frozen: g, share of each layer's active weights that is not updated, 0 to less than 1.
+        frozen: g, share of each layer's active weights that is not updated, 0 to less than 1; one is, at least.
         interval: iterations between two choices (published: 30); every task begins with one.
         ranking: `step` chooses by the two gradients of the training step before, at intervals that a fiftieth of the
             task's steps pays for; `fresh` (published) by passes over fresh batches, as does a loop that does not hand
@@ -90,12 +90,16 @@ class DGM(StepRanked):
         frozen = 0
         for layer, g, m in zip(self.layers, task, replay, strict=True):
             score = self.pattern.score(cgi(g, m, self.alpha, self.beta), layer.index, layer.shape)
-            rests = lowest(score, round(self.frozen * len(score)))
+            rests = lowest(score, self.resting(len(score)))
             layer.set_chosen(self.pattern.spread(~rests, layer.index, layer.shape))
             frozen += int(rests.sum()) * self.pattern.block
         self._owed = self._owed and not self._ready
         self._ready = False
         self.notify("dgm.choose", {"frozen": frozen, "active": sum(len(la.index) for la in self.layers)})
+
+    def resting(self, units: int) -> int:
+        """How many of a layer's active units are not updated: never all of them, or none would be chosen again."""
+        return min(round(self.frozen * units), max(units - 1, 0))
 
     def _gradients(self) -> tuple[list[Tensor], list[Tensor]]:
         """Of the steps read last or, from one fresh batch of each, of the task and of the buffer."""
@@ -116,7 +120,7 @@ class DGM(StepRanked):
         """A mask update since the last choice cleared it."""
         if self.from_steps and not self.collected.batches:
             return False  # nothing is known yet
-        return any(la.chosen is None and round(self.frozen * len(self.active_units(la))) > 0 for la in self.layers)
+        return any(la.chosen is None and self.resting(len(self.active_units(la))) > 0 for la in self.layers)
 
     def state_dict(self) -> dict[str, Any]:
         own = {} if self.shares else {"collected": self.collected.state_dict()}

@@ -71,6 +71,9 @@ class Static(MaskSparsifier):
         ]
         with preserved_buffers(model):
             self.scaled = not_normalised(model, [layer.name for layer in self.layers])
+        for layer in self.layers:  # of a model that was sparse before: its zeros are candidates as well
+            if len(layer.index) < math.prod(layer.shape):
+                layer.set_index(torch.arange(math.prod(layer.shape), device=layer.index.device), optimizer)
         self._start()
         return self
 

@@ -112,6 +112,11 @@ class TDM(StepRanked, Static):
                 grown += len(new)
             self.notify("tdm.expand", {"grown": grown * self.pattern.block, "active": self.active()})
 
+    @property
+    def changes(self) -> bool:
+        """Whether the mask moves at all."""
+        return self.sparsity > 0 and (self.p_intra > 0 or self.p_inter > 0)
+
     def begin_stream(self, losses: Losses | None = None) -> None:
         self._begin_ranking(losses)
         self.moments.begin_stream(self.interval)
@@ -121,7 +126,7 @@ class TDM(StepRanked, Static):
 
     def begin_step(self, step: int, spent: float | None = None) -> None:
         self.collected.begin_step()
-        changes = self.sparsity > 0 and (self.p_intra or self.p_inter)
+        changes = self.changes
         if self.moments.due(step, spent) and changes:
             self.update()
         ranks = changes and (self.alpha or self.beta)
