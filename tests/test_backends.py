@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -263,6 +264,28 @@ def test_a_compact_model_is_not_taken_for_a_dense_one(backend: str, sparsifier: 
     Learner(model, None, sparcl.SparCL(0.5), backend="native")
     with pytest.raises(ConfigError, match="compact already"):
         Learner(model, None, sparsifier, backend=backend)
+
+
+@pytest.mark.parametrize("options", [{"prunable": ["conv"]}, {"freeze": ["grouped"]}])
+def test_a_sparse_layer_that_would_not_be_pruned_is_refused(options: dict[str, Any]) -> None:
+    """It could be trained, but no checkpoint knows where its weights are."""
+    model = Net()
+    Learner(model, sparsifier=sparsity.Static(0.5), backend="native")
+    static = sparsity.Static(0.5, prunable=options.pop("prunable", None))
+    with pytest.raises(ConfigError, match=r"layer grouped is sparse already, but not to be pruned here"):
+        Learner(model, sparsifier=static, **options)
+
+
+def test_a_layer_that_is_compact_stays_so_whatever_is_measured() -> None:
+    model = Net()
+    first = Learner(model, sparsifier=sparsity.Static(0.9), backend="native")
+    names = [layer.name for layer in first.sparsifier.layers]
+    second = Learner(model, sparsifier=sparsity.Static(0.1))
+    assert second.layer_choice == dict.fromkeys(names, "native")
+    with pytest.raises(
+        ConfigError, match="layer grouped is compact already"
+    ):
+        Learner(model, sparsifier=sparsity.Static(0.1), layer_choice=dict.fromkeys(names, "dense"))
 
 
 def test_auto_measures_and_a_recorded_choice_is_replayed() -> None:

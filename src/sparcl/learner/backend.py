@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from sparcl.errors import ConfigError
 from sparcl.nn import auto, convert, in_halves
+from sparcl.nn.compact import CompactLayer
 from sparcl.nn.layers import prunable_names
 from sparcl.sparsity.sparsifier import Sparsifier
 
@@ -39,9 +41,30 @@ def give_to_backend(
         why = "backend reference" if sparsifier.prunes else f"sparsifier {sparsifier.name}, which prunes nothing"
         raise ConfigError(f"a layer choice has no effect with {why}: leave it out")
     if chosen == "native":
-        prunable_names(model, sparsifier.prunable)  # a model that is refused stays what it was
+        names = prunable_names(model, sparsifier.prunable)  # a model that is refused stays what it was
+        compact = _compact_already(model, names, choice)
         if backend == "auto" and not choice:
             densities, block = sparsifier.densities, sparsifier.pattern.block
             choice = auto.measure(model, sparsifier.prunable, densities, block, batch_size, input_shape, tell)
+            choice |= dict.fromkeys(compact, "native")
         convert.to_native(model, sparsifier.prunable, choice)
     return chosen, choice
+
+
+def _compact_already(model: nn.Module, names: list[str], choice: Mapping[str, str]) -> list[str]:
+    """Those of the prunable layers `names` that an earlier Learner made compact; compact they stay.
+
+    Raises:
+        ConfigError: one that is sparse would not be pruned here, and no checkpoint would know where its weights are; or
+            one is to be computed dense.
+    """
+    compact = {name: layer for name, layer in model.named_modules() if isinstance(layer, CompactLayer)}
+    for name, layer in compact.items():
+        if name not in names and len(layer.index) < math.prod(layer.shape):
+            raise ConfigError(
+                f"layer {name} is sparse already, but not to be pruned here: leave it prunable and trained, or use a"
+                " model as it was before"
+            )
+        if choice.get(name) == "dense":
+            raise ConfigError(f"layer {name} is compact already, and a layer choice of dense comes too late for it")
+    return [name for name in compact if name in names]
