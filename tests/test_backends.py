@@ -282,9 +282,7 @@ def test_a_layer_that_is_compact_stays_so_whatever_is_measured() -> None:
     names = [layer.name for layer in first.sparsifier.layers]
     second = Learner(model, sparsifier=sparsity.Static(0.1))
     assert second.layer_choice == dict.fromkeys(names, "native")
-    with pytest.raises(
-        ConfigError, match="layer grouped is compact already"
-    ):
+    with pytest.raises(ConfigError, match="layer grouped is compact already"):
         Learner(model, sparsifier=sparsity.Static(0.1), layer_choice=dict.fromkeys(names, "dense"))
 
 
