@@ -93,7 +93,8 @@ class Learning {
   std::vector<float> x_;
   std::vector<long> batch_labels_;
   Gradients of_task_, of_replay_;  // of the step that is ranked by
-  long passed_ = 0, extra_ = 0;    // samples that pass forward and back in a step, and those that do so for ranking alone
+  long passed_ = 0;                // samples that pass forward and back in a step
+  long extra_ = 0, repeated_ = 0;  // those that go back once more: for the task's gradient, and as a whole
 };
 
 // Appends rows for new classes to the layer that makes the logits, drawn as Python draws them; and NaN to remembered logits.

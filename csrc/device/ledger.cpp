@@ -40,9 +40,9 @@ void Ledger::step(const Graph& graph, long samples, long of_task) {
   seen_ += of_task;
 }
 
-void Ledger::ranked(const Graph& graph, long extra, long samples) {
+void Ledger::ranked(const Graph& graph, long extra, long repeated, long samples) {
   const Costs now = costs(graph);
-  ranking_ += extra * now.importance + samples * now.frozen;
+  ranking_ += extra * now.importance + repeated * (now.backward + now.frozen) + samples * now.frozen;
 }
 
 void Ledger::load(const Json& state) {

@@ -17,8 +17,9 @@ class Ledger {
 
   // A training step: `samples` pass forward and back, `of_task` of them the task's.
   void step(const Graph& graph, long samples, long of_task);
-  // Of it, what ranking cost: `extra` samples passed back once more, and all weight gradients of `samples` were computed.
-  void ranked(const Graph& graph, long extra, long samples);
+  // Of it, what ranking cost: `extra` samples passed back once more for the prunable layers, `repeated` for all, and all weight
+  // gradients of `samples` were computed.
+  void ranked(const Graph& graph, long extra, long repeated, long samples);
   void removed(long samples) { removed_ += samples; }
 
   long forward() const { return forward_; }

@@ -11,6 +11,7 @@ namespace sparcl {
 namespace {
 
 constexpr long kUnits = 200, kMost = (1L << 31) - 1;
+constexpr double kRounding = 1e-9;  // 0.29 of 200 parts is 57.999... in binary
 constexpr double kCertainty = 4;
 constexpr double kMostOfOneStep = 2;  // budgets of seconds that a task's first step may take, as in Python
 constexpr char kPath[] = "learner/position/order", kWhat[] = "the position";
@@ -95,7 +96,7 @@ void Position::note(const Budget& budget, double seconds_of_step, bool paced) {
   if (replayed || (!paced && budget.seconds <= 0)) return;
   double share = budget.seconds > 0 ? seconds / budget.seconds : static_cast<double>(done) / static_cast<double>(std::max(budget.steps, 1L));
   if (budget.epochs) share = (static_cast<double>(epoch) + static_cast<double>(step + 1) / static_cast<double>(std::max(planned_steps, 1L))) / static_cast<double>(budget.epochs);
-  const long units = static_cast<long>(std::min(share, 1.0) * static_cast<double>(kUnits));
+  const long units = static_cast<long>(std::min(share, 1.0) * static_cast<double>(kUnits) + kRounding);
   while (static_cast<long>(pace.size()) < units) pace.push_back(done);
 }
 

@@ -202,9 +202,12 @@ bool Sparsifier::stale() const {
   if (!collected_.batches()) return false;
   return std::any_of(layers_.begin(), layers_.end(), [&](const SparseLayer& layer) {
     const Graph::State& state = graph_.states()[layer.at];
-    return state.chosen.empty() && std::lrint(dgm_->frozen * static_cast<double>(static_cast<long>(state.index.size()) / pattern_.block)) > 0;
+    return state.chosen.empty() && resting(static_cast<long>(state.index.size()) / pattern_.block) > 0;
   });
 }
+
+// Of a layer's active units, as many are not updated: never all of them, or none would be chosen again.
+long Sparsifier::resting(long units) const { return std::min(std::lrint(dgm_->frozen * static_cast<double>(units)), std::max(units - 1, 0L)); }
 
 void Sparsifier::choose() {
   const Gradients task = collected_.mean(false), replay = collected_.mean(true);
@@ -212,7 +215,7 @@ void Sparsifier::choose() {
     const SparseLayer& layer = layers_[i];
     const Places& index = graph_.states()[layer.at].index;
     const std::vector<float> score = pattern_.score(continual(task[i], replay[i], dgm_->alpha, dgm_->beta), index, layer.per_channel);
-    std::vector<uint8_t> moves = lowest(score, std::lrint(dgm_->frozen * static_cast<double>(score.size())));
+    std::vector<uint8_t> moves = lowest(score, resting(static_cast<long>(score.size())));
     for (uint8_t& flag : moves) flag = !flag;
     graph_.set_chosen(layer.at, pattern_.spread(moves, index, layer.per_channel));
   }

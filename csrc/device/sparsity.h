@@ -76,6 +76,7 @@ class Sparsifier {
   void begin_step_of_tdm(long step, double spent);
   void begin_step_of_dgm();
   bool stale() const;
+  long resting(long units) const;
   void choose();
 
   Graph& graph_;

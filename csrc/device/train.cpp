@@ -91,7 +91,7 @@ void Learning::backward(const std::vector<float>& gradient, long of_task, long N
   const float scale = static_cast<float>(static_cast<double>(N) / static_cast<double>(N - of_task));  // L(M) is a mean over the remembered
   for (auto& layer : of_replay_)
     for (float& g : layer) g *= scale;
-  extra_ += N;
+  repeated_ += N;
   graph_.backward(own.data());
 }
 
@@ -138,7 +138,7 @@ void Learning::train() {
   spread_out(ids, beside);
   const bool ranks = sparsifier_.wants_gradients();
   passed_ = N;
-  extra_ = 0;
+  extra_ = repeated_ = 0;
   graph_.clear_gradients();
   if (ranks) of_replay_ = sparsifier_.gradients();  // nothing, while nothing is remembered
   const float* answer = graph_.forward(x_.data(), N, true);
@@ -152,8 +152,8 @@ void Learning::train() {
   if (!std::isfinite(loss)) throw std::runtime_error("the loss became NaN or infinite in step " + std::to_string(position.done + 1) + kTooFast);
   ledger_.step(graph_, passed_, of_task);
   if (ranks) {
-    ledger_.ranked(graph_, extra_, passed_);
-    sparsifier_.take_gradients(of_task_, of_replay_, extra_, passed_);
+    ledger_.ranked(graph_, extra_, repeated_, passed_);
+    sparsifier_.take_gradients(of_task_, of_replay_, extra_ + repeated_, passed_);
   }
   sparsifier_.after_backward();
   optimizer_.step(graph_);
