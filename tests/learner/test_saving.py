@@ -360,7 +360,7 @@ def test_a_restore_that_was_refused_late_is_not_gone_on_from(tmp_path: Path, bac
     with pytest.raises(ConfigError, match="restored in part"):
         other.learn(stream()[0])
     with pytest.raises(ConfigError, match="restored in part"):
-        other.observe(*stream()[0].train[:8])
+        other.observe(torch.zeros(8, 2, 6, 6), [0, 1] * 4)
     with pytest.raises(CheckpointError, match="restored in part"):
         other.save(tmp_path)
     other.restore(whole)
