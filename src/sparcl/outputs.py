@@ -25,6 +25,11 @@ def run_of(out: Path) -> Path | None:
     return next((f.parent for f in place.parents if f.name in FOLDERS_OF_RUN and _is_run(f.parent)), None)
 
 
+def is_page(out: Path) -> bool:
+    """Whether this is the name of a run's own page, which is drawn anew when that is asked for."""
+    return out.name == PAGE and _is_run(out.parent)
+
+
 def check(out: Path, *sources: Path) -> None:
     """Refuse to write a run's own file, or over one of the `sources` that are read for it (ConfigError)."""
     if (run := run_of(out)) is not None:

@@ -232,7 +232,7 @@ def test_a_state_goes_on_to_the_same_bits(backend: str, tmp_path: Any) -> None:
     assert torch.equal(weights(whole), weights(again))
     other = Learner(network(), **make(), backend=backend)
     with pytest.raises(sparcl.errors.CheckpointError, match=r"micro batch is None here, but 4 in the checkpoint"):
-        sparcl.learner.saving.restore(other, whole.checkpoint_state())
+        other.restore(whole.checkpoint_state())
 
 
 @pytest.mark.parametrize("value", [0, -3, 11])

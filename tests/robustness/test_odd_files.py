@@ -8,13 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sparcl.errors import ConfigError
 from sparcl.main import _main
+from sparcl.outputs import FOLDERS_OF_RUN, OF_RUN
 from sparcl.report import load
 from sparcl.run.launch import Job, Local, Outcome
+from sparcl.run.observers import SampleTrace
 from sparcl.run.trackers import CSV
 
 RUN = ["run", "seq-digits", "--limit-per-class", "40", "--epochs", "1", "--width", "4", "--threads", "1"]
@@ -75,16 +78,57 @@ ODD = pytest.mark.parametrize("make", [pipe, endless, link, Path.mkdir])
 
 
 @ODD
-@pytest.mark.parametrize("name", ["events.jsonl", "result.json", "config.toml", "model.safetensors", ".lock"])
+@pytest.mark.parametrize("name", [*OF_RUN])
 def test_a_run_directory_with_an_odd_file_is_refused_in_one_line(
     finished: Path, capsys: pytest.CaptureFixture[str], name: str, make: Callable[[Path], None]
 ) -> None:
-    (finished / name).unlink()
+    (finished / name).unlink(missing_ok=True)
     make(finished / name)
     kept = sorted(str(p) for p in finished.rglob("*"))
     line = refusal(capsys, *ARGUMENTS, "--out", str(finished), "--resume")
     assert f"{name} is not a regular file" in line
     assert sorted(str(p) for p in finished.rglob("*")) == kept
+    if make is link:
+        assert (finished / "target").read_text() == "theirs\n"
+
+
+@pytest.mark.parametrize("name", FOLDERS_OF_RUN)
+def test_a_run_directory_with_an_odd_folder_is_refused_in_one_line(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    if (finished / name).exists():
+        (finished / name).rename(tmp_path / "before")
+    (finished / name).symlink_to(outside(tmp_path))
+    assert f"{name} is not a folder" in refusal(capsys, *ARGUMENTS, "--out", str(finished), "--resume")
+    assert [p.name for p in (tmp_path / "outside").iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize("make", [pipe, link])
+@pytest.mark.parametrize("name", ["samples.json", "report.html", "README.md"])
+def test_what_is_put_into_a_run_directory_meanwhile_is_not_waited_for_or_written_through(
+    tmp_path: Path, name: str, make: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, begin = tmp_path / "run", SampleTrace.__init__
+
+    def meanwhile(*arguments: Any) -> None:
+        make(out / name)
+        begin(*arguments)
+
+    monkeypatch.setattr(SampleTrace, "__init__", meanwhile)
+    assert _main([*ARGUMENTS, "--epochs", "10", "--out", str(out)]) == 0
+    if make is link:
+        assert (out / "target").read_text() == "theirs\n"
+    assert (out / name).is_file() == ((make, name) != (pipe, "report.html"))
+
+
+@pytest.mark.parametrize("make", [pipe, link, Path.mkdir])
+def test_a_report_is_not_written_through_a_runs_page(
+    finished: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], None]
+) -> None:
+    page = finished / "report.html"
+    page.unlink()
+    make(page)
+    assert f"cannot write {page}" in refusal(capsys, "report", str(finished), "--format", "html", "--out", str(page))
     if make is link:
         assert (finished / "target").read_text() == "theirs\n"
 

@@ -37,7 +37,9 @@ def write(places: Sequence[Path], form: str = "table", out: Path | None = None) 
         raise ConfigError(unknown("format", form, FORMATS))
     if form == "html" and out is None:
         raise ConfigError("format html writes a file; name it with --out")
-    if out is not None and not (form == "html" and out.name == outputs.PAGE):  # a run's own page is drawn so
+    if out is not None and form == "html" and outputs.is_page(out):
+        _check_page(out)
+    elif out is not None:
         outputs.check(out)
     records, problems = load(places)
     if not records:
@@ -59,6 +61,15 @@ def write(places: Sequence[Path], form: str = "table", out: Path | None = None) 
         sys.stdout.write(text)
         return
     write_text(out, text)
+
+
+def _check_page(out: Path) -> None:
+    """Refuse a link or a pipe where a run's own page is to be: somebody else put it there."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            regular.open_regular(out, ours=True).close()
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error.strerror}; move it away") from None
 
 
 def check_place(out: Path) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparcl import regular
 from sparcl.checkpoint import checks
 from sparcl.learner import Learner
-from sparcl.run.record import write_atomically
+from sparcl.run.record import MAX_RESULT, write_atomically
 from sparcl.run.thumbnails import data_address, shows
 from sparcl.streams.task import Samples
 
@@ -171,7 +172,7 @@ class SampleTrace:
     def _written(self) -> list[dict[str, Any]]:
         """What the file holds of this run's earlier tasks; a damaged file is begun anew."""
         try:
-            tasks = json.loads(self.path.read_text(encoding="utf-8"))["tasks"]
+            tasks = json.loads(regular.read(self.path, MAX_RESULT, ours=True).decode("utf-8"))["tasks"]
             return [entry for entry in tasks if type(entry["task"]) is int]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return []

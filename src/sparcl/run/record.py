@@ -55,10 +55,12 @@ class RunDirectory:
 
     def _check_names(self) -> None:
         """Refuse what no run leaves behind: a link would lead out of the directory, a named pipe never answer."""
-        own = (self.config, self.events, self.result, self.model, self.path / LOCK)
+        own = (self.config, self.events, self.result, self.model, self.answers, self.readme, self.samples, self.page)
+        files = (*own, self.path / LOCK, self.path / KEPT["csv"])
+        folders = (self.checkpoints, *(self.path / KEPT[name] for name in ("tensorboard", "wandb")))
         for name, kind, fits in (
-            *((name, "regular file", stat.S_ISREG) for name in own),
-            (self.checkpoints, "folder", stat.S_ISDIR),
+            *((name, "regular file", stat.S_ISREG) for name in files),
+            *((name, "folder", stat.S_ISDIR) for name in folders),
         ):
             with contextlib.suppress(OSError):  # missing
                 if not fits(os.lstat(name).st_mode):
