@@ -64,7 +64,7 @@ class SparclDerpp(ContinualModel):
 
     def observe(self, inputs: Tensor, labels: Tensor, not_aug_inputs: Tensor, epoch=None) -> float:
         del epoch
-        self.sparsifier.begin_step(self.epoch_iteration)  # masks move now, and at no other time
+        self.sparsifier.begin_step(self.epoch_iteration)  # masks move now, or where a task begins or ends
         self.opt.zero_grad()
         outputs = self.net(inputs)
         loss = self.loss(outputs, labels)

@@ -345,8 +345,9 @@ def bench(
     The JSON file holds a list of rows: sparsity, pattern, dense_ms, dense_variant, native_ms, speedup, theoretical_gain
     (multiply-adds of the dense step over those of the sparse one), peak_dense_bytes, peak_native_bytes, activations,
     isa, threads, batch, width, model. With --job: method, sparsifier, sparsity, pattern, activations, step_ms,
-    update_ms (what a mask update takes more), choice_ms, evaluate_image_ms, parameter_bytes, buffer_bytes, peak_bytes,
-    seconds, steps, epochs.
+    update_ms (what a mask update takes more), choice_ms, read_ms (a step that is ranked by), read_share (of its passes,
+    what such a step has more), evaluate_image_ms, parameter_bytes, buffer_bytes, peak_bytes, seconds, steps, epochs;
+    and what it was of: stream, samples, batch_size, drop_last, single_head, model, width, threads, device, isa.
     """
     from sparcl.report.write import check_place, write_text
     from sparcl.run import bench as steps

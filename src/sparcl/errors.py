@@ -19,7 +19,7 @@ class DataError(SparclError):
 
 
 class TrainingError(SparclError):
-    """Training cannot go on: a loss or a gradient that is NaN or infinite."""
+    """Training cannot go on: a loss, a weight or a statistic that is NaN or infinite."""
 
 
 class Stopped(BaseException):

@@ -76,7 +76,7 @@ class Method(Recorded, ABC):
 
     Args:
         single_head: mask the logits of classes outside the present task in the training loss of the task's batch.
-            Off as published for ER, DER and DER++; the published SparCL code turns it on (METHOD.md, trap 4).
+            Off as published for ER, DER and DER++; the published SparCL code turns it on (docs/method.md).
     """
 
     name: ClassVar[str]

@@ -187,7 +187,7 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
 
     By default the published choice, for any model: every convolution and linear layer except the first, the last
     (the classifier), strided 1×1 convolutions (shortcuts) and depthwise ones. For ResNet-18 these are the sixteen
-    3×3 block convolutions (METHOD.md, section 1). A layer that is frozen is none of them, and no predicate is asked.
+    3×3 block convolutions (docs/method.md, choices). A layer that is frozen is none of them, and no predicate is asked.
     """
     weighted = {name: module for name, module in model.named_modules() if is_weighted(module)}
     candidates = {name: module for name, module in weighted.items() if not _is_frozen(module)}

@@ -24,7 +24,7 @@ PROTOCOLS = {
     "seq-tinyimg": Protocol("resnet18", 100),
     "folder": Protocol("resnet18", 50),
 }
-"""Published for seq-cifar10 and seq-tinyimg (METHOD.md, section 4), as the field does for MNIST; ours for the rest."""
+"""Published for seq-cifar10 and seq-tinyimg (SparCL, NeurIPS 2022), as the field does for MNIST; ours for the rest."""
 
 OF_OWN = Protocol(AUTO, 50)
 """Of a stream of the user's own: as for a folder, but the model goes by the shape of a sample."""

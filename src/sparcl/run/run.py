@@ -326,7 +326,7 @@ class Run:
             write_atomically(self.directory.config, self.experiment.to_toml())
 
     def result(self) -> dict[str, Any]:
-        """The contents of result.json (DESIGN: the contract of the run directory)."""
+        """The contents of result.json (docs/records.md)."""
         learner, metrics = self.learner, self.matrix.metrics()
         held = memory(learner.model, learner.optimizer, learner.sparsifier.layers, learner.method.buffer)
         most = self.experiment.max_memory

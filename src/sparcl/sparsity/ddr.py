@@ -1,4 +1,4 @@
-"""DDR, dynamic data removal: samples that are learned already leave the task (METHOD.md, section 2)."""
+"""DDR, dynamic data removal: samples that are learned already leave the task (SparCL, NeurIPS 2022)."""
 
 from __future__ import annotations
 

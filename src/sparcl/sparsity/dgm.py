@@ -1,4 +1,4 @@
-"""DGM, dynamic gradient masking: update only the gradients that matter (METHOD.md, section 3)."""
+"""DGM, dynamic gradient masking: update only the gradients that matter (SparCL, NeurIPS 2022)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a weight or a gradient matters: CWI and CGI (METHOD.md, sections 1 and 3), as pure functions.
+"""How much a weight or a gradient matters: CWI and CGI (SparCL, NeurIPS 2022), as pure functions.
 
 Legend: K active weights of a layer. w values, g_task = ∂L~(D_t)/∂w, g_replay = ∂L(M)/∂w, all [K].
 """

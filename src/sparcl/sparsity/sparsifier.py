@@ -117,7 +117,7 @@ class Sparsifier(Recorded):
         """Epoch `epoch` (from 0) of the task begins and has `steps` steps."""
 
     def begin_step(self, step: int, spent: float | None = None) -> None:
-        """Step `step` (from 0) of the epoch begins: masks may change now and at no other time.
+        """Step `step` (from 0) of the epoch begins: masks may change now, or where a task begins or ends.
 
         `spent` is the share of the task's budget that is spent where that is no number of epochs, else None.
         """
@@ -157,7 +157,7 @@ class Sparsifier(Recorded):
         return [1.0] * len(shapes)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on, as nested dicts of tensors and JSON values (masks excepted: see `masks`)."""
+        """All that is needed to go on, as nested dicts of tensors and JSON values (less the masks, saved with the weights)."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

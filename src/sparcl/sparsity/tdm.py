@@ -1,4 +1,4 @@
-"""TDM, task-aware dynamic masking: the network stays sparse, and its mask follows the tasks (METHOD.md, section 1).
+"""TDM, task-aware dynamic masking: the network stays sparse, and its mask follows the tasks (SparCL, NeurIPS 2022).
 
 Legend: s target sparsity, p share of a layer's units moved at an update, a unit is a weight or a block of them.
 """
