@@ -157,7 +157,7 @@ class Sparsifier(Recorded):
         return [1.0] * len(shapes)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on, as nested dicts of tensors and JSON values (less the masks, saved with the weights)."""
+        """All that is needed to go on, as nested dicts of tensors and JSON values; masks are saved with the weights."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
