@@ -91,8 +91,8 @@ def _check_scalars(cls: type[Any], arguments: Mapping[str, Any]) -> None:
     """Raise ConfigError where an argument that is a number, a flag or a name by its annotation is none."""
     scalars = _scalars(typing.cast(Hashable, cls))
     for name, value in arguments.items():
-        if name in scalars and value is not None and not any(_is_a(value, kind) for kind in scalars[name]):
-            words = " or ".join(SCALARS[kind][0] for kind in scalars[name])
+        if name in scalars and not any(_is_a(value, kind) for kind in scalars[name]):
+            words = " or ".join(SCALARS[kind][0] for kind in scalars[name] if kind in SCALARS)
             raise ConfigError(f"{name.replace('_', ' ')} {value!r:.40} is not allowed for {cls.__name__}; use {words}")
 
 
@@ -102,8 +102,8 @@ def _scalars(cls: Hashable) -> dict[str, list[Any]]:
     found = {}
     for name, hint in typing.get_type_hints(cls.__init__).items():  # type: ignore[misc]
         union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-        kinds = [one for one in (typing.get_args(hint) if union else (hint,)) if one is not types.NoneType]
-        if all(kind in SCALARS for kind in kinds):
+        kinds = list(typing.get_args(hint)) if union else [hint]
+        if all(kind in SCALARS or kind is types.NoneType for kind in kinds) and name != "return":
             found[name] = kinds
     return found
 

@@ -90,3 +90,14 @@ def test_a_class_that_arrives_in_a_stream_costs_its_column_and_no_more(policy: s
         assert buffer.nbytes() <= BYTES
     assert (buffer.capacity, len(buffer), buffer.seen) == (FITS[4], FITS[4], 128)
     assert not bool((buffer.recall() == 0).all(1).any())
+
+
+def test_a_stream_is_loaded_that_was_saved_before_its_buffer_was_full(tmp_path: Path) -> None:
+    """More classes came: what would fit of two no longer does, though there is room yet."""
+    learner = growing(DERpp)
+    learner.observe(drawn(4, 0), ["a", "b", "a", "b"])
+    learner.observe(drawn(4, 1), ["a", "b", "c", "d"])
+    assert learner.method.buffer is not None
+    assert (learner.method.buffer.capacity, len(learner.method.buffer)) == (FITS[4], 8)
+    again = Learner.load(learner.save(tmp_path), model(), optimizer=adam)
+    assert tree.difference(again.checkpoint_state(), learner.checkpoint_state()) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,3 +231,35 @@ def test_no_device_is_given_what_it_would_train(tmp_path: Path) -> None:
         export_device(
             learner, tmp_path / "m", transform=task.transform, input_shape=(2, 6, 6), classes=["a", "b", "c", "d"]
         )
+
+
+class Weightless(nn.Module):
+    """A norm and a Dropout that have nothing to train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm = nn.Linear(72, 16), nn.BatchNorm1d(16, affine=False)
+        self.drop, self.b, self.c = nn.Dropout(0.5), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.c(self.b(self.drop(self.norm(self.stem(x.flatten(1))))).relu())
+        return logits
+
+
+def test_a_copy_keeps_frozen_what_has_no_weights() -> None:
+    learner = sparcl.Learner(Weightless(), METHODS["er"](20), freeze="stem,norm,drop", batch_size=8)
+    learner.learn(blobs()[0])
+    copied = copy.deepcopy(learner)
+    for one in (learner, copied):
+        one.learn(blobs()[1])
+    for name, tensor in learner.model.state_dict().items():
+        assert torch.equal(tensor, copied.model.state_dict()[name]), name
+
+
+def test_a_frozen_norm_without_weights_takes_no_statistics_of_a_batch() -> None:
+    learner = sparcl.Learner(Weightless(), METHODS["er"](20), freeze="stem,norm", batch_size=1, replay_batch_size=1)
+    learner.learn(blobs(per_class=3)[0])
+    learner.observe(torch.zeros(2, 6, 6)[None], [0])
+    with pytest.raises(ConfigError, match="layer norm"):
+        sparcl.Learner(Weightless(), METHODS["er"](20), freeze="stem", batch_size=1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from toys import Net, blobs, make_learner
 
 import sparcl
@@ -251,3 +252,33 @@ def test_on_digits_float32_latents_end_at_the_same_accuracy_and_int8_near_it() -
     assert ends[0] > 75.0
     assert ends[1] == pytest.approx(ends[0], abs=1.0)
     assert ends[2] == pytest.approx(ends[0], abs=3.0)
+
+
+class Unused(Net):
+    """A layer that `forward` never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(3, 4)
+
+
+@pytest.mark.parametrize("make", [RigL, SNIP])
+def test_a_prunable_layer_that_is_never_called_is_ranked_by_nothing(make: Any) -> None:
+    sparsifier = make(0.5, prunable=["conv", "hidden", "unused"])
+    learner = make_learner(model=Unused(), sparsifier=sparsifier, freeze=FRONT, latents="float32")
+    for task in blobs():
+        learner.learn(task)
+    assert learner.learned == 2
+
+
+class Normed(Net):
+    """Normalises by its batch before the front."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x - x.mean()) / x.std())
+
+
+def test_a_front_that_looks_at_its_batch_is_refused() -> None:
+    learner = make_learner(model=Normed(), freeze=FRONT, latents="float32")
+    with pytest.raises(ConfigError, match="depends on its batch"):
+        learner.learn(blobs()[0])

@@ -419,3 +419,18 @@ def test_a_first_or_last_layer_that_is_pruned_is_told_once(
         go(SparCL(0.5))
     assert len(caught) == 1
     return None
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: SparCL(None), "sparsity"),
+        (lambda: DGM(None), "frozen"),
+        (lambda: TDM(0.5, batches=None), "batches"),
+        (lambda: DERpp(10, alpha=None), "alpha"),
+    ],
+)
+def test_none_is_no_number(make: Callable[[], Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} None is not allowed for"):
+        make()
+    SparCL(0.5, prunable=None)

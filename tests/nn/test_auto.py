@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,10 @@ def test_a_sample_too_large_to_pass_through_is_not_asked_for(timed: list[tuple[i
     Store(tmp_path / "saved").save(0, state)
     Learner.load(tmp_path / "saved")
     assert timed[-1][2] == auto.NOMINAL_SIDE
+
+
+def test_a_model_that_cannot_be_copied_is_measured_at_nominal_sizes() -> None:
+    model = ConvNet(4, 2, 8)
+    model.lock = threading.Lock()
+    learner = Learner(model, sparsifier=SparCL(0.5), input_shape=(2, 6, 6))
+    assert set(learner.layer_choice) == {"3", "6", "9"}

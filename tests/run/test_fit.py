@@ -9,12 +9,15 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import sparcl
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.run import trial
 from sparcl.run.choosing import FREE, Choice, Costs, choices, choose
@@ -342,3 +345,38 @@ def test_what_was_chosen_is_taken_up_unless_it_is_named_or_of_another_budget() -
 def test_a_bad_budget_is_one_line(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Experiment.from_dict({"stream": "seq-digits", **values})
+
+
+def network(classes: int = 6) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, classes)
+    )
+
+
+def test_bytes_that_are_no_pictures_are_fitted_as_they_are() -> None:
+    found = sparcl.fit(network(), (72,), 6, "8GB", samples=20)
+    assert found.buffer_storage in (None, "raw")
+
+
+@pytest.mark.parametrize("shape", [8, (2, -6, 6), "2,6,6", (2.0, 6, 6)])
+def test_a_shape_that_is_none_is_one_line(shape: Any) -> None:
+    with pytest.raises(ConfigError, match="input shape"):
+        sparcl.fit(network(), shape, 6, "8GB", dtype="float32")
+
+
+class Locked(nn.Sequential):
+    """A model that cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__(*network())
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("model", "classes", "message"),
+    [(None, 6, "model None"), (network(), "6", "classes '6'"), (Locked(), 6, "the model cannot be copied")],
+)
+def test_what_cannot_be_fitted_is_one_line(model: Any, classes: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        sparcl.fit(model, (2, 6, 6), classes, "8GB", dtype="float32")
+    assert "\n" not in str(refused.value)

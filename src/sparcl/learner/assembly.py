@@ -129,6 +129,7 @@ class Assembly(Telling):
             make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=rate, weight_decay=decay))
             self._train_with(make, average, micro_batch)
             self._tie(replay)
+        self.trained.claim(self.sparsifier.layers)
         self._begin()
 
     def _take(
@@ -144,7 +145,7 @@ class Assembly(Telling):
         self.model = model.to(self.device).eval()  # training mode is for `learn` alone
         memory.own_memory(self.model)
         self.frozen = Frozen(self.model, freeze)
-        alone.check_batches(self.model, *batches)  # after the freezing: a frozen norm takes no statistics of a batch
+        alone.check_batches(self.model, *batches, self.frozen.modules())  # a frozen norm takes no statistics of a batch
         self.latents = None if latents is None else Latents(self.model, self.frozen, latents, self.method)
         self.rest = self.model if self.latents is None else self.latents.rest
         """What is trained: the model, or what of it lies behind a front that gives latents."""

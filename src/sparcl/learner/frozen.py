@@ -47,7 +47,7 @@ class Frozen:
             raise ConfigError(f"freeze names {', '.join(self.names)}, and then nothing of the model would learn")
         for part in parts:
             part.requires_grad_(False)
-        self._named = {id(part) for part in parts}
+        self._named = parts  # themselves: a copy of the Learner has its own
         self.settings: dict[str, Any] = {}
         """As a checkpoint keeps them; nothing where nothing was frozen when the Learner was made."""
         if self.names:
@@ -75,7 +75,7 @@ class Frozen:
 
     def _is_frozen(self, module: nn.Module) -> bool:
         own = list(module.parameters())
-        return id(module) in self._named or (bool(own) and not any(p.requires_grad for p in own))
+        return any(module is part for part in self._named) or (bool(own) and not any(p.requires_grad for p in own))
 
 
 def named(model: nn.Module, freeze: str | Sequence[str]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from sparcl.learner.frozen import Frozen
 from sparcl.methods.method import Method
 from sparcl.methods.storage import LARGEST_HALF
 from sparcl.nn.convert import ordinary_output
-from sparcl.nn.front import cut
+from sparcl.nn.front import ALLOWED, cut
 from sparcl.streams.augment import Transform, label_of
 from sparcl.streams.task import Samples, Task
 
@@ -56,7 +56,7 @@ class OfLatents(Transform):
 
     def test(self, inputs: Tensor) -> Tensor:
         if self.kind != "int8":
-            return inputs.float()
+            return inputs.to(torch.float32, copy=True)  # a first layer may work in place
         scales = self._channels * SCALE_BYTES
         whole = inputs[:, :-scales].reshape(len(inputs), self._channels, -1)
         scale = inputs[:, -scales:].contiguous().view(torch.float32)
@@ -181,7 +181,11 @@ class Latents:
         kept: Tensor | None = None
         transform = OfLatents(kind=self.kind)
         for start in range(0, len(task.train), BATCH):
-            latents = self.through(task.transform.test(task.train.inputs[start : start + BATCH].to(device)))
+            inputs = task.transform.test(task.train.inputs[start : start + BATCH].to(device))
+            alone = self.through(inputs[:1].clone()) if start == 0 else None
+            latents = self.through(inputs)
+            if alone is not None:
+                self._check_alone(latents[:1], alone)
             transform = OfLatents(kind=self.kind, shape=tuple(latents.shape[1:]))
             part = transform.kept(latents)
             if kept is None:
@@ -191,6 +195,12 @@ class Latents:
                 tell(min(start + BATCH, len(task.train)))
         assert kept is not None
         return replace(task, train=Samples(kept, task.train.labels), transform=transform)
+
+    def _check_alone(self, latents: Tensor, alone: Tensor) -> None:
+        """Raise ConfigError if the first sample of a batch is answered otherwise alone (NaN is refused elsewhere)."""
+        near = 1e-3 * float(latents.abs().max().nan_to_num(posinf=0.0))
+        if latents.shape != alone.shape or not torch.allclose(latents, alone, rtol=1e-3, atol=near, equal_nan=True):
+            raise ConfigError(f"{ALLOWED}: what the frozen part answers to a sample depends on its batch")
 
     def like(self, task: Task, device: torch.device) -> Task:
         """The task as `of` makes it, of its first sample alone: what is kept has its shape."""

@@ -28,6 +28,7 @@ from sparcl.folders import folder_at
 from sparcl.learner import making, refusals, saving
 from sparcl.learner.accuracy import AT_ONCE, Accuracy, measure
 from sparcl.learner.assembly import MakeOptimizer
+from sparcl.learner.average import ANSWERS_NOW
 from sparcl.learner.classes import GrowingLinear
 from sparcl.learner.observing import Observing
 from sparcl.learner.prediction import Prediction, predict
@@ -214,6 +215,8 @@ class Learner(Observing):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """One more Learner, that goes on from here by itself, to the same bits; its observers are copies, too."""
+        if self.average is not None and self.average.answers:
+            raise ConfigError(ANSWERS_NOW)
         if self._learning:
             raise ConfigError("a Learner is copied before or after learn and observe, not inside: save it there")
         made = memo[id(self)] = type(self).__new__(type(self))
@@ -295,6 +298,8 @@ class Learner(Observing):
     def checkpoint_state(self) -> dict[str, Any]:
         """All of it: settings, weights, masks, optimizer, memory, generators, position.
 
+        Its tensors are the Learner's own and move on with it: `copy.deepcopy` it to go back to it (`restore`).
+
         Raises:
             CheckpointError: asked for in the middle of a step, or while a task begins or ends; or the model and its
                 optimizer no longer fit each other.
@@ -320,6 +325,7 @@ class Learner(Observing):
                 restore goes on from here.
         """
         saving.check_made_alike(self, state)
+        saving.check_apart(self, state)
         self._torn = True  # until all of it is taken
         saving.restore(self, state)
         self._torn = False

@@ -104,7 +104,7 @@ class _InParts(torch.autograd.Function):
         logits: Tensor | None = None
         for part in micro.parts(len(inputs)):
             ctx.drawn.append(seeds.global_state(inputs.device))  # a dropout draws the same again
-            answer = check_logits(run(inputs[part]), len(inputs[part]), TRAINING)
+            answer = check_logits(run(own := inputs[part].clone()), len(own), TRAINING)  # the model may work in place
             logits = answer.new_empty(len(inputs), *answer.shape[1:]) if logits is None else logits
             logits[part] = answer
         assert logits is not None
@@ -122,7 +122,7 @@ class _InParts(torch.autograd.Function):
                 seeds.set_global_state(drawn, inputs.device)
                 own = inputs[part].detach().requires_grad_(of_inputs is not None)
                 asked = wanted if of_inputs is None else [*wanted, own]
-                found = torch.autograd.grad(ctx.run(own), asked, gradient[part].contiguous(), allow_unused=True)
+                found = torch.autograd.grad(ctx.run(own.clone()), asked, gradient[part].contiguous(), allow_unused=True)
                 if of_inputs is not None and found[-1] is not None:
                     of_inputs[part] = found[-1]
                 total = [_sum(*pair) for pair in zip(total, found, strict=False)]

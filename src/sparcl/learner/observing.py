@@ -148,7 +148,7 @@ class Observing(Training):
 
     def _check_single(self, samples: int) -> None:
         """Raise ConfigError if a batch of one would have to give batch statistics."""
-        if samples > 1 or first_norm(self.model) is None:
+        if samples > 1 or first_norm(self.model, self.frozen.modules()) is None:
             return
         held = 0 if self.method.buffer is None else len(self.method.buffer)
         if not self.method.joins_replay:

@@ -180,6 +180,20 @@ def check_made_alike(learner: Saved, state: Mapping[str, Any]) -> None:
             raise CheckpointError(f"the checkpoint was made with another {part}: its {where} differs")
 
 
+def check_apart(learner: Saved, state: Mapping[str, Any]) -> None:
+    """Refuse a state that is a Learner's own memory: what has changed since has changed in it as well.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    own = {t.data_ptr() for t in (*learner.model.parameters(), *learner.model.buffers()) if t.numel()}
+    weights = state["model"].values() if isinstance(state["model"], Mapping) else ()
+    if any(isinstance(t, Tensor) and t.numel() and t.data_ptr() in own for t in weights):
+        raise CheckpointError(
+            "the state is this Learner's own, which has moved on with it: restore a copy.deepcopy of it"
+        )
+
+
 def restore(learner: Saved, state: Mapping[str, Any]) -> None:
     """Give a Learner the state that `capture` took from one that was made alike.
 

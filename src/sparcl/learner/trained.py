@@ -6,14 +6,19 @@ wrong in silence is said in one line.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
-from sparcl.nn.layers import SparseLayer
+from sparcl.nn.layers import SparseLayer, elementwise_state
 
 AGAIN = "make a new Learner of the model as it is now"
+
+CLAIMED = "_claimed_by"
+"""Attribute of a layer: the number of the Learner that was made of it last."""
+NUMBERS = itertools.count(1)
 
 
 class Trained:
@@ -22,9 +27,16 @@ class Trained:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         held, own = _held(optimizer), {id(p) for p in model.parameters()}
         self.model, self.optimizer = model, optimizer
+        self.number = 0
         self.known = list(model.parameters())
         self.left_out = [p for p in self.known if id(p) not in held and p.requires_grad]
         self.beside = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
+
+    def claim(self, layers: Iterable[SparseLayer]) -> None:
+        """From now on these layers' masks are moved for this optimizer alone."""
+        self.number = next(NUMBERS)
+        for layer in layers:
+            setattr(layer, CLAIMED, self.number)
 
     def misfit(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, layers: Sequence[SparseLayer], *, by_parameter: str
@@ -52,6 +64,14 @@ class Trained:
             return f"method {by_parameter} remembers each parameter, and the model has others now: {AGAIN}"
         if layers and optimizer is not self.optimizer:
             return f"the sparsifier keeps the state of the optimizer that it was given, and this is another: {AGAIN}"
+        if any(getattr(layer, CLAIMED, self.number) != self.number for layer in layers):
+            return f"another Learner was made of the model, and its masks are that one's now: {AGAIN}"
+        for layer in layers:
+            if getattr(layer, "moved_alone", False) and elementwise_state(optimizer, layer.parameter):
+                return (
+                    f"layer {layer.name} was given other active weights by load_state_dict, and the optimizer keeps the"
+                    " state of the old ones: load weights before the first task, or use Learner.load"
+                )
         return next((m for layer in layers if (m := _misfit_of(layer, names)) is not None), None)
 
 

@@ -133,7 +133,7 @@ class Training(Assembly):
         columns = 0
         if self.position is None:
             columns = self._columns_for(task)
-            alone.check_task(self.model, task)
+            alone.check_task(self.model, task, self.frozen.modules())
             self.method.check_task(task)
         else:
             saving.check_task(self.position, task, self.sparsifier)

@@ -137,9 +137,10 @@ class ReservoirBuffer:
         """As many leave as no longer fit: all at once, or one by one where samples differ in size."""
         if self.max_bytes is None:
             return
-        if isinstance(self.inputs, Tensor) and self.nbytes() > self.max_bytes:  # logits of more classes
+        if isinstance(self.inputs, Tensor):
             row = sum(held[:1].nbytes for held in map(self.__dict__.get, self.FIELDS) if held is not None)
-            self._shrink(max(1, min(self.capacity, self.max_bytes // row)), generator)
+            if (fit := max(1, self.max_bytes // row)) < self.capacity:  # logits of more classes; also before it is full
+                self._shrink(fit, generator)
         while self.nbytes() > self.max_bytes and len(self) > 1:
             self._shrink(len(self) - 1, generator)
 

@@ -201,7 +201,7 @@ def _inputs(model: nn.Module, names: list[str], input_shape: tuple[int, ...]) ->
     seen: dict[str, tuple[int, ...]] = {}
     try:
         model = copy.deepcopy(model).eval()
-    except RuntimeError:  # PyTorch copies no tensor that was computed, which is what a weight is under `weight_norm`
+    except (RuntimeError, TypeError, AttributeError):  # a computed weight, as under `weight_norm`; a lock, an open file
         return seen
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

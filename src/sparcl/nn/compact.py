@@ -48,6 +48,8 @@ class CompactLayer(nn.Module, ABC):
     """
 
     weight_index: Tensor
+    moved_alone: bool = False
+    """Whether the positions came with a state dict, of which no optimizer knows."""
 
     def __init__(self, dense: nn.Conv1d | nn.Conv2d | nn.Linear) -> None:
         super().__init__()
@@ -106,6 +108,7 @@ class CompactLayer(nn.Module, ABC):
             optimizer.state[self.values][key] = carried(state, in_old, in_new, len(index), fresh)
         _replace(self.values, carried(self.values, in_old, in_new, len(index), 0.0))
         self.weight_index = index.to(torch.int32, copy=True)
+        self.moved_alone = False
         self._plan = None
         self.set_chosen(None)
         return in_old, in_new
@@ -188,6 +191,7 @@ class CompactLayer(nn.Module, ABC):
             if index.dim() != 1 or bool((index[1:] <= index[:-1]).any()):
                 raise ConfigError(f"layer {self.name}: weight_index must hold ascending positions")
             self.set_index(index)
+            self.moved_alone = True
         super()._load_from_state_dict(cast(dict[str, Any], state_dict), prefix, *args)
 
 

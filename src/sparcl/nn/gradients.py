@@ -31,8 +31,10 @@ def dense_gradients(
     calls: list[Calls] = [[] for _ in layers]
     samples: list[int] = []
     hooks = [model.register_forward_pre_hook(lambda _, inputs: samples.append(len(inputs[0])))]
+    parts = dict(model.named_modules(remove_duplicate=False))  # a part of a model lacks the layers that it never calls
     for layer, into in zip(layers, calls, strict=True):
-        hooks.append(model.get_submodule(layer.name).register_forward_hook(_note(into)))
+        if layer.name in parts:
+            hooks.append(parts[layer.name].register_forward_hook(_note(into)))
     try:
         value = loss()
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -269,11 +270,11 @@ class Experiment:
             parts.append(self.pattern)
         return "-".join([*parts, f"seed{self.seed}"]).replace(":", ".")  # a colon is not for every disk
 
-    def to_toml(self) -> str:
-        """The experiment as TOML; `None` is left out."""
+    def to_toml(self, without: Collection[str] = ()) -> str:
+        """The experiment as TOML; `None` is left out, and what is named in `without`."""
         lines, tables = [], []
         for key, value in dataclasses.asdict(self).items():
-            if value is None or value in ({}, ()):
+            if value is None or value in ({}, ()) or key in without:
                 continue
             if isinstance(value, dict):
                 tables += ["", f"[{key}]", *(f"{toml_value(k)} = {toml_value(v)}" for k, v in value.items())]

@@ -19,16 +19,19 @@ import torch
 from torch import nn
 
 from sparcl import methods
-from sparcl.errors import ConfigError
+from sparcl.errors import ConfigError, DataError, one_line, out_of_memory
 from sparcl.learner import Learner
+from sparcl.learner.refusals import check_kinds
 from sparcl.methods.buffer import parse_bytes
 from sparcl.methods.storage import make_storage
+from sparcl.nn.sizes import checked_shape
 from sparcl.run import build, trial
 from sparcl.run.choosing import FREE, Choice, Costs, choose, megabytes
 from sparcl.run.experiment import MOST, Experiment, check_range
 from sparcl.streams.lazy import Lazy
 from sparcl.streams.split import from_arrays
 from sparcl.streams.task import Stream
+from sparcl.whole import is_whole
 
 SAID_OTHERWISE = {"max_memory": "name it memory", "max_seconds": "name it seconds", "model": "it is the first argument"}
 """Settings of an Experiment that `fit` takes by another name."""
@@ -157,9 +160,19 @@ def _maker(experiment: Experiment, stream: Stream, model: nn.Module | None) -> t
 
     def make(batch: int, sparsity: float | None, micro: int | None) -> Learner:
         own = dataclasses.replace(base, batch_size=batch, sparsity=sparsity, micro_batch=micro)
-        return build.learner(own, stream, network=copy.deepcopy(model))
+        return build.learner(own, stream, network=_copied(model))
 
     return make
+
+
+def _copied(model: nn.Module | None) -> nn.Module | None:
+    """A model for a trial; ConfigError where it cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
+        raise ConfigError(f"the model cannot be copied, and trials are made with copies: {one_line(error)}") from error
 
 
 def _packing(experiment: Experiment, stream: Stream) -> tuple[str | None, int]:
@@ -174,7 +187,7 @@ def _packing(experiment: Experiment, stream: Stream) -> tuple[str | None, int]:
         storage = make_storage(name)
         storage.check(some)
         less = storage.stored(some).nbytes - some.nbytes
-    except (ConfigError, ValueError):  # no Pillow; or what cannot be held so
+    except (ConfigError, DataError, ValueError):  # no Pillow; or what cannot be held so
         return None, 0
     return (name, less // len(some)) if less < 0 else (None, 0)
 
@@ -235,6 +248,11 @@ def fit(
     if dtype not in ("uint8", "float32"):
         raise ConfigError(f"dtype {dtype!r:.40} is not allowed; use uint8 or float32")
     check_range("samples", samples, 1, MOST)
+    input_shape = checked_shape(input_shape)
+    if not is_whole(classes):
+        raise ConfigError(f"classes {classes!r:.40} is not allowed; use 1 or more")
+    if not isinstance(model, str):
+        check_kinds(model=model)
     own = None if isinstance(model, str) else model
     for name in settings:
         if name in SAID_OTHERWISE:
@@ -247,7 +265,7 @@ def fit(
     asked |= {"model": model} if isinstance(model, str) else {}
     experiment = Experiment.from_dict(asked, "fit").resolve()
     build.check(experiment)
-    stream = _noise(tuple(input_shape), classes, dtype)
+    stream = _noise(input_shape, int(classes), dtype)
     to_come = samples * (math.prod(input_shape) * (1 if dtype == "uint8" else 4) + 8)
     return of_experiment(experiment, stream, set(settings), model=own, to_come=to_come)
 

@@ -123,6 +123,8 @@ def difference(there: Experiment, asked: Experiment, but: Collection[str] = MAY_
     """The first setting, of others than `but`, in which two experiments differ, in words; None: in none."""
     known = settings(there)
     for name, value in settings(asked).items():
+        if name == "lazy" and None in (value, known[name]):  # not asked for: as the run began
+            continue
         if name not in but and known[name] != value:
             return f"{name} = {known[name]}, but {value} is asked for"
     return None

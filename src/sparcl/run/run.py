@@ -92,7 +92,7 @@ def execute(
         StopRequest(lambda: deserted(console)) as stop,
     ):
         if directory.used and not resume:
-            raise ConfigError(_taken(directory, experiment))
+            raise ConfigError(_taken(directory, experiment, named))
         loaded = load(directory.checkpoints) if resume else None
         part = None if loaded is None else run_part(loaded)
         if part is not None:
@@ -116,13 +116,13 @@ def execute(
         return run.execute(resume)
 
 
-def _taken(directory: RunDirectory, experiment: Experiment) -> str:
+def _taken(directory: RunDirectory, experiment: Experiment, named: Collection[str]) -> str:
     """Why a new run cannot have a directory: what is there."""
     try:
         there = Experiment.from_dict(read_toml(directory.config), str(directory.config)).resolve()
     except SparclError:  # another's, or stopped before its settings were written
         return f"run directory {directory.path} is in use: add --resume to go on, or choose another --out"
-    if (told := difference(there, experiment)) is not None:
+    if (told := difference(there, as_fitted(experiment, settings(there), named))) is not None:
         return f"run directory {directory.path} holds a run with {told}; choose another --out"
     state = "finished" if directory.finished else "begun before"
     return f"run directory {directory.path} holds this run, {state}: add --resume, or choose another --out"

@@ -23,7 +23,7 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,14 @@ from rich.live import Live
 from rich.text import Text
 
 from sparcl.errors import ConfigError, SparclError, unknown
-from sparcl.run import build, effect, pretrained
+from sparcl.run import build, effect, pretrained, resume
+from sparcl.run.choosing import FREE
 from sparcl.run.damage import damage
 from sparcl.run.experiment import Experiment
 from sparcl.run.launch import Job, Launcher, Outcome
 from sparcl.run.progress import duration, updates_in_place
 from sparcl.run.record import RunDirectory, write_atomically
-from sparcl.run.resume import difference
+from sparcl.run.resume import as_fitted, difference
 from sparcl.run.toml import read_toml
 from sparcl.scenarios import told_first
 from sparcl.streams import reads_data
@@ -61,10 +62,11 @@ WORK = ".sweep"
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep: a name that no other has, and its resolved settings."""
+    """One run of a sweep: a name that no other has, its resolved settings, and which of them the file names."""
 
     name: str
     experiment: Experiment
+    named: frozenset[str] = frozenset()
 
 
 def read(path: Path, data: str | None = None) -> list[Cell]:
@@ -89,7 +91,7 @@ def read(path: Path, data: str | None = None) -> list[Cell]:
             effect.check(experiment)
         except ConfigError as error:
             raise ConfigError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from None
-        cell = Cell(_name(experiment, given), experiment)
+        cell = Cell(_name(experiment, given), experiment, frozenset(values))
         settings = experiment.to_toml()
         if settings in known:
             continue  # two blocks name the same run
@@ -169,7 +171,7 @@ def execute(cells: list[Cell], out: Path, launcher: Launcher, console: Console) 
             after `ALIKE` that failed for the same reason, and none before them did not.
     """
     for cell in cells:
-        _check_directory(out / cell.name, cell.experiment)
+        _check_directory(out / cell.name, cell.experiment, cell.named)
     cells = [_with_threads(cell, launcher.threads) for cell in cells]
     to_run = []
     for cell in cells:
@@ -218,7 +220,7 @@ def _with_threads(cell: Cell, threads: int | None) -> Cell:
     return dataclasses.replace(cell, experiment=dataclasses.replace(cell.experiment, threads=threads))
 
 
-def _check_directory(directory: Path, experiment: Experiment) -> None:
+def _check_directory(directory: Path, experiment: Experiment, named: Collection[str] = ()) -> None:
     """A directory's run must be this one, or a skip would pass another's result off as it."""
     run = RunDirectory(directory)
     run.check_free()
@@ -229,6 +231,7 @@ def _check_directory(directory: Path, experiment: Experiment) -> None:
         existing = Experiment.from_dict(read_toml(config), str(config)).resolve()
     except SparclError as error:
         raise ConfigError(f"{directory} holds something else: {error}; choose another --out") from None
+    experiment = as_fitted(experiment, resume.settings(existing), named)
     if (told := difference(existing, experiment, INCIDENTAL)) is not None:
         raise ConfigError(f"{directory} holds a run with {told}; choose another --out")
 
@@ -244,7 +247,8 @@ def _job(cell: Cell, out: Path) -> Job:
     if work.is_symlink():
         raise ConfigError(f"{work} is a link, not a folder as a sweep leaves it: move it away")
     settings = work / f"{cell.name}.toml"
-    write_atomically(settings, experiment.to_toml())
+    gives_way = set(FREE) - cell.named if experiment.max_memory is not None and not experiment.fitted else set()
+    write_atomically(settings, experiment.to_toml(gives_way))
     command = [sys.executable, "-m", "sparcl", "run"]
     command += ["--config", str(settings), "--out", str(directory), "--resume"]
     return Job(cell.name, tuple(command), work / f"{cell.name}.log", experiment.threads or 1)
