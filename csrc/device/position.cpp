@@ -11,7 +11,6 @@ namespace sparcl {
 namespace {
 
 constexpr long kUnits = 200, kMost = (1L << 31) - 1;
-constexpr double kRounding = 1e-9;  // 0.29 of 200 parts is 57.999... in binary
 constexpr double kCertainty = 4;
 constexpr double kMostOfOneStep = 2;  // budgets of seconds that a task's first step may take, as in Python
 constexpr char kPath[] = "learner/position/order", kWhat[] = "the position";

@@ -7,7 +7,7 @@
 namespace sparcl {
 namespace {
 
-constexpr double kRounding = 1e-9, kMostShare = 0.02, kBackward = 2.0 / 3.0;
+constexpr double kMostShare = 0.02, kBackward = 2.0 / 3.0;
 constexpr long kMost = 1L << 50;
 
 }  // namespace

@@ -9,6 +9,8 @@ namespace sparcl {
 
 constexpr double kByEpochs = -1;  // in the place of a share of the budget: the budget is a number of epochs, which moments count
 
+constexpr double kRounding = 1e-9;  // what binary fractions may be short of a share: 0.29 of 200 parts is 57.999...
+
 // Fixed shares of a task, rounded to steps.
 class Moments {
  public:

@@ -182,7 +182,7 @@ class Latents:
         transform = OfLatents(kind=self.kind)
         for start in range(0, len(task.train), BATCH):
             inputs = task.transform.test(task.train.inputs[start : start + BATCH].to(device))
-            alone = self.through(inputs[:1].clone()) if start == 0 else None
+            alone = self.through(inputs[:1].clone()) if start == 0 and len(inputs) > 1 else None
             latents = self.through(inputs)
             if alone is not None:
                 self._check_alone(latents[:1], alone)

@@ -19,8 +19,9 @@ from torch import Tensor
 from sparcl import regular
 from sparcl.checkpoint import disk
 from sparcl.errors import CheckpointError, one_line
+from sparcl.outputs import FOLDERS_OF_RUN, OF_RUN
 from sparcl.run.lock import LOCK
-from sparcl.run.trackers import KEPT, MAX_EVENTS, Trackers
+from sparcl.run.trackers import MAX_EVENTS, Trackers
 
 RECORDED = ("task.", "epoch.", "tdm.", "dgm.", "ddr.", "run.", "static.", "set.", "snip.", "rigl.", "learner.")
 """Events that go into events.jsonl, by the start of their names; those of every step do not, nor those inside an
@@ -55,16 +56,11 @@ class RunDirectory:
 
     def _check_names(self) -> None:
         """Refuse what no run leaves behind: a link would lead out of the directory, a named pipe never answer."""
-        own = (self.config, self.events, self.result, self.model, self.answers, self.readme, self.samples, self.page)
-        files = (*own, self.path / LOCK, self.path / KEPT["csv"])
-        folders = (self.checkpoints, *(self.path / KEPT[name] for name in ("tensorboard", "wandb")))
-        for name, kind, fits in (
-            *((name, "regular file", stat.S_ISREG) for name in files),
-            *((name, "folder", stat.S_ISDIR) for name in folders),
-        ):
-            with contextlib.suppress(OSError):  # missing
-                if not fits(os.lstat(name).st_mode):
-                    raise CheckpointError(f"{name} is not a {kind}, as a run leaves it: move it away")
+        for names, kind, fits in ((OF_RUN, "regular file", stat.S_ISREG), (FOLDERS_OF_RUN, "folder", stat.S_ISDIR)):
+            for name in names:
+                with contextlib.suppress(OSError):  # missing
+                    if not fits(os.lstat(self.path / name).st_mode):
+                        raise CheckpointError(f"{self.path / name} is not a {kind}, as a run leaves it: move it away")
 
     def seize(self) -> None:
         """Note that the directory is ours: it is locked."""
@@ -103,15 +99,8 @@ class RunDirectory:
         except OSError as error:
             raise CheckpointError(f"run directory {self.path} cannot be read: {error.strerror}") from None
         begun = {LOCK, self.events.name, self.result.name, self.checkpoints.name}
-        own = {
-            self.config.name,
-            self.model.name,
-            self.answers.name,
-            self.readme.name,
-            self.samples.name,
-            self.page.name,
-        }
-        others = sorted(name for name in names - own - set(KEPT.values()) if not name.startswith("."))
+        own = {*OF_RUN, *FOLDERS_OF_RUN}
+        others = sorted(name for name in names - own if not name.startswith("."))
         if others and not names & begun:
             raise CheckpointError(
                 f"{self.path} holds other files, such as {others[0]}, and no run: choose another --out"

@@ -119,15 +119,24 @@ def run_part(loaded: Loaded) -> Mapping[str, Any]:
     return checks.keys(part, PARTS, "the run")
 
 
-def difference(there: Experiment, asked: Experiment, but: Collection[str] = MAY_DIFFER) -> str | None:
-    """The first setting, of others than `but`, in which two experiments differ, in words; None: in none."""
+def difference(
+    there: Experiment, asked: Experiment, named: Collection[str], but: Collection[str] = MAY_DIFFER
+) -> str | None:
+    """The first setting, of others than `but`, in which a run that is there differs from what is asked, in words.
+
+    None: in none. What the run chose by itself is no difference where it is not `named`.
+    """
     known = settings(there)
-    for name, value in settings(asked).items():
-        if name == "lazy" and None in (value, known[name]):  # not asked for: as the run began
-            continue
-        if name not in but and known[name] != value:
+    for name, value in settings(as_fitted(asked, known, named)).items():
+        if name not in but and _differs(name, known[name], value):
             return f"{name} = {known[name]}, but {value} is asked for"
     return None
+
+
+def _differs(name: str, saved: Any, asked: Any) -> bool:
+    if name == "lazy" and None in (saved, asked):  # not asked for: as the run began
+        return False
+    return bool(saved != asked)
 
 
 def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> None:
@@ -143,9 +152,7 @@ def check_same(experiment: Experiment, saved: Mapping[str, Any], where: str) -> 
         saved = {**unnamed, **saved}
     checks.keys(saved, ours, "the configuration")
     for name, value in ours.items():
-        if name == "lazy" and None in (value, saved[name]):  # not asked for: as the run began
-            continue
-        if name not in MAY_DIFFER and saved[name] != value:
+        if name not in MAY_DIFFER and _differs(name, saved[name], value):
             raise CheckpointError(
                 f"cannot resume with a changed configuration: {name} is {value!r:.80} here, but {saved[name]!r:.80}"
                 f" in {where}"

@@ -122,7 +122,7 @@ def _taken(directory: RunDirectory, experiment: Experiment, named: Collection[st
         there = Experiment.from_dict(read_toml(directory.config), str(directory.config)).resolve()
     except SparclError:  # another's, or stopped before its settings were written
         return f"run directory {directory.path} is in use: add --resume to go on, or choose another --out"
-    if (told := difference(there, as_fitted(experiment, settings(there), named))) is not None:
+    if (told := difference(there, experiment, named)) is not None:
         return f"run directory {directory.path} holds a run with {told}; choose another --out"
     state = "finished" if directory.finished else "begun before"
     return f"run directory {directory.path} holds this run, {state}: add --resume, or choose another --out"

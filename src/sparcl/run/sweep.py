@@ -33,14 +33,14 @@ from rich.live import Live
 from rich.text import Text
 
 from sparcl.errors import ConfigError, SparclError, unknown
-from sparcl.run import build, effect, pretrained, resume
+from sparcl.run import build, effect, pretrained
 from sparcl.run.choosing import FREE
 from sparcl.run.damage import damage
 from sparcl.run.experiment import Experiment
 from sparcl.run.launch import Job, Launcher, Outcome
 from sparcl.run.progress import duration, updates_in_place
 from sparcl.run.record import RunDirectory, write_atomically
-from sparcl.run.resume import as_fitted, difference
+from sparcl.run.resume import difference
 from sparcl.run.toml import read_toml
 from sparcl.scenarios import told_first
 from sparcl.streams import reads_data
@@ -66,7 +66,7 @@ class Cell:
 
     name: str
     experiment: Experiment
-    named: frozenset[str] = frozenset()
+    named: frozenset[str]
 
 
 def read(path: Path, data: str | None = None) -> list[Cell]:
@@ -231,8 +231,7 @@ def _check_directory(directory: Path, experiment: Experiment, named: Collection[
         existing = Experiment.from_dict(read_toml(config), str(config)).resolve()
     except SparclError as error:
         raise ConfigError(f"{directory} holds something else: {error}; choose another --out") from None
-    experiment = as_fitted(experiment, resume.settings(existing), named)
-    if (told := difference(existing, experiment, INCIDENTAL)) is not None:
+    if (told := difference(existing, experiment, named, INCIDENTAL)) is not None:
         raise ConfigError(f"{directory} holds a run with {told}; choose another --out")
 
 
