@@ -25,7 +25,7 @@ from sparcl.nn import ConvNet
 from sparcl.nn.layers import sparse_layers
 from sparcl.nn.positions import common
 from sparcl.sparsity import DGM, TDM, SparCL
-from sparcl.sparsity.collected import MOST_SHARE
+from sparcl.sparsity.collected import MOST_SHARE, Allowance
 from sparcl.sparsity.tdm import updates_within
 from sparcl.streams import from_arrays
 
@@ -364,3 +364,14 @@ def test_icarl_exemplars_in_the_tasks_own_pass_are_read_apart() -> None:
     assert learner.learned == 2
     assert all(share <= 4 / 3 for share in shares)
     assert events.count("importance.passed") == len(shares)
+
+
+def test_a_task_pays_for_so_many_reads_and_always_for_one() -> None:
+    """32 samples back once more in steps of 96: 2/9 of a step each, so the k-th at step 100 k / 9, from 1."""
+    allowance, read = Allowance(), []
+    for step in range(1, 60):
+        if allowance.allows():
+            allowance.pay(extra=32, samples=96)
+            read.append(step)
+        allowance.steps += 1
+    assert read == [1, 23, 34, 45, 56]  # 22.2, 33.3, 44.4, 55.6

@@ -14,7 +14,7 @@ from toys import adam, blobs, make_learner
 from sparcl import Learner, SparCL
 from sparcl.checkpoint import tree
 from sparcl.errors import CheckpointError, ConfigError
-from sparcl.learner.budget import UNITS, Budget
+from sparcl.learner.budget import UNITS, Budget, saved_budget
 from sparcl.run.experiment import Experiment
 from sparcl.sparsity import SET, RigL, Sparsifier
 
@@ -183,6 +183,30 @@ def test_a_bad_budget_is_one_line(budget: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         make_learner(**{"epochs": None, **budget})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"epochs": 0},
+        {"epochs": True},
+        {"steps": -3},
+        {"steps": 2.5},
+        {"steps": 10**400},
+        {"seconds": 0.0},
+        {"seconds": float("nan")},
+        {"steps": "4"},
+        {"epochs": 2, "steps": 3},
+        {"hours": 1},
+        {},
+        [2],
+    ],
+)
+def test_a_bad_budget_in_a_checkpoint_is_one_line(saved: Any) -> None:
+    with pytest.raises(CheckpointError, match="the budget") as caught:
+        saved_budget(saved)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.usefixtures("ticking")

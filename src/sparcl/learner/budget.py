@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, Self
 
-from sparcl.checkpoint import checks
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.learner.position import Position
 from sparcl.sparsity.sparsifier import ROUNDING
@@ -151,8 +150,10 @@ def saved_budget(saved: Any) -> dict[str, float]:
     ((kind, amount),) = saved.items()
     if not isinstance(amount, int | float):
         raise CheckpointError(f"the budget in the checkpoint is {amount!r:.40}")
-    with checks.refusing("the budget"):
+    try:
         check_amount(kind, amount)
+    except ConfigError as error:
+        raise CheckpointError(f"the budget in the checkpoint is not allowed: {error}") from None
     return {kind: amount}
 
 
@@ -161,9 +162,9 @@ def check_amount(kind: str, amount: float) -> None:
     if kind == "seconds":
         check_seconds(kind, amount)
     elif not isinstance(amount, int) or isinstance(amount, bool) or amount < 1:
-        raise ConfigError(f"{kind} {amount} is not allowed; use 1 or more, a whole number")
+        raise ConfigError(f"{kind} {amount!s:.40} is not allowed; use 1 or more, a whole number")
     elif amount > MOST_STEPS:
-        raise ConfigError(f"{kind} {amount} is not allowed; use {MOST_STEPS} or less")
+        raise ConfigError(f"{kind} {amount!s:.40} is not allowed; use {MOST_STEPS} or less")
 
 
 def check_seconds(label: str, seconds: float) -> None:
