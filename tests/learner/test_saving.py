@@ -244,6 +244,11 @@ def arguments(state: tree.State, part: str) -> Any:
         (lambda s: arguments(s, "method").update(single_head=[1]), "single_head"),
         (lambda s: arguments(s, "sparsifier").update(prunable=["conv", 3]), "prunable"),
         (lambda s: arguments(s, "sparsifier").update(sparsity=None), "sparsity"),
+        (lambda s: arguments(s, "sparsifier").update(sparsity=2.5), "sparsifier in the checkpoint does not fit: spars"),
+        (lambda s: arguments(s, "method").update(buffer_size=0), "the method in the checkpoint does not fit: buffer"),
+        (lambda s: s["settings"].update(batch_size=0), "batch_size in the checkpoint is 0"),
+        (lambda s: s["settings"].update(budget={"steps": -3}), "the budget in the checkpoint is not allowed: steps -3"),
+        (lambda s: s["learner"]["transform"]["std"].__setitem__(0, -1.0), "in the checkpoint does not fit: mean and"),
     ],
 )
 def test_a_state_that_was_bent_is_refused_by_name(

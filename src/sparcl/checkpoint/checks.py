@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparcl.errors import CheckpointError, one_line, out_of_memory
+from sparcl.errors import CheckpointError, ConfigError, one_line, out_of_memory
 
 
 def keys(value: Any, expected: Collection[str], what: str) -> Mapping[str, Any]:
@@ -55,6 +55,7 @@ def refusing(what: str) -> Iterator[None]:
     try:
         yield
     except (
+        ConfigError,
         KeyError,
         IndexError,
         TypeError,
