@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,8 @@ from torch import Tensor
 from toys import Net, blobs
 
 from sparcl import Learner, SparCL
-from sparcl.errors import ConfigError
-from sparcl.methods import AGEM, LPS, METHODS, DERpp, Finetune, ICaRL, Method, PackNet
+from sparcl.errors import CheckpointError, ConfigError
+from sparcl.methods import AGEM, LPS, METHODS, DERpp, Finetune, ICaRL, LwF, Method, PackNet
 from sparcl.nn.convert import dense_state_dict
 from sparcl.streams import Stream
 
@@ -161,3 +163,26 @@ def test_a_class_without_a_mean_is_never_the_nearest() -> None:
     scores = ICaRL.as_network(plain, state)(x)
     assert torch.equal(scores.isfinite(), torch.tensor([[True, True, False, False, False, False]]).expand(3, 6))
     torch.testing.assert_close(scores, ICaRL.answer(plain, x, state), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [LwF, lambda: ICaRL(24)], ids=["lwf", "icarl"])
+def test_a_state_inside_a_task_that_lacks_some_of_its_recorded_answers_is_refused(method: Callable[[], Method]) -> None:
+    first, second, _ = blobs(3)
+    learner = Learner(Net(6), method(), epochs=1, batch_size=8, lr=0.2)
+    kept: list[Any] = []
+
+    def keep(event: str, figures: dict[str, Any]) -> None:
+        if event == "step.end" and figures["task"] == 1 and not kept:
+            kept.append(copy.deepcopy(learner.checkpoint_state()))
+
+    learner.observers.append(keep)
+    learner.learn(first)
+    learner.learn(second)
+    (state,) = kept
+    recorded = state["learner"]["method"]["recorded"]
+    assert len(recorded) == len(second.train)
+    state["learner"]["method"]["recorded"] = recorded[1:].clone()
+    again = Learner(Net(6), method(), epochs=1, batch_size=8, lr=0.2)
+    again.restore(state)
+    with pytest.raises(CheckpointError, match=f"recorded answers to {len(recorded) - 1} samples, but task 2 has"):
+        again.learn(second)
