@@ -26,6 +26,13 @@ BUFFERS = (200, 500, 5120)
         ("seq-tinyimg", "derpp", "alpha", (0.1, 0.2, 0.1)),
         ("seq-tinyimg", "derpp", "beta", (1.0, 0.5, 0.5)),
         ("seq-cifar10", "der", "alpha", (0.3, 0.3, 0.3)),
+        ("seq-cifar10", "agem", "lr", (0.03, 0.03, 0.03)),
+        ("seq-tinyimg", "agem", "lr", (0.01, 0.01, 0.01)),
+        ("seq-cifar10", "icarl", "lr", (0.1, 0.1, 0.03)),
+        ("seq-tinyimg", "icarl", "lr", (0.03, 0.03, 0.03)),
+        ("seq-cifar10", "fdr", "lr", (0.03, 0.03, 0.03)),
+        ("seq-cifar10", "fdr", "alpha", (0.3, 1.0, 0.3)),
+        ("seq-cifar10", "er-ace", "lr", (0.03, 0.03, 0.03)),
     ],
 )
 def test_they_are_the_fields(stream: str, method: str, column: str, values: tuple[float, ...]) -> None:
