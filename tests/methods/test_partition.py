@@ -15,6 +15,7 @@ from sparcl import Learner
 from sparcl.errors import CheckpointError, ConfigError
 from sparcl.methods import LPS, PackNet
 from sparcl.methods.partition import PartitionMethod
+from sparcl.streams import from_arrays, make_task
 
 Make = Callable[..., PartitionMethod]
 OPTIMIZERS = {
@@ -53,6 +54,29 @@ def test_the_outputs_of_old_tasks_stay_bit_for_bit(make: Make, optimizer: str) -
         outputs = after
     assert outputs[0].flatten()[0].isfinite()
     assert learner.evaluate().class_il is None
+
+
+@pytest.mark.parametrize("make", [PackNet, LPS])
+def test_a_task_given_by_the_names_of_its_classes_is_answered_with_what_was_learned_on_it(make: Make) -> None:
+    x, y = (torch.cat([getattr(t.train, part) for t in blobs(3)]) for part in ("inputs", "labels"))
+    named = [f"kind {k}" for k in y.tolist()]
+    stream = from_arrays(x, named, x, named, classes_per_task=2)
+    learner = Learner(Net(6), make(), epochs=6, batch_size=10, lr=0.1)
+    for task in stream:
+        learner.learn(task)
+    known = learner.evaluate().task_il
+    assert known is not None
+    assert len({*known}) > 1  # another task's weights would be seen
+    for t, task in enumerate(stream):
+        assert task.test is not None
+        names = [stream.class_names[k] for k in task.test.labels.tolist()]
+        again = make_task(task.test.inputs, names, test=(task.test.inputs, names))
+        assert learner.evaluate([again]).task_il == known[t : t + 1]
+        last = make_task(task.test.inputs[:1], [stream.class_names[task.classes[1]]])  # one of its classes alone
+        assert learner.classes.known(last, 0).index == t
+    mixed = make_task(x[::8], named[::8], test=(x[::8], named[::8]))
+    with pytest.raises(ConfigError, match="answers for one task, and kind 0, kind 2, kind 4 were not"):
+        learner.evaluate([mixed])
 
 
 @pytest.mark.parametrize("make", [PackNet, LPS])

@@ -62,7 +62,7 @@ class Classes:
         self.grows = names is not None
         self.names: list[Name] = list(names or ())
         self.of_tasks: list[tuple[int, ...]] = []
-        self.model = model
+        self.model, self.method = model, method
         if names is None:
             return
         if not method.grows:
@@ -127,16 +127,28 @@ class Classes:
         return replace(bound, names=(), column_names=()), new
 
     def known(self, task: Task, index: int) -> Task:
-        """A task to evaluate on, in this Learner's columns: one of names gets them, and the index.
+        """A task to evaluate on, in this Learner's columns: one of names gets them, and the index of the task that
+        brought them, whose knowledge a Task-IL method answers with; where none brought them all, the given one.
 
         Raises:
-            ConfigError: one of its names has no column.
+            ConfigError: one of its names has no column; or the method answers for one task, and they are of several.
         """
         named = getattr(task, "names", ()) or (self.grows and getattr(task, "column_names", ()))
         bound, new = self.bind(task, index) if named else (task, [])
         if new:
             raise ConfigError(f"class {new[0]!r} has no column: it was never learned; known are: {self.names!r:.80}")
-        return bound
+        return replace(bound, index=self._learned_as(bound, index)) if getattr(task, "names", ()) else bound
+
+    def _learned_as(self, task: Task, index: int) -> int:
+        """Index of the task that brought all columns of `task`; `index` where none did."""
+        found = next((t for t, columns in enumerate(self.of_tasks) if {*task.classes} <= {*columns}), None)
+        if found is None and "class-il" not in self.method.scenarios:
+            names = ", ".join(str(self.names[k]) for k in task.classes[:5])
+            raise ConfigError(
+                f"method {self.method.name} answers for one task, and {names} were not learned in one: evaluate on the"
+                " classes of each task by themselves"
+            )
+        return index if found is None else found
 
     @contextlib.contextmanager
     def extended(
