@@ -20,8 +20,10 @@ import torch
 from PIL import Image
 
 from sparcl import Learner, streams
+from sparcl.learner.prediction import Prediction
 from sparcl.main import _main
 from sparcl.run import predict
+from sparcl.run.answering import Answering
 
 QUICK = ["--epochs", "2", "--width", "8", "--limit-per-class", "40", "--threads", "1"]
 
@@ -209,6 +211,22 @@ def test_bad_files_are_one_line(tmp_path, run, capsys) -> None:
     assert "a.txt is of no known kind" in refused(capsys, run, tmp_path / "a.txt")
     assert "it is a folder: name files" in refused(capsys, run, tmp_path)
     assert "none.png does not exist" in refused(capsys, run, tmp_path / "none.png")
+
+
+def test_a_sample_without_an_answer_is_named_and_not_the_first(tmp_path, monkeypatch, run, capsys) -> None:
+    """Of all that are asked together one is too large for the network."""
+    files = [tmp_path / name for name in ("a.npy", "b.npy", "c.npy")]
+    for file in files:
+        np.save(file, np.zeros((2, 1, 8, 8), np.uint8))
+    whole = Answering.predict
+
+    def overflowing(self: Answering, inputs: torch.Tensor, task: int | None = None) -> Prediction:
+        answered = whole(self, inputs, task)
+        answered.probabilities[3:4] = torch.nan  # none where one sample is asked, as the check of the run's files does
+        return answered
+
+    monkeypatch.setattr(Answering, "predict", overflowing)
+    assert refused(capsys, run, *files) == f"sparcl: the network's answer to {files[1]}[1] is no number\n"
 
 
 def test_bad_options_and_runs_are_one_line(tmp_path, run, capsys) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sparcl.errors import TrainingError
 from sparcl.learner.refusals import check_columns
 from sparcl.scenarios import told_first
 from sparcl.streams.task import Task
@@ -63,7 +64,11 @@ def measure(
     before_batch: Callable[[], None],
     at_once: int = AT_ONCE,
 ) -> Accuracy:
-    """Accuracy on the test samples of tasks, at least one, `at_once` at a time; the model is in eval mode."""
+    """Accuracy on the test samples of tasks, at least one, `at_once` at a time; the model is in eval mode.
+
+    Raises:
+        TrainingError: an answer is NaN, whose largest would be some class all the same.
+    """
     found = [_accuracy_on(task, method, device, before_batch, at_once) for task in tasks]
     class_il, task_il, confusions = zip(*found, strict=True)
     confusion = tuple(map(tuple, sum(confusions).tolist())) or None
@@ -92,6 +97,11 @@ def _accuracy_on(
         labels = task.test.labels[start : start + at_once].to(device)
         logits = method.predict(inputs, task)
         check_columns(task, logits.shape[1])
+        if bool(logits.isnan().any()):
+            raise TrainingError(
+                f"the model's answers to the test samples of task {task.index + 1} are NaN: its weights or statistics"
+                " are too large or no numbers; lower the learning rate"
+            )
         of_all, of_own = logits.argmax(1), own[logits[:, own].argmax(1)]
         right_class += int((of_all == labels).sum())
         right_task += int((of_own == labels).sum())

@@ -121,6 +121,7 @@ class Learner(Observing):
         Raises:
             ConfigError: there is no task to evaluate on, or it has classes that the model has no logits for.
             DataError: a task has no test samples, or they are not allowed.
+            TrainingError: the model's answers are NaN.
         """
         if isinstance(tasks, Task) or not isinstance(tasks, Iterable | None):
             raise ConfigError("evaluate takes tasks in a list, as evaluate([task]), or a stream")
@@ -157,7 +158,7 @@ class Learner(Observing):
 
         Raises:
             ConfigError: nothing is learned yet, or the task is not named where it must be, or not known.
-            DataError: the inputs are not those that the network takes.
+            DataError: the inputs are not those that the network takes, or its answer to one of them is no number.
         """
         if self.transform is None:
             raise ConfigError(
@@ -174,7 +175,9 @@ class Learner(Observing):
         index = max(self.learned - 1, 0) if task is None else task
         with evaluating(self.model), self.averaged():
             asked = (self.answering.predict, inputs, self.transform, self.classes.names, columns, index)
-            return predict(*asked, self.device, self._at_once, self.stored_as)
+            answered = predict(*asked, self.device, self._at_once, self.stored_as)
+        answered.check("sample {}".format)
+        return answered
 
     @property
     def _at_once(self) -> int:

@@ -38,6 +38,16 @@ class Prediction:
     def __len__(self) -> int:
         return len(self.columns)
 
+    def check(self, called: Callable[[int], str]) -> None:
+        """Raise DataError if an answer is no number, the largest of which would be some class all the same.
+
+        Args:
+            called: what the sample of that number is called.
+        """
+        odd = self.probabilities.isnan().any(dim=1).nonzero()
+        if len(odd):
+            raise DataError(f"the network's answer to {called(int(odd[0]))} is no number")
+
 
 @torch.no_grad()
 def predict(

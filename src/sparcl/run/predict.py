@@ -92,8 +92,7 @@ def answer(
     samples = _samples(answering, files, resized.append)
     while some := list(islice(samples, AT_ONCE)):
         predicted = answering.predict(_together([sample for _, _, sample in some]), task)
-        if bool(predicted.probabilities.isnan().any()):
-            raise DataError(f"the network's answer to {some[0][0]} is no number")
+        predicted.check([_called(file, number) for file, number, _ in some].__getitem__)
         best = predicted.probabilities.topk(top, dim=1)
         for (file, number, _), values, columns in zip(some, best.values.tolist(), best.indices.tolist(), strict=True):
             named = tuple((str(predicted.names[k]), p) for k, p in zip(columns, values, strict=True))
@@ -102,6 +101,10 @@ def answer(
         size = "×".join(map(str, answering.input_shape[:0:-1]))
         note(f"{len(resized)} image(s) were resized to {size}, the run's own size; the first is {resized[0]}")
     return answers
+
+
+def _called(file: Path | str, sample: int | None) -> str:
+    return str(file) if sample is None else f"{file}[{sample}]"
 
 
 def _together(samples: list[Tensor]) -> Tensor:
@@ -189,7 +192,7 @@ def table(answers: Sequence[Answer], top: int) -> Table:
     """For a terminal: a line for each sample."""
     made = Table("sample", *(["class", "probability"] if top == 1 else [f"{k + 1}." for k in range(top)]))
     for one in answers:
-        where = neutral.line(one.file) + ("" if one.sample is None else f"[{one.sample}]")
+        where = neutral.line(_called(one.file, one.sample))
         best = [(neutral.line(name), f"{p:.1%}") for name, p in one.best]
         cells = [*best[0]] if top == 1 else [f"{name} {p}" for name, p in best]
         made.add_row(*(Text(cell, overflow="fold") for cell in [where, *cells]))
