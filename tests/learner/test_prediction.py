@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from toys import Net, blobs, make_learner
 
 from sparcl import Learner
 from sparcl.errors import DataError, TrainingError
-from sparcl.methods import Finetune, ICaRL
+from sparcl.methods import ER, Finetune, ICaRL
 
 
 def test_an_answer_that_is_no_number_is_refused_and_no_class() -> None:
@@ -53,3 +54,47 @@ def test_classes_without_an_answer_so_far_are_none() -> None:
         learner.learn(task)
     assert len(asked) == 1
     assert torch.isfinite(learner.predict(x, task=1).probabilities).all()
+
+
+class Drawing(Net):
+    """Draws whenever it is asked, as a model does that answers by Monte Carlo dropout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.1 * torch.randn(x.shape))
+
+
+@pytest.mark.parametrize("ask", ["predict", "evaluate"])
+@pytest.mark.parametrize("borderless", [False, True])
+def test_an_observer_that_asks_moves_nothing_that_is_learned(ask: str, borderless: bool) -> None:
+    stream, weights, asked = blobs(), [], []
+    assert stream[0].test is not None
+    x = stream[0].test.inputs
+    for asks in (False, True):
+        model = Drawing(dropout=0.2)
+        learner = Learner(model, ER(12), epochs=1, batch_size=8, backend="reference")
+
+        def watch(event: str, _: dict, learner: Learner = learner) -> None:
+            if event == "step.end":
+                learner.predict(x) if ask == "predict" else learner.evaluate([stream[0]])
+                asked.append(event)
+
+        if asks:
+            learner.observers.append(watch)
+        for task in stream:
+            if borderless:
+                learner.observe(task.train.inputs[:9], task.train.labels[:9])
+                learner.observe(task.train.inputs[9:20], task.train.labels[9:20])
+            else:
+                learner.learn(task)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert asked
+    assert torch.equal(*weights)
+
+
+def test_outside_of_training_a_model_may_answer_anew_each_time() -> None:
+    stream = blobs()
+    learner = make_learner(model=Drawing())
+    learner.learn(stream[0])
+    x = stream[0].train.inputs[:4]
+    first, second = (learner.predict(x).probabilities for _ in range(2))
+    assert not torch.equal(first, second)

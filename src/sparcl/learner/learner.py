@@ -151,6 +151,8 @@ class Learner(Observing):
     def predict(self, inputs: ArrayLike, task: int | None = None) -> Prediction:
         """Answers to inputs as stored, [N, ...]; the transform of the tests goes first.
 
+        An observer may ask in the middle of a task: training goes on to the same bits, also where the model draws.
+
         Args:
             inputs: as they were learned. Where that was uint8, other whole numbers from 0 to 255 are the same pixels,
                 and floating ones from 0 to 1 are pixels / 255; others are refused.
@@ -173,7 +175,9 @@ class Learner(Observing):
             raise ConfigError(f"task {task!r:.40} is not known; allowed: {_span(tasks)}")
         columns = None if task is None else self.classes.of_tasks[task]
         index = max(self.learned - 1, 0) if task is None else task
-        with evaluating(self.model), self.averaged():
+        # inside `learn` the global generators are those of training; outside, what the model draws is the caller's
+        kept = seeds.given_back(self.device) if self._learning else contextlib.nullcontext()
+        with evaluating(self.model), self.averaged(), kept:
             asked = (self.answering.predict, inputs, self.transform, self.classes.names, columns, index)
             answered = predict(*asked, self.device, self._at_once, self.stored_as)
         answered.check("sample {}".format)
