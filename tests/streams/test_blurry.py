@@ -33,6 +33,12 @@ def test_every_sample_is_there_once_with_its_label() -> None:
         assert set(task.classes) == set(task.train.labels.tolist())
 
 
+def test_two_tasks_have_a_border_to_blur() -> None:
+    first, second = blurry(numbered(2), 0.3, disjoint=0.0, seed=3)
+    assert sorted(ids(first.train.inputs) + ids(second.train.inputs)) == list(range(160))
+    assert set(first.classes) == set(second.classes) == {0, 1, 2, 3}
+
+
 def test_half_of_the_classes_stay_and_of_the_others_the_share_leaves() -> None:
     stream = numbered()
     mixed = blurry(stream, 0.25, disjoint=0.5)
