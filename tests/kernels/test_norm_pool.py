@@ -274,3 +274,19 @@ def test_a_convolution_behind_a_batch_norm_keeps_no_copy_of_its_input(
     assert_close(out, want)
     assert_close(x.grad, wide_x.grad)
     assert_close(values.grad, wide_weight.grad.view(-1)[positions.long()])
+
+
+@pytest.mark.parametrize("changed", [0, 1, 2], ids=["x", "weight", "bias"])
+def test_what_a_batch_norm_read_may_change_in_place_before_a_convolution_reads_its_result(changed: int) -> None:
+    """Nothing before the convolution is trained, so PyTorch says nothing: the weight gradient is of what it read."""
+    torch.manual_seed(0)
+    read = layout.to_batch_last(torch.randn(5, 3, 4, 4)), torch.rand(3) + 0.5, torch.randn(3)
+    y = ops.batch_norm(*read, torch.randn(3), torch.rand(3) + 0.5, False, relu=True)
+    wide_y = y.double()
+    values = torch.randn(4, 3, 3, 3).requires_grad_()
+    wide_values = values.detach().double().requires_grad_()
+    plan = ops.conv_plan(torch.arange(values.numel(), dtype=torch.int32), (4, 3, 3, 3))
+    read[changed].mul_(3.0)
+    ops.sparse_conv2d(y, values, plan).square().sum().backward()
+    F.conv2d(wide_y, wide_values).square().sum().backward()
+    assert_close(values.grad, wide_values.grad)

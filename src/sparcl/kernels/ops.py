@@ -106,7 +106,8 @@ class Recipe(NamedTuple):
     The BatchNorm keeps that input in any case, so each of the two has one tensor to keep, the same.
     """
 
-    version: int
+    versions: list[int | None]
+    """Of the result, x, weight and bias when it was made; of an inference tensor, which counts none, None."""
     relu: bool
     x: Tensor
     weight: Tensor | None
@@ -115,9 +116,18 @@ class Recipe(NamedTuple):
 
 
 def recipe_of(x: Tensor) -> Recipe | None:
-    """How to make `x` again, where a BatchNorm made it and nobody has changed it in place since."""
+    """How to make `x` again, where a BatchNorm made it and neither it nor what it is made of changed in place since.
+
+    PyTorch would not tell of the latter: what a convolution keeps counts as it is when the convolution is computed.
+    """
     recipe: Recipe | None = getattr(x, "_sparcl_recipe", None)
-    return recipe if recipe is None or recipe.version == x._version else None
+    if recipe is None or recipe.versions != _versions(x, recipe.x, recipe.weight, recipe.bias):
+        return None
+    return recipe
+
+
+def _versions(*tensors: Tensor | None) -> list[int | None]:
+    return [None if tensor is None or tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -196,7 +206,8 @@ def batch_norm(
     settings = (running_mean, running_var, num_batches_tracked, stats, training, momentum, eps, relu)
     y: Tensor = _BatchNorm.apply(x, weight, bias, residual, settings)  # type: ignore[no-untyped-call]
     if residual is None and torch.is_grad_enabled():
-        y._sparcl_recipe = Recipe(y._version, relu, x.detach(), weight, bias, stats)  # type: ignore[attr-defined]
+        versions = _versions(y, x, weight, bias)
+        y._sparcl_recipe = Recipe(versions, relu, x.detach(), weight, bias, stats)  # type: ignore[attr-defined]
     return y
 
 
