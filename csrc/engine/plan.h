@@ -23,9 +23,9 @@ struct Extent {
 };
 
 // Halves lie vector by vector of samples, [N / V][channels][height][width][V]: pieces, each of them batch-last, so that no two
-// threads share a line. They are for whole vectors, of any unit.
+// threads share a line. They are for whole vectors, of any unit, and at least one: no samples would make no pieces.
 constexpr int kMostLanes = 16;
-inline bool halves_fit(const Extent& e) { return e.batch % kMostLanes == 0; }
+inline bool halves_fit(const Extent& e) { return e.batch > 0 && e.batch % kMostLanes == 0; }
 inline long pieces_of(const Numbers& x, const Extent& e) { return x.half ? e.batch / kernels().lanes : 1; }
 
 class ConvPlan {

@@ -129,6 +129,16 @@ def test_batches_of_other_sizes_are_floats_to_the_bit(samples: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, floats, strict=True))
 
 
+def test_no_samples_give_no_results_and_zero_gradients() -> None:
+    """It was a division by the number of pieces, which ended the process."""
+    options = {"density": 0.5, "block": 1, "affine": True, "training": False}
+    blocks, stem = make_blocks(4, [(4, 1), (8, 2)], **options), copied(make_stage(3, 4, 3, 1, **options), [True] * 3)
+    y = in_halves(torch.randn(0, 3, 8, 8), blocks, stem, True)
+    y.sum().backward()
+    assert y.shape == (0, 8)
+    assert all(not tensor.grad.any() for tensor in stem[1:4])
+
+
 def test_without_gradients_all_is_float_to_the_bit() -> None:
     torch.manual_seed(0)
     options = {"density": 0.5, "block": 1, "affine": True, "training": True}
