@@ -121,6 +121,7 @@ struct Pool {
 
 Pool* pool = nullptr;
 std::once_flag once;
+bool forked = false;  // whether this process is the child of one that had the engine loaded
 
 // PyTorch's own OpenMP runtime, where it is GNU's and loaded: one pool for both. Two pools spin against each other, for a
 // worker that has nothing to do keeps its core for some milliseconds (measured: a training step of 263 ms against 192).
@@ -146,11 +147,14 @@ void borrow_gomp() {}
 
 void work_in_team(void* items) { static_cast<Items*>(items)->work(); }
 
-// Threads do not survive fork(): a child gets a pool of its own, the parent's is left where it lies.
+// Threads do not survive fork(): a child gets a pool of its own, the parent's is left where it lies. It never borrows PyTorch's, also
+// where the engine has not worked yet: that waits in vain for threads which PyTorch may have started before the fork.
 void renew() {
+  forked = true;
   gomp = nullptr;
   pool = new Pool;
 }
+const int watched = pthread_atfork(nullptr, nullptr, renew);  // from when it is loaded
 
 void alone(long items, Item body, void* context) {
   for (long i = 0; i < items; ++i) body(context, i);
@@ -168,9 +172,8 @@ void run_items(int threads, long items, Item body, void* context) {
   if (threads > items) threads = static_cast<int>(items);
   if (threads <= 1) return alone(items, body, context);
   std::call_once(once, [] {
-    renew();
-    borrow_gomp();
-    pthread_atfork(nullptr, nullptr, renew);
+    if (!pool) pool = new Pool;
+    if (!forked && watched == 0) borrow_gomp();
   });
   if (gomp) {
     Items team;

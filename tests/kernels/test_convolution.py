@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -328,3 +331,24 @@ def test_a_second_derivative_is_refused_and_not_silently_wrong() -> None:
     (gx,) = torch.autograd.grad(y, x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gx.sum().backward()
+
+
+CHILD = """
+import os, signal, sys, torch
+from sparcl.kernels import ops
+torch.set_num_threads(2)
+plan = ops.conv_plan(torch.arange(2304, dtype=torch.int32), (16, 16, 3, 3))
+x, values = torch.randn(32, 16, 16, 16), torch.randn(2304)
+torch.randn(2_000_000).exp()  # by PyTorch's threads, which no child has
+if (child := os.fork()) == 0:
+    signal.alarm(30)
+    ops.sparse_conv2d(x, values, plan)
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_computes_where_the_parent_had_used_pytorch_alone() -> None:
+    """It waited without end for PyTorch's threads, unless the engine, too, had worked before the fork."""
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, f"{signal.Signals(-done.returncode).name if done.returncode < 0 else done.stderr}"
