@@ -34,6 +34,8 @@ def test_without_events_of_tasks_it_is_one_line() -> None:
     found = Course(epoch_loss=[(1.0, 3.0), (2.0, 2.0)])
     assert found.loss == [(1.0, 3.0), (2.0, 2.0)]
     assert Course().loss == []
+    assert found.in_tasks([(1.0, 50.0)]) == found.in_tasks([]) == []
+    assert Course(starts=[0, 2], end=4).in_tasks([(1.0, 50.0)]) == [(0.5, 50.0), (2.0, 50.0)]
 
 
 def test_a_point_alone_between_gaps_is_marked_and_steps_break_as_well() -> None:

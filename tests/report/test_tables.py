@@ -103,7 +103,18 @@ def test_what_most_rows_share_is_said_once(tmp_path: Path) -> None:
         tmp_path, {}, {"config": {"sample_removal": 0}}, {"config": {"gradient_sparsity": 0}}, {"config": {"lr": 0.1}}
     )
     assert sorted(g.settings_text for g in groups) == ["", "gradient_sparsity=0", "lr=0.1", "sample_removal=0"]
-    assert any("gradient_sparsity=0.2, lr=0.03, sample_removal=0.3" in note for note in notes(groups))
+    usual = "gradient_sparsity=0.2, lr=0.03, sample_removal=0.3"
+    assert any(usual in note for note in notes(groups))
+    told = {row["other_settings"] for row in csv.DictReader(io.StringIO(as_csv(groups)))}  # which has no notes
+    assert told == {usual, *(usual.replace(a, b) for a, b in (("0.2", "0"), ("0.03", "0.1"), ("=0.3", "=0")))}
+
+
+def test_sparsities_that_are_near_each_other_read_otherwise(tmp_path: Path) -> None:
+    asked = (0.9, 0.975, 0.99, 0.995, 0.9951)
+    groups = groups_of(tmp_path, *({"config": {"sparsity": value}} for value in asked))
+    assert [g.label.split()[2] for g in groups] == ["0.90", "0.975", "0.99", "0.995", "0.9951"]
+    shown = [line.split("|")[4].strip() for line in as_markdown(groups).splitlines()[2:7]]
+    assert shown == ["0.90", "0.975", "0.99", "0.995", "0.9951"]
 
 
 def test_the_order_is_that_of_the_field(tmp_path: Path) -> None:

@@ -51,8 +51,10 @@ class Course:
 
     def in_tasks(self, trace: Trace) -> Trace:
         """The trace with tasks learned in place of steps, up to the last."""
+        if not trace or not self.starts:  # the lines that tell of tasks may be missing
+            return []
         found = [(self._task_at(steps), value) for steps, value in trace]
-        return [*found, (float(len(self.starts)), found[-1][1])] if found and self.starts else []
+        return [*found, (float(len(self.starts)), found[-1][1])]
 
     def _task_at(self, steps: float) -> float:
         task = max(0, bisect_right(self.starts, steps) - 1)

@@ -103,7 +103,7 @@ class Group:
         """A short name: method, sparsifier, sparsity, pattern and what else differs."""
         parts = [self.method, self.sparsifier]
         if self.sparsifier != "dense":
-            parts.append(f"{self.sparsity:.2f}")
+            parts.append(_sparsity(self.sparsity))
         if self.pattern != "unstructured":
             parts.append(self.pattern)
         return " ".join(parts) + (f" ({self.settings_text})" if self.settings_text else "")
@@ -111,7 +111,7 @@ class Group:
     @property
     def settings_text(self) -> str:
         """The settings that are not the usual ones."""
-        return ", ".join(f"{key}={_setting(value)}" for key, value in self.settings if key not in self.usual)
+        return _named((key, value) for key, value in self.settings if key not in self.usual)
 
     def stat(self, section: str, name: str) -> Stat:
         return stat(r.figure(section, name) for r in self.records)
@@ -229,6 +229,12 @@ def _rounded(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if abs(value) < 1e9 else f"{value:.3g}"
 
 
+def _sparsity(value: float) -> str:
+    """With two decimals, or with up to four where these tell it from others."""
+    whole, _, decimals = f"{value:.4f}".partition(".")
+    return f"{whole}.{decimals.rstrip('0').ljust(2, '0')}"
+
+
 def _percent(value: float) -> str:
     return _rounded(value, 2)
 
@@ -243,6 +249,10 @@ def _seconds(value: float) -> str:
 
 def _flops(value: float) -> str:
     return f"{value:.3g}"
+
+
+def _named(settings: Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(f"{key}={_setting(value)}" for key, value in settings)
 
 
 def _setting(value: Any) -> str:
@@ -263,7 +273,7 @@ COLUMNS = (
     Column("stream", lambda g: g.stream, text=True),
     Column("method", lambda g: g.method, text=True),
     Column("sparsifier", lambda g: g.sparsifier, text=True),
-    Column("sparsity", lambda g: f"{g.sparsity:.2f}"),
+    Column("sparsity", lambda g: _sparsity(g.sparsity)),
     Column("pattern", lambda g: g.pattern, text=True),
     Column("buffer", lambda g: MISSING if g.buffer is None else str(g.buffer)),
     Column("other settings", lambda g: g.settings_text or MISSING, text=True),
@@ -364,7 +374,10 @@ FIGURES = (
 
 
 def as_csv(groups: Sequence[Group]) -> str:
-    """For other programs: a mean and a standard deviation column for each figure, empty where there is none."""
+    """For other programs: a mean and a standard deviation column for each figure, empty where there is none.
+
+    The settings that tell rows apart are all there, the usual ones too: nothing stands below this table.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = ["stream", "method", "sparsifier", "sparsity", "pattern", "buffer", "other_settings", "n"]
@@ -375,7 +388,7 @@ def as_csv(groups: Sequence[Group]) -> str:
         stats = [g.stat(section, key) for _, section, key in FIGURES]
         row = g.published
         values = [v for name in ("class_il", "task_il") for v in (getattr(row, name, None) or (None, None))]
-        named = [g.stream, g.method, g.sparsifier, g.sparsity, g.pattern, g.buffer, g.settings_text, len(g.records)]
+        named = [g.stream, g.method, g.sparsifier, g.sparsity, g.pattern, g.buffer, _named(g.settings), len(g.records)]
         cells = [*named, *(v for s in stats for v in (s.mean, s.std)), *values, g.published_flops]
         writer.writerow([neutral.csv_cell(cell) for cell in cells])
     return out.getvalue()

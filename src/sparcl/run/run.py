@@ -197,8 +197,8 @@ class Run:
             self.masks.load_state_dict(part["masks"])
             self.peak_rss_bytes = checks.integer(part["peak_rss_bytes"], "peak RSS")
         position = self.learner.position
-        if position is not None:
-            self.progress.resume_at(position.task + self.learner.budget.spent(position))
+        inside = 0.0 if position is None else self.learner.budget.spent(position)
+        self.progress.resume_at(self.learner.learned + inside)
 
     def execute(self, resume: bool = False) -> dict[str, Any]:
         """Learn every task, evaluating on all of them after each, and write the records."""
