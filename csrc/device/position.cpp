@@ -44,7 +44,7 @@ Budget budget_of(const Json& said) {
   const Json& amount = said.members.begin()->second;
   if (kind == "epochs") budget.epochs = amount.whole("epochs", 1, kMost);
   else if (kind == "steps") budget.steps = amount.whole("steps", 1, kMost);
-  else if (kind == "seconds") budget.seconds = amount.number("seconds", 1e-9, 1e30);
+  else if (kind == "seconds") budget.seconds = amount.number("seconds", 1e-9, kMostSeconds);
   else refuse(allowed);
   return budget;
 }

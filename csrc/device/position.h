@@ -7,6 +7,8 @@
 
 namespace sparcl {
 
+constexpr double kMostSeconds = 1e9;  // of a budget, as in Python, which could not load a file with more
+
 struct Budget {
   long epochs = 0, steps = 0;  // of the three one is above 0
   double seconds = 0;

@@ -138,7 +138,7 @@ Options parse(int count, char** arguments) {
     else if (option == "--steps")
       o.budget.steps = static_cast<long>(number(option, next, 1, kMostSteps, true)), ++budgets;
     else if (option == "--max-seconds")
-      o.budget.seconds = number(option, next, 1e-3, 1e12, false), ++budgets;
+      o.budget.seconds = number(option, next, 1e-3, kMostSeconds, false), ++budgets;
     else if (option == "--save-every")
       o.save_every = number(option, next, 0, 1e12, false);
     else if (option == "--out" && next && *next)

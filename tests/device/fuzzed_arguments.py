@@ -35,7 +35,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "--threads": (*NO_NUMBERS, 0, 1025, 1.5),
     "--epochs": (*NO_NUMBERS, 0, 0.5, 1e13),
     "--steps": (*NO_NUMBERS, 0, 0.5, 1e13),
-    "--max-seconds": (*NO_NUMBERS, 0, 1e13),
+    "--max-seconds": (*NO_NUMBERS, 0, 1e10),
     "--save-every": (*NO_NUMBERS, 1e13),
     "--batch": (*NO_NUMBERS, 0, 65537, 2.5),
     "--out": ("",),

@@ -201,6 +201,10 @@ def test_deep_json_and_control_characters(program: Path, file: Path) -> None:
         (("fly",), "unknown command 'fly'; allowed: info, predict, evaluate, learn, bench, gradients"),
         (("learn", "a"), "learn needs 2 file(s), 1 given"),
         (("learn", "a", "b", "--epochs", "0"), "--epochs 0 is not allowed; use a whole number from 1 to 2147483647"),
+        (
+            ("learn", "a", "b", "--max-seconds", "1e10"),
+            "--max-seconds 1e10 is not allowed; use a number from 0.001 to 1e+09",
+        ),
         (("learn", "a", "b", "--epochs", "1", "--steps", "1"), "give one of --epochs, --steps and --max-seconds"),
         (("learn", "a", "b", "--steps", "1", "--steps", "2"), "--steps is given twice: leave one of them out"),
         (("predict", "a", "b", "--logits", "--logits"), "--logits is given twice: leave one of them out"),
