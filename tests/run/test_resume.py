@@ -23,6 +23,7 @@ from sparcl.main import _main
 from sparcl.run import resume
 from sparcl.run.experiment import Experiment
 from sparcl.run.lock import LOCK
+from sparcl.run.progress import Progress
 
 RUN = ["run", "seq-digits", "--limit-per-class", "40", "--epochs", "1", "--width", "4", "--threads", "1"]
 ARGUMENTS = [*RUN, "--backend", "reference", "--checkpoint-every", "2"]
@@ -137,6 +138,24 @@ def test_events_are_cut_back_and_every_resume_is_noted(killed: Path) -> None:
     assert not [e for e in found if e.get("task") == 77]
     assert found[-1]["event"] == "run.end"
     assert kept.startswith(b"".join((killed / "events.jsonl").read_bytes().splitlines(keepends=True)[:1]))
+
+
+def test_time_left_counts_no_task_that_was_learned_before_a_resume_between_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    words = ["run", "seq-digits", "--limit-per-class", "40", "--steps", "4", "--width", "4", "--threads", "1"]
+    arguments = [*words, "--backend", "reference", "--checkpoint-every", "0.001s", "--out", str(tmp_path / "run")]
+    with pytest.MonkeyPatch.context() as patch:
+        die_at(8, patch)
+        with pytest.raises(DiedError):
+            _main(arguments)
+    resumed = Progress.resume_at
+    monkeypatch.setattr(Progress, "resume_at", lambda self, done: [told.append(done), resumed(self, done)])
+    die_at(9, monkeypatch)
+    with pytest.raises(DiedError):
+        _main([*arguments, "--resume"])
+    assert told == [2.0]
 
 
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_leads_to_the_same_end(
