@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,18 @@ def test_bad_samples_are_refused_and_nothing_is_lost(x: Any, y: Any, said: str) 
         with pytest.raises(SparclError, match=said):
             model.observe(x, y)
         assert tree.difference(before, model.checkpoint_state()) is None
+
+
+@pytest.mark.parametrize("policy", ["reservoir", "balanced"])
+def test_samples_that_the_buffer_cannot_hold_are_refused_before_the_weights_move(policy: str) -> None:
+    model = learner(methods.ER(20, buffer_storage="float16", buffer_policy=policy))
+    (x, y), *rest = batches()
+    model.observe(x, y)
+    before = copy.deepcopy(model.checkpoint_state())
+    with pytest.raises(DataError, match="float16 holds numbers up to 65504"):
+        model.observe(x * 1e6, y)
+    assert tree.difference(before, model.checkpoint_state()) is None
+    model.observe(*rest[0])  # replays what is held
 
 
 def test_a_loss_that_is_not_finite_names_the_step() -> None:

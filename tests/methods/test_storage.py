@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from toys import Net, blobs, make_learner
@@ -17,7 +18,7 @@ from sparcl.methods import AGEM, FDR, METHODS, DERpp, ICaRL, ReservoirBuffer
 from sparcl.methods.method import RehearsalMethod
 from sparcl.methods.storage import Blobs, make_storage
 from sparcl.nn import ConvNet
-from sparcl.streams import Samples, Task
+from sparcl.streams import Samples, Task, make_task
 
 REHEARSAL = {name: kind for name, kind in METHODS.items() if issubclass(kind, RehearsalMethod)}
 SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 8, "backend": "reference"}
@@ -200,3 +201,17 @@ def test_half_precision_refuses_what_it_cannot_hold_of_samples_that_were_not_loo
     held.check(torch.ones(2, 3))
     with pytest.raises(DataError, match="holds numbers up to 65504"):
         held.stored(torch.full((2, 3), 7e4))
+
+
+def test_one_sample_that_half_precision_cannot_hold_leaves_a_buffer_that_is_whole(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(200, 2, 6, 6)).astype(np.float32)
+    x[5] = 1e6  # not among the samples that are looked at when the task begins
+    np.save(tmp_path / "x.npy", x)
+    task = make_task(np.load(tmp_path / "x.npy", mmap_mode="r"), np.arange(200) % 4)
+    learner = Learner(Net(), methods.ER(20, buffer_storage="float16"), batch_size=10, classes=())
+    for _ in range(2):
+        with pytest.raises(DataError, match="float16 holds numbers up to 65504"):
+            learner.learn(task)
+    assert len(learner.method.buffer.recall()) == min(learner.steps * 10, 20) > 0
+    learner.save(tmp_path)
+    Learner.load(tmp_path, Net())

@@ -138,6 +138,7 @@ class Observing(Training):
         check_kind(task.train.inputs, self.stored_as, "the inputs")
         if self.method.buffer is not None and self.latents is None:
             self.method.buffer.check_inputs(task.train.inputs)
+            self.method.buffer.check_storable(task.train.inputs)  # of each call: other numbers, other bounds
         kind = (task.train.inputs.dtype, task.train.inputs.shape[1:], task.transform)
         if getattr(self, "_fits", (None, 0))[0] != kind:
             asked = Task(task.index, (), task.train, None, task.transform)

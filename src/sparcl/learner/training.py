@@ -27,6 +27,7 @@ from sparcl.learner.schedule import clip
 from sparcl.methods.method import Batch
 from sparcl.streams.batches import steps as steps_of_epoch
 from sparcl.streams.checked import checked
+from sparcl.streams.lazy import Lazy
 from sparcl.streams.pixels import check_kind
 from sparcl.streams.task import Name, Task
 
@@ -228,6 +229,8 @@ class Training(Assembly):
     def _pass(self, batch: Batch, position: Position | StreamPosition, spent: float) -> Tensor:
         """Forward, backward, optimizer, memory; the masks have moved already, `spent` of the budget is spent."""
         ids = batch.ids
+        if self.method.buffer is not None and isinstance(self.task.train.inputs, Lazy) and self.latents is None:
+            self.method.buffer.check_storable(batch.raw)  # later the weights would have moved
         self.tell("step.begin", {"samples": len(ids)})
         wanted = self.sparsifier.wants_gradients()
         parts = self._parts = apart.Parts(self.sparsifier.layers, self.tell) if wanted else None

@@ -118,8 +118,7 @@ class ReservoirBuffer:
             DataError: they cannot be stored so.
             ConfigError: the bytes hold too few samples.
         """
-        some = inputs.witness() if isinstance(inputs, Lazy) else inputs
-        self.storage.check(some)
+        some = self.check_storable(inputs)
         if self.max_bytes is None:
             return
         one = self.storage.sample_bytes(some)
@@ -132,6 +131,12 @@ class ReservoirBuffer:
             )
         if one is not None:
             self._shrink(min(self.capacity, self.max_bytes // (one + beside)), generator)
+
+    def check_storable(self, inputs: Inputs) -> Tensor:
+        """Raise DataError unless inputs [N, ...] can be stored; returns them, or some of what is read lazily."""
+        some = inputs.witness() if isinstance(inputs, Lazy) else inputs
+        self.storage.check(some)
+        return some
 
     def _fit(self, generator: torch.Generator) -> None:
         """As many leave as no longer fit: all at once, or one by one where samples differ in size."""
