@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor
 from toys import Net, adam, blobs, make_learner
 
 from sparcl import Learner, SparCL, kernels, methods, streams
-from sparcl.errors import ConfigError, DataError
+from sparcl.checkpoint import tree
+from sparcl.errors import CheckpointError, ConfigError, DataError
 from sparcl.methods.der import squared_distance
 from sparcl.nn import ConvNet
 from sparcl.sparsity import Static
@@ -118,6 +120,29 @@ def test_a_grown_head_survives_save_kill_and_load_to_the_same_bits(backend: str,
     assert resumed.classes.names == whole.classes.names
     assert torch.equal(resumed.predict(x).probabilities, whole.predict(x).probabilities)
     assert resumed.save(tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_of_before_a_class_came_is_gone_back_to(backend: str) -> None:
+    learner = make(backend=backend, average=0.2)
+    learner.learn(task("cat", "dog"))
+    before = copy.deepcopy(learner.checkpoint_state())
+    learner.learn(task("fox", 7))
+    learner.restore(before)
+    assert tree.difference(before, learner.checkpoint_state()) is None
+    assert learner.predict(pictures("cat")[0]).probabilities.shape[1] == 2
+    whole = make(backend=backend, average=0.2)
+    for kinds in (("cat", "dog"), ("fox", "éléphant")):
+        whole.learn(task(*kinds))
+    learner.learn(task("fox", "éléphant"))
+    assert tree.difference(whole.checkpoint_state(), learner.checkpoint_state()) is None
+
+
+def test_classes_that_were_named_are_not_given_up_for_a_state() -> None:
+    learner, other = (make(classes=names) for names in (("cat", "dog", "fox"), ()))
+    other.learn(task("cat", "dog"))
+    with pytest.raises(CheckpointError, match="the checkpoint is of other classes"):
+        learner.restore(copy.deepcopy(other.checkpoint_state()))
 
 
 def test_our_own_network_is_made_again_with_its_columns(tmp_path: Path) -> None:

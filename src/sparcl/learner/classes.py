@@ -61,6 +61,7 @@ class Classes:
             raise ConfigError(f"classes {names!r:.40} are not allowed; use a list of names, () for a growing head")
         self.grows = names is not None
         self.names: list[Name] = list(names or ())
+        self._given = list(self.names)  # by the caller; what came later may go again, with an older state
         self.of_tasks: list[tuple[int, ...]] = []
         self.model, self.method = model, method
         if names is None:
@@ -227,10 +228,12 @@ class Classes:
             raise CheckpointError(
                 "the checkpoint is of a Learner " + ("with" if state["grows"] else "without") + " classes="
             )
-        if self.grows and state["names"][: len(self.names)] != self.names:
+        if self.grows and state["names"][: len(self._given)] != self._given:
             raise CheckpointError("the checkpoint is of other classes")
         self.names = list(state["names"])
         self.of_tasks = [tuple(columns) for columns in state["of_tasks"]]
+        if self.grows and self._head().out_features > len(self.names):  # a state of before the last classes came
+            self._shrink(optimizer)
         self._grow(optimizer, torch.Generator())
 
 
