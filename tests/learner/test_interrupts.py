@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import threading
@@ -146,3 +147,31 @@ def test_another_thread_than_the_main_one_learns_too() -> None:
     thread.start()
     thread.join()
     assert learner.learned == 1
+
+
+@pytest.mark.parametrize("part", ["optimizer", "method"])
+@pytest.mark.parametrize("step", [1, 5])
+def test_what_fails_while_the_weights_move_leaves_no_state_to_go_on_from(tmp_path: Path, part: str, step: int) -> None:
+    """As out of memory: the weights of that step have moved, its samples are not remembered, it is not counted."""
+    learner, whole, first = make_learner(), make_learner(), blobs()[0]
+    start = copy.deepcopy(learner.checkpoint_state())
+    called, name = getattr(learner, part), "step" if part == "optimizer" else "after_step"
+    works, calls = getattr(called, name), []
+
+    def fails(*arguments: Any) -> None:
+        calls.append(works(*arguments))
+        if len(calls) == step:
+            raise RuntimeError("no memory left")
+
+    setattr(called, name, fails)
+    with pytest.raises((RuntimeError, ConfigError), match="no memory left"):
+        learner.learn(first)
+    setattr(called, name, works)
+    with pytest.raises(CheckpointError, match="broken off"):
+        learner.save(tmp_path)
+    with pytest.raises(ConfigError, match="broken off"):
+        learner.learn(first)
+    learner.restore(start)
+    for each in (learner, whole):
+        each.learn(first)
+    assert tree.difference(learner.checkpoint_state(), whole.checkpoint_state()) is None

@@ -202,11 +202,8 @@ class Training(Assembly):
                 return
             loss, samples = done
             now = time.perf_counter()
-            try:
+            with self._moving():  # the weights have
                 self.budget.note(position, now - self._mark)
-            except ConfigError:  # the weights have moved
-                self._torn = True
-                raise
             self._mark = now
             position.cursor += samples
             position.step += 1
@@ -252,13 +249,23 @@ class Training(Assembly):
             parts.finish(self.sparsifier)
         self.sparsifier.after_backward()  # it has the last word on what moves
         clip(self.optimizer, self.settings["clip_grad_norm"])
-        with self.rate.applied(self.optimizer, spent):
-            optimizers.step(self.optimizer)
-        self.sparsifier.after_step()
-        if self.average is not None:
-            self.average.after_step(position.done + 1)
-        self.method.after_step(batch, logits)
+        with self._moving():
+            with self.rate.applied(self.optimizer, spent):
+                optimizers.step(self.optimizer)
+            self.sparsifier.after_step()
+            if self.average is not None:
+                self.average.after_step(position.done + 1)
+            self.method.after_step(batch, logits)
         return loss
+
+    @contextlib.contextmanager
+    def _moving(self) -> Iterator[None]:
+        """The weights move and samples are remembered: half of it is no state to save, or to make that step from."""
+        try:
+            yield
+        except Exception:
+            self._torn = True
+            raise
 
     @contextlib.contextmanager
     def _looked_at(self) -> Iterator[None]:
@@ -297,7 +304,7 @@ class Training(Assembly):
         self._midway = True
         try:
             yield
-        except Exception:  # what is refused has been undone, and a loss of NaN moves no weight
+        except Exception:  # what is refused has been undone, a loss of NaN moves no weight, and else see `_moving`
             raise
         except BaseException:
             self._torn = True
