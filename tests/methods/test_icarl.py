@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from lent import batch, lend
 from toys import Net, blobs
 
 from sparcl import Learner
-from sparcl.errors import ConfigError
-from sparcl.methods import ICaRL
+from sparcl.checkpoint import tree
+from sparcl.errors import ConfigError, DataError
+from sparcl.methods import ICaRL, icarl
 from sparcl.methods.icarl import herding
 from sparcl.methods.respond import features_of
 
@@ -169,3 +171,31 @@ def test_where_shares_shrink_the_first_exemplars_of_herding_stay() -> None:
     assert buffer.inputs is not None
     assert buffer.labels is not None
     assert torch.equal(buffer.inputs[: len(buffer)][buffer.labels[: len(buffer)] == 0], x[order[:2]])
+
+
+def test_exemplars_that_could_not_be_read_to_the_end_are_none_and_the_task_ends_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, whole = (Learner(Net(), ICaRL(40), batch_size=10) for _ in range(2))
+    first, second = blobs(per_class=12)  # fewer of a class than its share
+    for each in (learner, whole):
+        each.learn(first)
+    reads = icarl.features_of
+    read: list[int] = []
+
+    def fails(*arguments: Any) -> torch.Tensor:
+        read.append(len(read))
+        if len(read) == 2:
+            raise DataError("the file of a sample cannot be read")
+        return reads(*arguments)
+
+    monkeypatch.setattr(icarl, "features_of", fails)
+    with pytest.raises(DataError, match="cannot be read"):
+        learner.learn(second)
+    monkeypatch.undo()
+    learner.save(tmp_path)
+    loaded = Learner.load(tmp_path, Net())
+    whole.learn(second)
+    for each in (learner, loaded):
+        each.learn(second)
+        assert tree.difference(each.checkpoint_state(), whole.checkpoint_state()) is None

@@ -104,12 +104,15 @@ class ICaRL(RehearsalMethod):
         """Herd exemplars of the new classes, then note what the network answers to all exemplars."""
         model, device, samples = self.host.model, self.host.device, task.train
         share = self.buffer.share(len(self.seen))
-        for k in task.classes:
+        exemplars = []
+        for k in task.classes:  # all are read before any is taken in: what cannot be read leaves the memory as it was
             of_class = (samples.labels == k).nonzero().squeeze(1)
             features = features_of(model, select(samples.inputs, of_class), task, device)
             chosen = of_class[herding(features, share).cpu()]
-            labels = samples.labels[chosen].to(device)
-            self.buffer.admit(samples.inputs[chosen].to(device), labels, None, labels)
+            exemplars.append((samples.inputs[chosen].to(device), samples.labels[chosen].to(device)))
+            self.buffer.check_storable(exemplars[-1][0])
+        for inputs, labels in exemplars:
+            self.buffer.admit(inputs, labels, None, labels)
         self.buffer.logits = logits_of(model, self.buffer.recall(), task, device)
         self.old, self.recorded, self._means = self.seen, None, None
 
