@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from made_data import tree, write_folder, write_tar
 
+from sparcl.errors import DataError
 from sparcl.folders import cache_folder
 from sparcl.streams import folder
 from sparcl.streams.cache import cached
@@ -73,6 +74,21 @@ def test_a_folder_is_known_by_its_files(tmp_path):
     (tmp_path / "test" / "c000" / "new.png").write_bytes(b"")
     cached("kind", tmp_path, ("train", "test"), decode)
     assert decode.calls == 2
+
+
+def test_a_link_to_nowhere_in_a_folder_is_not_the_folder_without_it(tmp_path):
+    write_folder(tmp_path / "data", tree())
+    folder(tmp_path / "data")
+    os.symlink("gone.png", tmp_path / "data" / "train" / "c000" / "9.png")
+    with pytest.raises(DataError, match=r"9\.png cannot be read: No such file"):
+        folder(tmp_path / "data")
+
+
+def test_the_files_of_a_folder_with_links_in_circles_are_known_in_the_end(tmp_path):
+    write_folder(tmp_path / "data", tree())
+    for name in ("c000", "c001"):
+        os.symlink("..", tmp_path / "data" / "train" / name / "up")
+    assert len(folder(tmp_path / "data", lazy=False)[0].train) == 6
 
 
 @pytest.mark.parametrize("where", [0, 200, -300, -1])

@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import struct
@@ -41,6 +42,46 @@ def test_a_named_pipe_in_a_folder_is_refused_and_waited_for_by_nobody(tmp_path):
 def test_folders_are_listed_even_when_empty(tmp_path):
     (tmp_path / "train" / "empty").mkdir(parents=True)
     assert ("train", "empty") in {m.parts for m in members(tmp_path, ("train",)) if m.is_folder}
+
+
+def denied(monkeypatch, folder):
+    """`folder` cannot be listed, also where the tests run as root."""
+    listed = os.scandir
+
+    def scandir(place):
+        if os.path.samefile(place, folder):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(place))
+        return listed(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_not_left_out(tmp_path, monkeypatch):
+    write_folder(tmp_path, FILES)
+    denied(monkeypatch, tmp_path / "train" / "a")
+    with pytest.raises(DataError, match=r"train/a cannot be read: Permission denied"):
+        contents(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "links",
+    [{"train/a/up": ".."}, {"train/a/up": "..", "train/b/up": "../.."}, {"train/a/b": "../b", "train/b/a": "../a"}],
+)
+def test_links_that_go_in_circles_are_not_followed_round_and_round(tmp_path, links):
+    write_folder(tmp_path, FILES)
+    for place, target in links.items():
+        os.symlink(target, tmp_path / place)
+    found = contents(tmp_path)
+    assert found.items() >= FILES.items()
+    assert len(found) < 3 * len(FILES)
+
+
+def test_a_link_to_another_folder_is_followed(tmp_path):
+    write_folder(tmp_path, FILES)
+    write_folder(tmp_path / "elsewhere", {"9.txt": b"nine"})
+    os.symlink("../elsewhere", tmp_path / "train" / "c")
+    os.symlink("a", tmp_path / "train" / "d")
+    assert contents(tmp_path) == FILES | {"train/c/9.txt": b"nine", "train/d/1.txt": b"one"}
 
 
 def special(name, kind, target=""):

@@ -19,6 +19,7 @@ import numpy as np
 from sparcl import regular
 from sparcl.errors import out_of_memory
 from sparcl.folders import cache_folder
+from sparcl.streams.files import walked
 from sparcl.streams.split import Arrays
 
 MOST_REMEMBERED = 1 << 20
@@ -69,13 +70,15 @@ def _key(kind: str, source: Path, tops: Sequence[str]) -> str:
     files = [source] if source.is_file() else []
     for top in tops if source.is_dir() else ():
         files.append(source / top)
-        for folder, subfolders, names in os.walk(source / top, followlinks=True):
-            subfolders.sort()
-            files += [Path(folder, name) for name in sorted(names)]
+        for folder, names in walked(source / top):
+            files += [folder / name for name in names]
     for file in files:
-        with contextlib.suppress(OSError):  # absent: the reader will say so
+        try:
             status = file.stat()
             facts.append((str(file), status.st_size, status.st_mtime_ns))
+        except OSError:  # absent: the reader will say so
+            if os.path.lexists(file):  # a link to nowhere: not the folder that it was without
+                facts.append((str(file),))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 

@@ -135,13 +135,38 @@ def _folder_members(root: Path, tops: Sequence[str]) -> list[Member]:
         start = root / top
         if start.is_file():
             found.append(_file_member(root, start))
-        for folder, subfolders, files in os.walk(start, followlinks=True):
-            subfolders.sort()
-            found.append(Member(Path(folder).relative_to(root).parts, True, bytes))
-            found += [_file_member(root, Path(folder, name)) for name in sorted(files)]
+        for folder, files in walked(start):
+            found.append(Member(folder.relative_to(root).parts, True, bytes))
+            found += [_file_member(root, folder / name) for name in files]
             if len(found) > MAX_MEMBERS:
-                raise DataError(f"{root} holds more than {MAX_MEMBERS} files (or a link that goes in circles)")
+                raise DataError(f"{root} holds more than {MAX_MEMBERS} files")
     return found
+
+
+def walked(start: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder from `start` down with the names of its files, sorted; links to folders are followed, circles not.
+
+    Raises:
+        DataError: a folder that cannot be listed: what it holds would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        if error.filename != str(start) or os.path.lexists(start):
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    for folder, subfolders, files in os.walk(start, followlinks=True, onerror=refuse):
+        subfolders[:] = sorted(name for name in subfolders if not _is_circle(start, folder, name))
+        yield Path(folder), sorted(files)
+
+
+def _is_circle(start: Path, folder: str, name: str) -> bool:
+    """Whether a subfolder is a link to a folder that it lies in, by its place or by the links on the way to it."""
+    path = Path(folder, name)
+    if not path.is_symlink():
+        return False
+    there = Path(os.path.realpath(path))
+    above = [start, *(place for place in path.parents if place.is_relative_to(start))]
+    return any(Path(os.path.realpath(place)).is_relative_to(there) for place in above)
 
 
 def _file_member(root: Path, file: Path) -> Member:
