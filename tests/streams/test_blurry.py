@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparcl.errors import ConfigError
-from sparcl.streams import Stream, blurry, from_arrays, seq_digits, single_pass
+from sparcl.streams import Stream, blurry, from_arrays, make_task, seq_digits, single_pass
 
 
 def numbered(tasks: int = 5, per_class: int = 40) -> Stream:
@@ -141,3 +141,18 @@ def test_a_blurred_class_never_leaves_its_task_altogether() -> None:
     for seed in range(5):
         for before, after in zip(stream, blurry(stream, 0.9, disjoint=0.0, seed=seed), strict=True):
             assert set(before.classes) <= set(after.classes)
+
+
+def test_some_tasks_of_a_stream_are_passed_over_and_not_blurred() -> None:
+    stream = numbered()
+    x, _ = next(single_pass(stream[1:3], 5))
+    assert all(80 <= k < 160 for k in ids(x))
+    with pytest.raises(ConfigError, match="a tuple of tasks cannot be blurred: give the stream itself"):
+        blurry(stream[1:3])  # type: ignore[arg-type]
+
+
+def test_classes_of_the_same_place_in_two_tasks_are_not_taken_for_one() -> None:
+    x = np.zeros((4, 3), np.float32)
+    named = [make_task(x, ["a", "b", "a", "b"]), make_task(x, ["c", "d", "c", "d"])]
+    with pytest.raises(ConfigError, match="give a stream, or observe x with the names themselves"):
+        single_pass(named)

@@ -35,6 +35,8 @@ def blurry(stream: Stream, blur: float = 0.1, *, disjoint: float = 0.5, seed: in
         ConfigError: a value outside its range, or the stream has fewer than two tasks or is blurred already.
     """
     _check_stream(stream)
+    if not isinstance(stream, Stream):
+        raise ConfigError(f"a {type(stream).__name__} of tasks cannot be blurred: give the stream itself, whole")
     if not isinstance(blur, Real) or not 0.0 <= blur < 1.0:
         raise ConfigError(f"blur {blur!r:.40} is not allowed; it is a share of a class's samples, 0 to less than 1")
     if not isinstance(disjoint, Real) or not 0.0 <= disjoint <= 1.0:
@@ -102,9 +104,14 @@ def single_pass(
         x [N, ...] as stored and y int64 [N], the columns.
 
     Raises:
-        ConfigError: a value outside its range.
+        ConfigError: a value outside its range; or tasks of `make_task`, whose labels are no columns yet.
     """
     _check_stream(stream)
+    if any(task.names for task in stream):
+        raise ConfigError(
+            "the labels of tasks that name their classes (make_task) are places in those names, the same in each task:"
+            " give a stream, or observe x with the names themselves"
+        )
     if not is_whole(batch_size):
         raise ConfigError(f"batch size {batch_size!r:.40} is not allowed; use 1 or more")
     if not is_whole(skip, 0):
