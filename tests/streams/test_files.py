@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from made_data import tree, write_folder, write_tar, write_zip
 
 from sparcl.errors import DataError
-from sparcl.streams import files
+from sparcl.streams import files, folder, seq_cifar10, seq_tinyimg
 from sparcl.streams.files import members
 
 FILES = {"train/a/1.txt": b"one", "train/b/2.txt": b"two" * 50_000, "test/a/3.txt": b""}
@@ -228,3 +228,18 @@ def test_a_zip_member_without_a_name_is_refused(tmp_path):
     (tmp_path / "a.zip").write_bytes(nameless)
     with pytest.raises(DataError):
         list(members(tmp_path / "a.zip", ()))
+
+
+@pytest.mark.parametrize("stream", [seq_cifar10, seq_tinyimg, folder])
+@pytest.mark.parametrize("name", [".", "./."])
+def test_a_zip_member_whose_name_is_no_name_is_refused(tmp_path, stream, name):
+    packed = write_zip(tmp_path / "a.zip", {**tree(), name: b"1"})
+    with pytest.raises(DataError, match="a member without a name: refused"):
+        stream(packed)
+
+
+def test_the_folder_that_a_tar_begins_with_may_be_called_dot(tmp_path):
+    write_folder(tmp_path / "data", FILES)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "data", ".")
+    assert contents(tmp_path / "a.tar") == FILES

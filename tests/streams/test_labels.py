@@ -144,3 +144,24 @@ def test_a_task_of_strings_has_its_names_in_order_of_arrival() -> None:
     assert task.names == ("dog", 3)
     with pytest.raises(DataError, match="there are no training labels: give"):
         make_task(np.zeros((3, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.tensor([0, 1, 0], dtype=torch.bfloat16),
+        torch.tensor([0, 1, 0]).to_sparse(),
+        torch.tensor([0, 1, 0]).to("meta"),
+    ],
+)
+def test_labels_in_a_tensor_that_numpy_does_not_know_are_refused(labels: torch.Tensor) -> None:
+    x = np.zeros((3, 2), np.float32)
+    with pytest.raises(DataError, match=r"training labels are a tensor that cannot be read .*is needed"):
+        make_task(x, labels)
+    with pytest.raises(DataError, match="test labels are a tensor that cannot be read"):
+        from_arrays(x, ["a", "b", "a"], x, labels)
+
+
+def test_an_order_that_is_no_list_is_refused() -> None:
+    with pytest.raises(ConfigError, match="class order is 5, no list; each of the 4 classes is to be named once"):
+        stream_of(list(range(4)), class_order=5)

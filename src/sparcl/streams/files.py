@@ -180,10 +180,10 @@ def _file_member(root: Path, file: Path) -> Member:
     return Member(file.relative_to(root).parts, False, read)
 
 
-def _safe_parts(source: Path, name: str) -> tuple[str, ...]:
-    if not name:
-        raise DataError(f"{source} holds a member without a name: refused")
+def _safe_parts(source: Path, name: str, *, folder: bool) -> tuple[str, ...]:
     path = PurePosixPath(name)
+    if not name or (not path.parts and not folder):
+        raise DataError(f"{source} holds a member without a name: refused")
     if path.is_absolute() or ".." in path.parts or "\\" in name:
         raise DataError(f"{source} holds the member {name!r}, whose path leaves the archive: refused")
     return path.parts
@@ -193,7 +193,7 @@ def _zip_members(source: Path, archive: zipfile.ZipFile) -> Iterator[Member]:
     infos = archive.infolist()
     _check_total(source, sum(info.file_size for info in infos))
     for info in infos:
-        parts = _safe_parts(source, info.filename)
+        parts = _safe_parts(source, info.filename, folder=info.filename.endswith("/"))
         mode = info.external_attr >> 16
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise DataError(f"{source} holds {info.filename!r}, a link or a device: only files are allowed")
@@ -212,7 +212,7 @@ def _tar_members(source: Path, progress: Progress | None) -> Iterator[Member]:
         with tarfile.open(fileobj=bounded, mode="r|", tarinfo=_TarInfo) as archive:
             for count, info in enumerate(archive):
                 archive.members.clear()  # type: ignore[attr-defined]  # each holds the text of its headers
-                parts = _safe_parts(source, info.name)
+                parts = _safe_parts(source, info.name, folder=info.isdir())
                 if not (info.isdir() or info.isreg()) or info.issparse():
                     raise DataError(f"{source} holds {info.name!r}, a link or a device: only files are allowed")
                 if count >= MAX_MEMBERS:

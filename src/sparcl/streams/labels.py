@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sparcl.errors import ConfigError, DataError, shown
+from sparcl.errors import ConfigError, DataError, out_of_memory, shown
 from sparcl.streams.task import Name
 from sparcl.whole import is_whole
 
@@ -26,7 +26,7 @@ def by_name(y: Labels, what: str) -> list[Name]:
         DataError: they are not one string or whole number for each sample.
     """
     needed = "one string or whole number for each sample is needed (no multi-label or regression targets)"
-    values: Any = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
+    values: Any = _listed(y, what, needed) if isinstance(y, Tensor) else y
     if not isinstance(values, list | tuple):  # a list may mix strings and numbers, which NumPy would make strings of
         values = np.asarray(values)
         if values.ndim != 1 or values.dtype.kind not in "iuUO":
@@ -37,6 +37,17 @@ def by_name(y: Labels, what: str) -> list[Name]:
         if not isinstance(k, str | int) or isinstance(k, bool):
             raise DataError(f"{what} label {shown(k)} is a {type(k).__name__}: {needed}")
     return labels
+
+
+def _listed(y: Tensor, what: str, needed: str) -> npt.NDArray[Any]:
+    """A tensor as an array; DataError where NumPy has no such thing (bfloat16, sparse, without memory)."""
+    try:
+        return y.detach().cpu().numpy()
+    except (TypeError, RuntimeError) as error:  # NotImplementedError is one
+        if out_of_memory(error):
+            raise
+        told = f"{y.dtype}, {str(y.layout).removeprefix('torch.')} on {y.device}"
+        raise DataError(f"{what} labels are a tensor that cannot be read ({told}): {needed}") from None
 
 
 def has_strings(y: Any) -> bool:
@@ -107,9 +118,11 @@ def _named_order(names: Sequence[Name], order: Sequence[Name]) -> Tensor:
     place = {name: k for k, name in enumerate(written)}
     if len(place) < len(written):
         raise ConfigError("two classes have one name, so they cannot be put in order by name")
-    given = [order] if isinstance(order, str) else [str(name) for name in order]
     needed = f"each of the {len(names)} classes is to be named once: {', '.join(written[:20])}"
     needed += f" and {len(names) - 20} more" if len(names) > 20 else ""
+    if not isinstance(order, Iterable):
+        raise ConfigError(f"class order is {shown(order)}, no list; {needed}")
+    given = [order] if isinstance(order, str) else [str(name) for name in order]
     if (unknown := next((name for name in given if name not in place), None)) is not None:
         raise ConfigError(f"class order names {unknown!r:.60}, which is no class; {needed}")
     if (twice := next((name for k, name in enumerate(given) if name in given[:k]), None)) is not None:
