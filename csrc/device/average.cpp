@@ -74,7 +74,8 @@ void Average::answer(Graph& graph) const {
 void Average::store(ModelFile& model, const Graph& graph) const {
   if (!kept()) return;
   Json& optimizer = model.state.at("optimizer", kState).at("state", kOptimizer);
-  Json running = Json::of_members({});
+  const Json* known = model.state.at("learner", kState).find("average");  // of norms that the network never calls, too
+  Json running = known ? *known : Json::of_members({});
   for (size_t at = 0; at < graph.nodes().size(); ++at) {
     const std::string& node = graph.nodes()[at].name;
     each_parameter(node, graph.states()[at], [&](const std::string& name, const Parameter& p) {

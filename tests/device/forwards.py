@@ -29,6 +29,21 @@ class Block(nn.Module):
         return result
 
 
+class Idle(nn.Module):
+    """Layers that `forward` never calls, as where an auxiliary answer was left out of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.aside = nn.Sequential(nn.Conv2d(8, 8, 1, 2), nn.BatchNorm2d(8))
+        self.body, self.fc = nn.Conv2d(8, 8, 3, 1, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(F.relu(self.norm(self.stem(x))))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
 class TorchvisionLike(nn.Module):
     """Stem with a maximum, stages, a head behind `torch.flatten`."""
 

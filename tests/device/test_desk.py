@@ -13,6 +13,7 @@ import made
 import numpy as np
 import pytest
 import torch
+from forwards import Idle
 
 from sparcl import Learner
 from sparcl.checkpoint import model_file
@@ -94,6 +95,26 @@ def test_predict_and_export_answer_as_the_device(
     assert (done.returncode, done.stdout.strip()) == (0, ascii(names)), done.stderr
     alone = torch.from_numpy(np.load(tmp_path / "logits.npy"))
     torch.testing.assert_close(alone, logits, atol=1e-4 * float(logits.abs().max()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("average", [None, 0.3])
+def test_layers_that_are_never_called_stay_as_they_are(
+    program: Path, tmp_path: Path, average: float | None, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device left the average of their statistics out, and nobody could read the file that it wrote."""
+    monkeypatch.setitem(made.MODELS, "idle", Idle)
+    file, pixels = of_device(program, tmp_path, "idle", average=average)
+    logits = logits_of(program, file, pixels)
+    answers = model_file.read(file).state
+    averages = answers["learner"]["average"] if average else answers["model"]
+    assert averages["aside.1.running_var"].eq(1).all()
+    np.save(tmp_path / "x.npy", pixels.numpy())
+    capsys.readouterr()
+    assert sparcl("predict", file, tmp_path / "x.npy", "--format", "json") == 0
+    told = torch.tensor([row["answers"][0]["probability"] for row in json.loads(capsys.readouterr().out)])
+    torch.testing.assert_close(told, logits.softmax(1).max(1).values, atol=1e-4, rtol=1e-4)
+    assert sparcl("export", file, "--out", tmp_path / "answers.safetensors") == 0
+    assert sparcl("report", file) == 0
 
 
 def test_the_tasks_of_the_device_can_be_asked_for(program: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -74,8 +74,14 @@ def _of_file(path: Path) -> Answering:
             name: (averages.get(f"{name}.weight", layer["values"]), layer["index"])
             for name, layer in model.state["layers"].items()
         }
-        network = from_graph.network(model.graph, weights, layers)
+        network = from_graph.network(model.graph, _called(model, weights), layers)
     return Answering(path, kind, None, None, network, {}, **known)
+
+
+def _called(model: model_file.ModelFile, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without those of layers that the network has and its `forward` never calls: they are in no list of layers."""
+    called = {node["name"] for node in model.graph}
+    return {name: tensor for name, tensor in weights.items() if name.rpartition(".")[0] in called}
 
 
 def _that_answer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
