@@ -7,6 +7,7 @@ from typing import Any
 
 import made
 import pytest
+from forwards import Idle
 
 from sparcl import Learner
 from sparcl.errors import ConfigError
@@ -65,6 +66,16 @@ def test_what_a_device_would_leave_out_is_refused(options: dict[str, Any], said:
         export_device(plain, tmp_path / "m", transform=None, input_shape=shape, classes=classes)
     with pytest.raises(ConfigError, match=r"input shape \[1, -8, 8\] is not allowed; use sizes of 1 or more"):
         export_device(plain, tmp_path / "m", transform=Transform(), input_shape=(1, -8, 8), classes=classes)
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_pruned_layer_that_is_never_called_is_refused(tmp_path: Path) -> None:
+    """It was exported, and the device refused to learn: its mask would have to move, too."""
+    task, *_ = made.stream()
+    learner = Learner(Idle(), ER(9), Static(0.5, prunable=["body", "aside.0"]))
+    learner.learn(task)
+    with pytest.raises(ConfigError, match=r"layer aside\.0 is pruned, and the network's forward never calls it"):
+        made.export(learner, tmp_path / "m", task)
     assert not (tmp_path / "m").exists()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def export_device(
     nodes, names = graph(learner.model, input_shape), _named(classes)
     if (logits := nodes[-1].get("weight", [len(names)])[0]) != len(names):
         raise ConfigError(f"the network answers {logits} logits, and classes names {len(names)}: name each, in order")
+    _check_called(learner, nodes)
     state = learner.checkpoint_state()
     method, sparsifier = method_figures(learner.method), sparsifier_figures(learner)
     device = {"method": method, "sparsifier": sparsifier, **_stored_as(learner)}
@@ -109,6 +110,16 @@ def _check_device(learner: Learner, transform: Transform) -> None:
         raise ConfigError("a device has no micro-batches: make the Learner with a smaller batch size")
     if transform.augment is not None:
         raise ConfigError("the augmentation is a function of your own: a device cannot go on with it")
+
+
+def _check_called(learner: Learner, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a pruned layer that is in no list of layers: its mask moves, and draws numbers as the others do."""
+    called = {node["name"] for node in nodes}
+    if idle := [layer.name for layer in learner.sparsifier.layers if layer.name not in called]:
+        raise ConfigError(
+            f"layer {idle[0]} is pruned, and the network's forward never calls it: a device does not have it; make the"
+            " Learner without it in `prunable`"
+        )
 
 
 def _check_activations(*, halves: bool) -> None:
