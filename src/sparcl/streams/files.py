@@ -146,6 +146,8 @@ def _folder_members(root: Path, tops: Sequence[str]) -> list[Member]:
 def walked(start: Path) -> Iterator[tuple[Path, list[str]]]:
     """Every folder from `start` down with the names of its files, sorted; links to folders are followed, circles not.
 
+    A file is no folder, and has none.
+
     Raises:
         DataError: a folder that cannot be listed: what it holds would be missing without a word.
     """
@@ -154,6 +156,8 @@ def walked(start: Path) -> Iterator[tuple[Path, list[str]]]:
         if error.filename != str(start) or os.path.lexists(start):
             raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
+    if start.is_file():
+        return
     for folder, subfolders, files in os.walk(start, followlinks=True, onerror=refuse):
         subfolders[:] = sorted(name for name in subfolders if not _is_circle(start, folder, name))
         yield Path(folder), sorted(files)
