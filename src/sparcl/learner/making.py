@@ -59,9 +59,8 @@ def make(
     frozen.freeze(dict(cast(nn.Module, made[0]).named_parameters()), settings.get(UNTRAINED, []))
     if not isinstance(drop_last := settings["drop_last"], bool):
         raise CheckpointError(f"drop_last in the checkpoint is {drop_last!r:.40}, not true or false")
-    counts = {
-        name: checks.integer(settings[name], name, *((0, MOST_SEED) if name == "seed" else (1,))) for name in COUNTS
-    }
+    bounds = {"seed": (0, MOST_SEED)}
+    counts = {name: checks.integer(settings[name], name, *bounds.get(name, (1,))) for name in COUNTS}
     if not replays(cast(Method, made[1])):  # whatever was given had no effect
         counts.pop("replay_batch_size")
     more = {**saved_budget(settings["budget"]), **_growth(state), "drop_last": drop_last}

@@ -169,7 +169,7 @@ def _is_circle(start: Path, folder: str, name: str) -> bool:
     if not path.is_symlink():
         return False
     there = Path(os.path.realpath(path))
-    above = [start, *(place for place in path.parents if place.is_relative_to(start))]
+    above = (place for place in path.parents if place.is_relative_to(start))
     return any(Path(os.path.realpath(place)).is_relative_to(there) for place in above)
 
 
